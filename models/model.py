@@ -1,0 +1,205 @@
+"""What a model is: a stack of blocks of one architecture between a shared embedding and a shared head.
+
+An architecture brings its block, registered where it is defined, once, by its own name. A comparison then differs in
+the block alone. Keyword-only parameters of the block's constructor are the model's options.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+State = Any
+"""What a block keeps between positions: tensors and numbers in tuples, lists and dicts."""
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+
+
+def _normal_embedding(weight: Tensor) -> None:
+    nn.init.normal_(weight, std=0.02)
+
+
+def _normal_head(weight: Tensor) -> None:
+    nn.init.normal_(weight, std=0.02)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an architecture asks of the frame around its blocks and of the optimiser.
+
+    `learning_rate_scale` multiplies the learning rate of the parameters whose last name it holds.
+    """
+
+    embedding_norm: bool = False
+    embedding_init: Callable[[Tensor], None] = _normal_embedding
+    head_init: Callable[[Tensor], None] = _normal_head
+    learning_rate_scale: Mapping[str, float] = field(default_factory=dict)
+
+
+class SequenceModel(nn.Module):
+    """Embedding, blocks, norm and head.
+
+    Without `classes` the head answers at every position over the vocabulary; with them, once a sequence, at its last
+    valid token.
+    """
+
+    def __init__(
+        self, block: type[nn.Module], recipe: Recipe, vocabulary: int, classes: int | None, width: int, depth: int,
+        options: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.recipe, self.classes = recipe, classes
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.embedding_norm = nn.LayerNorm(width) if recipe.embedding_norm else nn.Identity()
+        self.blocks = nn.ModuleList(block(width, layer, depth, **options) for layer in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes or vocabulary, bias=False)
+        recipe.embedding_init(self.embedding.weight)
+        recipe.head_init(self.head.weight)
+
+    def forward(self, tokens: Tensor, asked: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Answers to all positions at once.
+
+        Args:
+            tokens: (batch, length) int64.
+            asked: flat indices into (batch, length); the head then answers at these alone.
+            lengths: (batch,) valid tokens of each sequence, for models with `classes`; all, when None.
+
+        Returns:
+            (batch, length, vocabulary) logits; (asked, vocabulary) with `asked`; (batch, classes) with classes.
+        """
+        x = self.embed(tokens)  # (batch, length, width)
+        for block in self.blocks:
+            x = block(x)
+        if self.classes:
+            x = x[:, -1] if lengths is None else x[torch.arange(len(x), device=x.device), lengths - 1]
+        elif asked is not None:
+            x = x.flatten(0, 1)[asked]
+        return self.answer(x)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.embedding_norm(self.embedding(tokens))
+
+    def answer(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x))
+
+    def initial_state(self, batch_size: int) -> list[State]:
+        """The state of every block before the first token."""
+        weight = self.embedding.weight
+        return [block.initial_state(batch_size, weight.device, weight.dtype) for block in self.blocks]  # type: ignore[operator]
+
+    def step(self, token: Tensor, state: list[State]) -> tuple[Tensor, list[State]]:
+        """One position: tokens (batch,) -> logits (batch, vocabulary or classes) and the next state.
+
+        A state is used once: blocks may write into it.
+        """
+        x, following = self.embed(token), []
+        for block, before in zip(self.blocks, state, strict=True):
+            x, after = block.step(x, before)  # type: ignore[operator]
+            following.append(after)
+        return self.answer(x), following
+
+    def prefill(self, tokens: Tensor) -> tuple[Tensor, list[State]]:
+        """Read (batch, length) tokens at once: logits after the last one, and the state to go on from.
+
+        Blocks that have a `prefill(x) -> (x, state)` read all positions in parallel; others step through them.
+        """
+        x, state = self.embed(tokens), []
+        for block in self.blocks:
+            x, after = block.prefill(x) if hasattr(block, "prefill") else _step_through(block, x)  # type: ignore[operator]
+            state.append(after)
+        return self.answer(x[:, -1]), state
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for an optimiser: `learning_rate_scale` by the architecture, `decay` for matrices only."""
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            scale = self.recipe.learning_rate_scale.get(name.rpartition(".")[2], 1.0)
+            groups.setdefault((scale, parameter.ndim >= 2), []).append(parameter)
+        return [{"params": p, "learning_rate_scale": scale, "decay": decay} for (scale, decay), p in groups.items()]
+
+
+def _step_through(block: Any, x: Tensor) -> tuple[Tensor, State]:
+    state, outputs = block.initial_state(x.shape[0], x.device, x.dtype), []
+    for position in x.unbind(1):
+        y, state = block.step(position, state)
+        outputs.append(y)
+    return torch.stack(outputs, dim=1), state
+
+
+def state_bytes(state: State) -> int:
+    """Bytes of all tensors of a state."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(state) if isinstance(leaf, Tensor))
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@dataclass(frozen=True)
+class _Registration:
+    block: type[nn.Module]
+    recipe: Recipe
+    defaults: dict[str, Any]
+
+
+_MODELS: dict[str, _Registration] = {}
+Block = TypeVar("Block", bound=type[nn.Module])
+
+
+def register_model(name: str, recipe: Recipe | None = None) -> Callable[[Block], Block]:
+    """Register a block under a name; raises ValueError when the name is malformed or taken."""
+
+    def decorate(block: Block) -> Block:
+        if not NAME.fullmatch(name):
+            raise ValueError(f"model name {name!r}: expected lower-case letters, digits, '_', '.', '-', 64 at most")
+        if name in _MODELS:
+            raise ValueError(f"model {name!r} is already registered by {_MODELS[name].block.__module__}")
+        options = inspect.signature(block.__init__).parameters.values()
+        defaults = {p.name: p.default for p in options if p.kind is p.KEYWORD_ONLY}
+        _MODELS[name] = _Registration(block, recipe or Recipe(), defaults)
+        return block
+
+    return decorate
+
+
+def model_names() -> list[str]:
+    """Names of all registered models, sorted."""
+    package = importlib.import_module(__package__ or "models")
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
+    return sorted(_MODELS)
+
+
+def model_options(name: str) -> dict[str, Any]:
+    """The options of a model and their defaults; raises ValueError that suggests near names."""
+    if name not in model_names():
+        near = difflib.get_close_matches(name, _MODELS) or sorted(_MODELS)
+        raise ValueError(f"unknown model {name!r}: expected {' or '.join(near)}")
+    return dict(_MODELS[name].defaults)
+
+
+def build_model(
+    name: str, vocabulary: int, classes: int | None = None, *, width: int, depth: int, **options: Any
+) -> SequenceModel:
+    """A model with fresh weights, drawn from torch's global generator.
+
+    Raises ValueError on an unknown name or option, and where the architecture cannot have this width.
+    """
+    defaults = model_options(name)
+    unknown = set(options) - set(defaults)
+    if unknown:
+        known = ", ".join(sorted(defaults)) or "none"
+        raise ValueError(f"model {name!r} has no option {sorted(unknown)[0]!r}: its options are {known}")
+    found = _MODELS[name]
+    return SequenceModel(found.block, found.recipe, vocabulary, classes, width, depth, {**defaults, **options})
