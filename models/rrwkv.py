@@ -28,7 +28,7 @@ from models.rwkv import RECIPE, ChannelMix, RWKVBlock, TimeMix, TimeMixState, or
 from models.wkv import empty_state, wkv, wkv_step
 
 RETROSPECTIONS = ("recurrent", "attention", "none")
-Interval = int | str | None
+Interval = int | str
 
 
 class Stream(NamedTuple):
@@ -240,7 +240,7 @@ class RetrospectiveChannelMix(ChannelMix):
 class RRWKVBlock(RWKVBlock):
     """RWKV's block, whose mixes see mediums where the options ask for it.
 
-    interval: tokens a segment; "sqrt" for the square root of the length, rounded up; None for plain RWKV-4.
+    interval: tokens a segment; "sqrt" for the square root of the length, rounded up; "none" for plain RWKV-4.
     squeeze: weigh the channels of a medium by a gate. time_mix, channel_mix: let mediums into that mix.
     retrospection: "recurrent" (linear in length, constant state), "attention" (length^2 / interval) or "none".
     """
@@ -251,7 +251,7 @@ class RRWKVBlock(RWKVBlock):
     ) -> None:  # fmt: skip
         super().__init__(width, layer, depth)
         _check(interval, retrospection)
-        if interval is None:
+        if interval == "none":
             return
         if time_mix or retrospection != "none":
             self.time_mix = RetrospectiveTimeMix(width, layer, depth, interval, squeeze, time_mix, retrospection)
@@ -261,7 +261,7 @@ class RRWKVBlock(RWKVBlock):
 
 def _check(interval: Interval, retrospection: str) -> None:
     whole = isinstance(interval, int) and not isinstance(interval, bool) and interval >= 1
-    if not (whole or interval in (None, "sqrt")):
-        raise ValueError(f"rrwkv interval {interval!r}: expected an integer of at least 1, 'sqrt' or none")
+    if not (whole or interval in ("none", "sqrt")):
+        raise ValueError(f"rrwkv interval {interval!r}: expected an integer of at least 1, 'sqrt' or 'none'")
     if retrospection not in RETROSPECTIONS:
         raise ValueError(f"rrwkv retrospection {retrospection!r}: expected one of {', '.join(RETROSPECTIONS)}")

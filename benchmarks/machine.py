@@ -1,0 +1,99 @@
+"""What a reader must know of the machine and the software, found without torch, and without names of hosts or users."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import Machine
+
+PACKAGES = ("lookback", "torch", "triton", "numpy", "pandas", "transformers", "flash-linear-attention")
+
+
+def machine(device: str) -> Machine:
+    """The machine that a device ("cpu" or "cuda") stands for; raises ValueError when there is no such GPU."""
+    cores = os.cpu_count() or 1
+    cpu = {"cpu": _cpu_name(), "cores": cores, "memory_bytes": _memory_bytes(), "system": platform.system()}
+    if device == "cpu":
+        return Machine(slug=_slug(f"{cpu['cpu']}-{cores}-cores"), device=str(cpu["cpu"]), facts=cpu)
+    gpu = _gpu()
+    return Machine(slug=_slug(gpu["gpu"]), device=gpu["gpu"], facts={**cpu, **gpu})
+
+
+def load() -> float:
+    """Processes that want a core, averaged over the last minute."""
+    return round(os.getloadavg()[0], 2)
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> tuple[str | None, bool | None]:
+    """The commit of this checkout, and whether its code differs from it; None outside a checkout."""
+    root = Path(__file__).parent.parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", ".", ":!results", ":!reports"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:64]
+
+
+def _cpu_name() -> str:
+    try:
+        info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        info = ""
+    found = re.search(r"model name\s*:\s*(.+)", info)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _gpu() -> dict[str, Any]:
+    """Facts of the first visible GPU, as its driver states them."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        handle = pynvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdigit() else 0)
+        name = pynvml.nvmlDeviceGetName(handle)
+    except pynvml.NVMLError as error:
+        raise ValueError(f"no CUDA GPU here ({error}): use --device cpu") from None
+    readings: dict[str, Callable[[], Any]] = {
+        "gpu_memory_bytes": lambda: int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+        "gpu_count": pynvml.nvmlDeviceGetCount,
+        "driver": pynvml.nvmlSystemGetDriverVersion,
+        "power_limit_watts": lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
+        "sm_clock_max_mhz": lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM),
+        "memory_clock_max_mhz": lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_MEM),
+    }
+    facts: dict[str, Any] = {"gpu": name}
+    for key, read in readings.items():
+        try:
+            facts[key] = read()
+        except pynvml.NVMLError:
+            facts[key] = None  # a driver need not tell everything
+    return facts

@@ -1,0 +1,167 @@
+"""One cell in a process of its own: `python -m benchmarks.measure JOB`, started by run.py.
+
+JOB is a JSON file: the cell, the plug-ins to import, where to work and where to put the outcome. Progress goes to the
+file descriptor it names, a JSON list a line, so that nothing a model or plug-in prints can be taken for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from benchmarks.cost import cost, out_of_memory
+from benchmarks.memory import LiveBytes
+from benchmarks.record import Cell, Outcome, TaskFacts, write_atomically
+from benchmarks.step import answers, make_model
+from benchmarks.train import InterruptedRunError, NotFiniteError, learn
+from models.model import build_model, parameter_count
+from tasks.task import Task, get_task
+
+INTERRUPTED = 75  # exit code: stopped as asked, to be gone on with
+OWN_PACKAGES = ("tasks", "models", "benchmarks")
+PROGRESS_SECONDS = 0.2
+
+
+def load_plugins(files: Sequence[str]) -> None:
+    """Import the plug-ins of the entry-point group `lookback.plugins`, and the files named: their decorators register.
+
+    Raises ValueError that names the file when it is missing, fails, or brings packages of the names that ours have.
+    """
+    for entry in importlib.metadata.entry_points(group="lookback.plugins"):
+        _guarded(f"plug-in {entry.name} ({entry.value})", entry.load)
+    for file in files:
+        path = Path(file)
+        if path.suffix != ".py" or not path.is_file():
+            raise ValueError(f"plug-in {file}: expected an existing .py file")
+        clash = [name for name in OWN_PACKAGES if (path.parent / name).exists() and _is_foreign(path.parent / name)]
+        if clash:
+            raise ValueError(
+                f"plug-in {file} lies beside a package named {clash[0]!r}, which Lookback has too: python would "
+                "import the one for the other; rename yours, or move the plug-in out of that folder"
+            )
+        spec = importlib.util.spec_from_file_location(f"lookback_plugin_{path.stem}", path)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        _guarded(f"plug-in {file}", lambda spec=spec, module=module: spec.loader.exec_module(module))
+
+
+def _is_foreign(path: Path) -> bool:
+    return path.resolve().parent != Path(__file__).resolve().parent.parent
+
+
+def _guarded(what: str, load: object) -> None:
+    try:
+        load()  # type: ignore[operator]
+    except Exception as error:
+        raise ValueError(f"{what} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def check(cell: Cell) -> int:
+    """Raise ValueError when the cell asks for what does not exist; the number of parameters of its model otherwise."""
+    task = get_task(cell.task, cell.task_options)
+    for length in (cell.length, *(cell.test_lengths if cell.kind == "learn" else ())):
+        task.check_length(length)
+    if cell.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("the torch installed here sees no CUDA GPU: use --device cpu")
+    with torch.device("meta"):
+        model = build_model(
+            cell.model, task.vocabulary, task.classes, width=cell.width, depth=cell.depth, **cell.model_options
+        )
+    return parameter_count(model)
+
+
+class Reporter:
+    """Writes progress to a descriptor, not more often than somebody can read it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor, self.last = descriptor, 0.0
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        if time.monotonic() - self.last > PROGRESS_SECONDS:
+            self.last = time.monotonic()
+            os.write(self.descriptor, (json.dumps([done, total, what]) + "\n").encode())
+
+
+def measure(cell: Cell, folder: Path, progress: Reporter, stop: list[bool]) -> Outcome:
+    """The outcome of a cell; everything that can happen to it, but an interruption, is one."""
+    facts = None
+    kernels: tuple[str, ...] = ()
+    try:
+        task = get_task(cell.task, cell.task_options)
+        facts = _facts(task)
+        kernels = _kernels(cell, task)
+        if cell.kind == "cost":
+            costs = cost(cell, task, progress)
+            status = next(iter(costs.failed.values()), "ok")
+            return Outcome(status=status, task=facts, cost=costs, kernels=kernels)
+        numbers = learn(cell, task, folder, progress, lambda: stop[0])
+        return Outcome(status="ok", task=facts, learn=numbers, kernels=kernels)
+    except InterruptedRunError:
+        raise
+    except NotFiniteError as error:
+        return Outcome(status="nan", message=str(error), task=facts, kernels=kernels)
+    except Exception as error:
+        if out_of_memory(error):
+            return Outcome(status="oom", message=str(error).splitlines()[0], task=facts, kernels=kernels)
+        return Outcome(status="error", message=traceback.format_exc()[-2000:], task=facts, kernels=kernels)
+
+
+def _facts(task: Task) -> TaskFacts:
+    return TaskFacts(
+        vocabulary=task.vocabulary, classes=task.classes, score=task.score, constant_score=task.constant_score,
+        source=task.source, data=task.data,
+    )  # fmt: skip
+
+
+def _kernels(cell: Cell, task: Task) -> tuple[str, ...]:
+    """The operators for attention, WKV and LSTM that one forward pass of the cell really calls."""
+    batch = task.batch("train", cell.seed, 0, 1, cell.length)
+    model = make_model(cell, task)
+    with LiveBytes() as watch, torch.no_grad():
+        answers(model, batch, cell)
+    return tuple(sorted(watch.kernels))
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel end this process when its parent ends, however that happens (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        sys.exit(INTERRUPTED)
+
+
+def main() -> None:
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    _die_with(job["parent"])
+    stop = [False]
+
+    def asked_to_stop(number: int, frame: FrameType | None) -> None:
+        stop[0] = True
+
+    signal.signal(signal.SIGTERM, asked_to_stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the runner decides
+    torch.set_num_threads(job["threads"])
+    load_plugins(job["plugins"])
+    cell = Cell.model_validate(job["cell"])
+    try:
+        outcome = measure(cell, Path(job["folder"]), Reporter(job["progress"]), stop)
+    except InterruptedRunError:
+        sys.exit(INTERRUPTED)
+    write_atomically(Path(job["outcome"]), outcome.model_dump_json())
+
+
+if __name__ == "__main__":
+    main()

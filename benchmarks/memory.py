@@ -1,0 +1,64 @@
+"""How many bytes of tensors are alive at once, counted tensor by tensor, so that every run counts the same."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+KERNELS = ("scaled_dot_product", "lstm", "mkldnn_rnn", "lookback")
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the storage of every tensor made inside, while it lives; `peak` is the most there was at once.
+
+    Args:
+        alive: tensors that are alive before (weights, optimizer state) and count from the start.
+        inside: for custom operators, by name, the Python function behind them: it is run in their place, so that its
+            scratch is counted too. Scratch inside torch's own kernels cannot be seen.
+    """
+
+    def __init__(self, alive: Iterable[Any] = (), inside: Mapping[str, Callable[..., Any]] | None = None) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.kernels: set[str] = set()
+        self._storages = WeakIdKeyDictionary()
+        self._inside = dict(inside or {})
+        self._count(alive)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        if any(kernel in name for kernel in KERNELS):
+            self.kernels.add(name.removeprefix("aten::"))
+        if name in self._inside:
+            with self:
+                return self._inside[name](*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        self._count(result)
+        return result
+
+    def _count(self, tensors: Any) -> None:
+        for tensor in tree_leaves(tensors):
+            if isinstance(tensor, Tensor) and tensor.device.type != "meta":
+                storage = tensor.untyped_storage()
+                if storage not in self._storages:
+                    size = storage.nbytes()
+                    self._storages[storage] = size
+                    weakref.finalize(storage, self._free, size)
+                    self.now += size
+                    self.peak = max(self.peak, self.now)
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+
+def alive_in(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> list[Any]:
+    """The tensors that a model and its optimizer keep between steps."""
+    kept: list[Any] = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters())]
+    return kept + ([list(state.values()) for state in optimizer.state.values()] if optimizer else [])

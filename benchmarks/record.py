@@ -1,0 +1,272 @@
+"""What to measure (Cell) and what was measured (Record): one frozen value each, one JSON file a record.
+
+A record is complete in itself: nothing is ever read out of a path or a file name. Files are written beside their place,
+flushed to the disk and renamed, so that a half-written one is never found under a record's name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+SCHEMA_VERSION = 1
+NAME = r"[a-z0-9][a-z0-9_.-]{0,63}"
+Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
+Status = Literal["ok", "oom", "nan", "timeout", "error", "killed"]
+FINAL = ("ok", "oom", "nan", "timeout")
+"""Results, all of them, and plotted as such. The other two, `error` and `killed`, are tried again."""
+
+
+class Value(BaseModel):
+    """A frozen value that refuses what it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Cell(Value):
+    """What is measured. Two cells are the same measurement when all their fields are equal.
+
+    Fields that only `learn` cells use: test_lengths, steps, learning_rate, weight_decay, warmup, validations,
+    test_examples. Only `cost` cells use `repeats`.
+    """
+
+    kind: Literal["learn", "cost"]
+    task: Name
+    task_options: dict[str, Any] = {}
+    model: Name
+    model_options: dict[str, Any] = {}
+    width: int = Field(ge=1)
+    depth: int = Field(ge=1)
+    length: int = Field(ge=1)  # tokens: of training in a `learn` cell, of measuring in a `cost` cell
+    batch_size: int = Field(ge=1)  # sequences
+    seed: int = Field(default=0, ge=0)
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["float32", "bfloat16"] = "float32"  # of autocast; weights stay float32
+    time_limit: float = Field(default=3600, gt=0)  # seconds
+
+    test_lengths: tuple[int, ...] = ()  # tokens; () for the training length alone
+    test_examples: int = Field(default=512, ge=1)  # sequences at each test length
+    steps: int = Field(default=1000, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup: int = Field(default=100, ge=0)  # steps
+    validations: int = Field(default=10, ge=1)  # how often in training
+
+    repeats: int = Field(default=20, ge=1)  # timed runs of each phase
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("test_lengths"), list):
+            data = {**data, "test_lengths": tuple(data["test_lengths"])}
+        return data
+
+    @model_validator(mode="after")
+    def _lengths_are_positive(self) -> Cell:
+        if any(length < 1 for length in self.test_lengths):
+            raise ValueError(f"test_lengths {list(self.test_lengths)}: expected positive lengths")
+        return self
+
+    def canonical(self) -> str:
+        """JSON of every field that is not at its default, keys sorted. Fields added later leave it as it is."""
+        return json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True, allow_nan=False)
+
+    def __hash__(self) -> int:
+        return hash(self.canonical())
+
+    @property
+    def id(self) -> str:
+        """Readable, and unique by the hash of the canonical cell that ends it: recall-rrwkv-L256-s0-1f3a9c2e."""
+        kind = "" if self.kind == "learn" else "cost-"
+        digest = hashlib.sha256(self.canonical().encode()).hexdigest()[:8]
+        return f"{kind}{self.task}-{self.model}-L{self.length}-s{self.seed}-{digest}"
+
+
+class TaskFacts(Value):
+    """What a reader of the numbers must know of the task; see tasks.task.Task."""
+
+    vocabulary: int
+    classes: int | None
+    score: str
+    constant_score: float
+    source: str
+    data: dict[str, Any] = {}
+
+
+class DistanceScore(Value):
+    """Answers whose information lay `low` to `high` positions back, both included."""
+
+    low: int
+    high: int
+    correct: int
+    count: int
+
+
+class Score(Value):
+    """Answers to unseen examples of one length."""
+
+    length: int  # tokens
+    examples: int  # sequences
+    count: int  # answers
+    correct: int
+    loss: float | None  # mean cross entropy, nats; None where it was not finite
+    score: float | None  # in the task's unit: accuracy, or bits per byte
+    seen_in_training: int = 0  # examples that also stood in a training batch
+    by_distance: tuple[DistanceScore, ...] = ()
+
+
+class CurvePoint(Value):
+    """Training after `step` steps: mean training loss (nats) since the last point, and the validation score."""
+
+    step: int
+    loss: float
+    validation: float
+
+
+class LearnNumbers(Value):
+    parameters: int
+    steps: int  # steps taken
+    seconds: float  # in training steps, data included, validation not
+    tokens_per_second: float
+    curve: tuple[CurvePoint, ...]
+    validation: Score | None
+    tests: tuple[Score, ...]
+
+
+class Timing(Value):
+    """Seconds of `n` repeats: median, first and third quartile; `noisy` when they spread over 10 % of the median."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+    noisy: bool
+
+
+class Phase(Value):
+    """One thing a model does, measured at the cell's length: `tokens` handled in each repeat.
+
+    peak_bytes: most bytes of tensors alive at once, those alive before the phase included. On a CPU every tensor is
+    counted, on a GPU the allocator's own maximum is read, and what it had reserved from the driver stands beside it.
+    """
+
+    tokens: int
+    seconds: Timing
+    peak_bytes: int
+    reserved_bytes: int | None = None
+
+
+class CostNumbers(Value):
+    """Phases are `training` (a whole step), `prefill` and `decode` (one token for every sequence, after prefill)."""
+
+    parameters: int
+    phases: dict[str, Phase]
+    failed: dict[str, Status] = {}  # phases that ended otherwise than ok
+    state_bytes: int | None = None  # of the whole batch, after the cell's length; None where prefill failed
+
+
+class Outcome(Value):
+    """What a cell's own process has to say of it."""
+
+    status: Status
+    message: str = ""  # what went wrong, when something did
+    task: TaskFacts | None = None
+    learn: LearnNumbers | None = None
+    cost: CostNumbers | None = None
+    kernels: tuple[str, ...] = ()  # which attention, WKV and LSTM operators really ran
+
+
+class Machine(Value):
+    """Where it was measured. No host name, user name or path."""
+
+    slug: Name  # the folder of its records
+    device: str  # name of the GPU, or of the CPU
+    facts: dict[str, Any] = {}
+
+
+class Record(Value):
+    schema_version: Literal[1] = SCHEMA_VERSION
+    suite: str
+    cell: Cell
+    cell_id: str
+    outcome: Outcome
+    started: str  # ISO 8601, UTC
+    ended: str
+    machine: Machine
+    versions: dict[str, str]
+    commit: str | None = None
+    uncommitted_changes: bool | None = None
+
+    @model_validator(mode="after")
+    def _is_of_its_cell(self) -> Record:
+        if self.cell_id != self.cell.id:
+            raise ValueError(f"cell_id {self.cell_id!r} is not that of the cell in the record, {self.cell.id!r}")
+        if self.outcome.status == "ok" and getattr(self.outcome, self.cell.kind) is None:
+            raise ValueError(f"a record with status 'ok' of kind {self.cell.kind!r} must hold its numbers")
+        return self
+
+
+def one_line(error: ValidationError) -> str:
+    """What pydantic found wrong, in one line: each field, what stood there, and what was expected."""
+    parts = []
+    for fault in error.errors(include_url=False):
+        where = ".".join(str(part) for part in fault["loc"]) or "value"
+        if fault["type"] == "extra_forbidden":
+            parts.append(f"{where}: unknown field; known are {', '.join(sorted(Cell.model_fields))}")
+        elif fault["type"] == "missing":
+            parts.append(f"{where}: missing")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            parts.append(f"{where}: {message}, not {fault['input']!r}" if where != "value" else message)
+    return "; ".join(parts)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that under `path` stands the old content or the new one, whole, at any moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(name).chmod(0o666 & ~umask)  # mkstemp leaves 0600
+        Path(name).replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            Path(name).unlink()
+        raise
+
+
+def write_record(folder: Path, record: Record) -> Path:
+    """Write `record` into `folder` under its cell's id."""
+    path = folder / f"{record.cell.id}.json"
+    text = json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False)
+    write_atomically(path, text + "\n")
+    return path
+
+
+def read_record(path: Path) -> Record:
+    """Read one record; raises ValueError that names the file and what was expected."""
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{path}: not a record of schema {SCHEMA_VERSION}: {one_line(error)}") from None
+
+
+def record_files(folder: Path) -> Iterator[Path]:
+    """All records below `folder`, in the order of their paths; hidden files and folders are work in progress."""
+    for path in sorted(folder.rglob("*.json")):
+        if not any(re.match(r"\.", part) for part in path.relative_to(folder).parts):
+            yield path

@@ -1,0 +1,244 @@
+"""For each cell without a final record: measure it in its own process, record it. Knows nothing of torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from benchmarks.machine import commit, load, machine, versions
+from benchmarks.record import FINAL, Cell, Machine, Outcome, Record, read_record, write_record
+from benchmarks.suite import Suite
+
+GRACE_SECONDS = 20.0  # between asking a process to stop and killing it
+WORK = ".work"
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class Runner:
+    """Measures the cells of a suite, one at a time, and keeps their records in results/<machine>/<suite>/."""
+
+    results: Path
+    suite: Suite
+    plugins: Sequence[str] = ()
+    threads: int = 0  # of torch; 0 for one a core
+    signals: int = 0  # how often somebody asked to stop
+    child: subprocess.Popen[bytes] | None = None
+    machines: dict[str, Machine] = field(default_factory=dict)
+
+    def folder(self, cell: Cell) -> Path:
+        return self.results / self.machine(cell).slug / self.suite.name
+
+    def machine(self, cell: Cell) -> Machine:
+        if cell.device not in self.machines:
+            self.machines[cell.device] = machine(cell.device)
+        return self.machines[cell.device]
+
+    def recorded(self, cell: Cell) -> Record | None:
+        """The record of a cell, if there is one; raises ValueError when what is there cannot be read."""
+        path = self.folder(cell) / f"{cell.id}.json"
+        return read_record(path) if path.exists() else None
+
+    def missing(self) -> list[Cell]:
+        """Cells without a final record, in the suite's order."""
+        records = ((cell, self.recorded(cell)) for cell in self.suite.cells)
+        return [cell for cell, record in records if record is None or record.outcome.status not in FINAL]
+
+    def run(self) -> int:
+        """Measure what is missing; the exit code: 0 all measured, 1 some cell in error, 130 or 143 interrupted."""
+        cells = self.missing()
+        there = len(self.suite.cells) - len(cells)
+        print(f"{self.suite.name}: {len(self.suite.cells)} cells, {there} recorded, {len(cells)} to measure", flush=True)
+        failed = 0
+        with self._listening(), Bar(len(cells)) as bar:
+            for cell in cells:
+                record = self._measure_alone(cell, bar)
+                if self.signals:
+                    bar.say("interrupted; the same command goes on from here")
+                    return 128 + self.signal_number
+                if record.outcome.status not in FINAL:
+                    failed += 1
+                bar.finish(cell, record)
+        return 1 if failed else 0
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Within it, Ctrl-C and SIGTERM ask the cell to save and stop; asked twice, it is killed."""
+        self.signal_number = signal.SIGINT
+
+        def asked_to_stop(number: int, frame: FrameType | None) -> None:
+            self.signals += 1
+            self.signal_number = signal.Signals(number)
+            if self.child and self.child.poll() is None:
+                self.child.send_signal(signal.SIGTERM if self.signals == 1 else signal.SIGKILL)
+
+        before = {number: signal.signal(number, asked_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _measure_alone(self, cell: Cell, bar: Bar) -> Record:
+        """Measure one cell while nobody else measures on this device, unless somebody just did."""
+        work = self.folder(cell).parent / WORK
+        work.mkdir(parents=True, exist_ok=True)
+        bar.start(cell)
+        lock = FileLock(work / f"{cell.device}.lock")
+        while True:
+            try:
+                with lock.acquire(timeout=1):
+                    record = self.recorded(cell)
+                    if record is None or record.outcome.status not in FINAL:
+                        record = self._measure(cell, work, bar)
+                    return record
+            except Timeout:
+                bar.say_once(f"another runner measures on this {cell.device}; waiting for it")
+                if self.signals:
+                    raise SystemExit(128 + self.signal_number) from None
+
+    def _measure(self, cell: Cell, work: Path, bar: Bar) -> Record:
+        started, busy = _now(), load()
+        outcome = self._in_own_process(cell, work, bar)
+        if outcome.status == "killed" and not self.signals:
+            bar.say(f"{cell.id}: killed; trying once more")
+            outcome = self._in_own_process(cell, work, bar)
+        code, uncommitted = commit()
+        place = self.machine(cell)
+        facts = {**place.facts, "threads": self._threads(), "load_before": busy, "load_after": load()}
+        record = Record(
+            suite=self.suite.name, cell=cell, cell_id=cell.id, outcome=outcome, started=started, ended=_now(),
+            machine=place.model_copy(update={"facts": facts}), versions=versions(), commit=code,
+            uncommitted_changes=uncommitted,
+        )  # fmt: skip
+        if not self.signals:
+            write_record(self.folder(cell), record)
+            if outcome.status in FINAL:
+                shutil.rmtree(work / cell.id, ignore_errors=True)
+        return record
+
+    def _threads(self) -> int:
+        return self.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def _in_own_process(self, cell: Cell, work: Path, bar: Bar) -> Outcome:
+        folder = work / cell.id
+        folder.mkdir(parents=True, exist_ok=True)
+        job, answer = folder / "job.json", folder / "outcome.json"
+        answer.unlink(missing_ok=True)
+        reader, writer = os.pipe()
+        job.write_text(json.dumps({
+            "cell": cell.model_dump(mode="json"), "plugins": [str(Path(plugin).resolve()) for plugin in self.plugins],
+            "folder": str(folder), "outcome": str(answer), "progress": writer, "parent": os.getpid(),
+            "threads": self._threads(),
+        }), encoding="utf-8")  # fmt: skip
+        with (folder / "output.txt").open("wb") as output:
+            self.child = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.measure", str(job)], cwd=ROOT, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=subprocess.STDOUT, pass_fds=(writer,), start_new_session=True,
+            )  # fmt: skip
+        os.close(writer)
+        try:
+            timed_out = _follow(self.child, reader, cell.time_limit, bar.progress)
+        finally:
+            os.close(reader)
+            _kill_group(self.child)
+        return _outcome(self.child.returncode, answer, folder / "output.txt", timed_out, cell)
+
+
+def _follow(child: subprocess.Popen[bytes], reader: int, limit: float, progress: Callable[..., None]) -> bool:
+    """Pass progress on until the process ends; whether it had to be stopped because its time was over."""
+    deadline, timed_out, rest = time.monotonic() + limit, False, b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(reader, selectors.EVENT_READ)
+        while child.poll() is None:
+            if selector.select(timeout=0.2):
+                *lines, rest = (rest + os.read(reader, 65536)).split(b"\n")
+                for line in lines[-1:]:
+                    progress(*json.loads(line))
+            if time.monotonic() > deadline:
+                child.send_signal(signal.SIGKILL if timed_out else signal.SIGTERM)
+                deadline, timed_out = time.monotonic() + GRACE_SECONDS, True
+    return timed_out
+
+
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
+    """End whatever the cell's process left behind."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _outcome(code: int, answer: Path, output: Path, timed_out: bool, cell: Cell) -> Outcome:
+    """What happened to a process: what it said, or what its end says."""
+    if answer.exists():
+        return Outcome.model_validate_json(answer.read_bytes())
+    if timed_out:
+        return Outcome(status="timeout", message=f"not done after {cell.time_limit:g} seconds")
+    said = output.read_text(encoding="utf-8", errors="replace")[-2000:]
+    if code < 0:
+        return Outcome(status="killed", message=f"ended by signal {signal.Signals(-code).name}: {said}")
+    return Outcome(status="error", message=f"ended with exit code {code}: {said}")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Bar:
+    """What is being measured, what is left, and how long that will take; a line a cell where there is no terminal."""
+
+    def __init__(self, cells: int) -> None:
+        self.live = sys.stderr.isatty()
+        self.bar = tqdm(total=cells, disable=not self.live, unit="cell", dynamic_ncols=True, bar_format=(
+            "{percentage:3.0f}% |{bar:20}| {n:.1f}/{total} cells, {elapsed} so far, about {remaining} left  {desc}"
+        ))  # fmt: skip
+        self.cells, self.done, self.said = cells, 0, ""
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.close()
+
+    def start(self, cell: Cell) -> None:
+        self.name, self.began = cell.id.rpartition("-")[0], time.monotonic()
+        self.progress(0, 1, "starting")
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        self.bar.n = self.done + done / max(1, total)
+        self.bar.set_description_str(f"{self.name}: {what}")
+
+    def finish(self, cell: Cell, record: Record) -> None:
+        self.done += 1
+        self.bar.n = self.done
+        self.bar.refresh()
+        outcome = record.outcome
+        if not self.live or outcome.status != "ok":
+            seconds = time.monotonic() - self.began
+            last = f": {outcome.message.strip().splitlines()[-1]}" if outcome.message else ""
+            self.say(f"[{self.done}/{self.cells}] {cell.id} {outcome.status} in {seconds:.1f} s{last}")
+
+    def say(self, text: str) -> None:
+        self.bar.clear()
+        print(text, flush=True)
+
+    def say_once(self, text: str) -> None:
+        if text != self.said:
+            self.said = text
+            self.say(text)

@@ -1,0 +1,94 @@
+"""One training step: the one loss and the one optimizer of every task and model."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from benchmarks.record import Cell
+from models.model import SequenceModel, build_model
+from tasks.task import Batch, Task
+
+BETAS, EPSILON, CLIP = (0.9, 0.99), 1e-8, 1.0
+
+
+def make_model(cell: Cell, task: Task) -> SequenceModel:
+    """The cell's model with weights drawn from its seed, on its device."""
+    torch.manual_seed(cell.seed)
+    model = build_model(
+        cell.model, task.vocabulary, task.classes, width=cell.width, depth=cell.depth, **cell.model_options
+    )
+    return model.to(cell.device)
+
+
+def make_optimizer(model: SequenceModel, cell: Cell) -> torch.optim.Optimizer:
+    """AdamW over the groups that the architecture declares; `scale` of a group multiplies its learning rate."""
+    groups = [
+        {
+            "params": group["params"],
+            "scale": group["learning_rate_scale"],
+            "weight_decay": cell.weight_decay if group["decay"] else 0.0,
+        }
+        for group in model.parameter_groups()
+    ]
+    return torch.optim.AdamW(groups, lr=cell.learning_rate, betas=BETAS, eps=EPSILON, fused=cell.device == "cuda")
+
+
+def learning_rate(cell: Cell, step: int) -> float:
+    """Linear warm-up, then half a cosine down to zero; `step` counts from 0."""
+    if step < cell.warmup:
+        return cell.learning_rate * (step + 1) / cell.warmup
+    progress = (step - cell.warmup) / max(1, cell.steps - cell.warmup)
+    return cell.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def precision(cell: Cell) -> contextlib.AbstractContextManager[object]:
+    if cell.precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(cell.device, dtype=torch.bfloat16)
+
+
+def to_device(batch: Batch, device: str) -> Batch:
+    if device == "cpu":
+        return batch
+
+    def move(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.pin_memory().to(device, non_blocking=True)
+
+    moved = {name: move(tensor) for name, tensor in vars(batch).items()}
+    return replace(batch, **moved)
+
+
+def answers(model: SequenceModel, batch: Batch, cell: Cell) -> tuple[Tensor, Tensor]:
+    """Logits (asked, choices) float32 and targets (asked,) of everything the batch asks, on the cell's device.
+
+    What is asked is found before the batch moves, so that a GPU is not waited for.
+    """
+    asked = batch.asked()
+    everything = len(asked) == batch.targets.numel()
+    batch, asked = to_device(batch, cell.device), asked.to(cell.device, non_blocking=True)
+    with precision(cell):
+        if model.classes:
+            logits = model(batch.tokens, lengths=batch.lengths)
+        else:
+            logits = model(batch.tokens, asked=None if everything else asked).flatten(0, -2)
+    targets = batch.targets.flatten()
+    return logits.float(), targets if everything else targets[asked]
+
+
+def training_step(model: SequenceModel, optimizer: torch.optim.Optimizer, batch: Batch, cell: Cell, step: int) -> Tensor:
+    """One step at the learning rate of `step`; the loss before it, a scalar on the cell's device, nats."""
+    rate = learning_rate(cell, step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
+    loss = cross_entropy(*answers(model, batch, cell))
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach()

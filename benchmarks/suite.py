@@ -1,0 +1,134 @@
+"""A suite is a TOML file: defaults, then grids whose lists are multiplied out into cells.
+
+    title = "How far back can they recall?"
+
+    [defaults]                     # every cell
+    width = 64
+
+    [[grid]]                       # lists are multiplied; a list field (test_lengths) takes a list of lists
+    kind = "learn"
+    task = ["copy", "recall"]
+    model = ["transformer", "rwkv"]
+    scales = ["small", "paper"]    # only at these scales; at all, when left out
+
+    [scales.smoke]                 # what a scale changes in every cell of every grid
+    steps = 3
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from benchmarks.record import Cell, one_line
+
+FOLDER = Path(__file__).parent / "suites"
+DEFAULT_SCALE = "small"
+FIRST = ("kind", "task", "task_options", "length", "seed")  # slowest to change; models alternate at each length
+LIST_FIELDS = ("test_lengths",)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A named list of cells; `name` carries the scale, unless it is the default one."""
+
+    name: str
+    title: str
+    cells: tuple[Cell, ...]
+
+
+def suite_names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def suite_path(name: str) -> Path:
+    """The file of a suite: one of ours by its name, or a user's by its path."""
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise ValueError(f"suite file {name} does not exist: expected the path of a TOML file")
+        return path
+    if name not in suite_names():
+        near = difflib.get_close_matches(name, suite_names()) or suite_names()
+        raise ValueError(f"unknown suite {name!r}: expected {' or '.join(near)}, or the path of a .toml file")
+    return FOLDER / f"{name}.toml"
+
+
+def read_suite(name: str, scale: str = DEFAULT_SCALE, device: str = "cpu") -> Suite:
+    """Read a suite at a scale, its cells for a device; raises ValueError that names the file and the key."""
+    path = suite_path(name)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid TOML: {error}") from None
+    _check_keys(path, content, scale)
+    cells = dict.fromkeys(_cells(path, content, scale, device))  # the same cell from two grids is one cell
+    if not cells:
+        raise ValueError(f"{path}: no cells at scale {scale!r}")
+    stem = path.stem if scale == DEFAULT_SCALE else f"{path.stem}-{scale}"
+    return Suite(stem, content.get("title", path.stem), tuple(cells))
+
+
+def _check_keys(path: Path, content: Mapping[str, Any], scale: str) -> None:
+    unknown = set(content) - {"title", "defaults", "grid", "scales"}
+    if unknown:
+        raise ValueError(f"{path}: unknown key {sorted(unknown)[0]!r}: expected title, defaults, grid or scales")
+    if not isinstance(content.get("grid"), list) or not all(isinstance(grid, dict) for grid in content["grid"]):
+        raise ValueError(f"{path}: grid: expected at least one [[grid]] table")
+    for key in ("defaults", "scales"):
+        if not isinstance(content.get(key, {}), dict):
+            raise ValueError(f"{path}: {key}: expected a table")
+    known = set(content.get("scales", {})) | {s for grid in content["grid"] for s in grid.get("scales", [])}
+    if scale not in known | {DEFAULT_SCALE}:
+        raise ValueError(f"{path}: no scale {scale!r}: expected one of {', '.join(sorted(known | {DEFAULT_SCALE}))}")
+
+
+def _cells(path: Path, content: Mapping[str, Any], scale: str, device: str) -> Iterator[Cell]:
+    for number, grid in enumerate(content["grid"], start=1):
+        if scale not in grid.get("scales", [scale]):
+            continue
+        fields = {**content.get("defaults", {}), **grid, **content.get("scales", {}).get(scale, {})}
+        fields.pop("scales", None)
+        for values in multiply(fields):
+            try:
+                yield Cell.model_validate({"device": device, **values})
+            except ValidationError as error:
+                raise ValueError(f"{path}: grid {number}: {one_line(error)}") from None
+
+
+def multiply(fields: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every combination of the values of list fields; tables (options) are multiplied out inside."""
+    order = sorted(fields, key=lambda key: FIRST.index(key) if key in FIRST else len(FIRST))
+    choices = [_choices(key, fields[key]) for key in order]
+    for values in itertools.product(*choices):
+        yield dict(zip(order, values, strict=True))
+
+
+def _choices(key: str, value: Any) -> Sequence[Any]:
+    if isinstance(value, dict):
+        return list(multiply(value))
+    if not isinstance(value, list):
+        return [value]
+    many = value and isinstance(value[0], list)
+    return value if many or key not in LIST_FIELDS else [value]
+
+
+def narrow(cells: Sequence[Cell], field: str, values: Sequence[Any]) -> tuple[Cell, ...]:
+    """The cells that have these values in a field; a value that none has takes the place of those that are there.
+
+    So `--model rwkv` selects, and `--model mine` runs a model of the user's own wherever the suite runs others. The
+    options of what is replaced do not go with it.
+    """
+    chosen: list[Cell] = []
+    for value in values:
+        there = [cell for cell in cells if getattr(cell, field) == value]
+        replaced = {field: value, **({f"{field}_options": {}} if field in ("task", "model") else {})}
+        chosen += there or [Cell.model_validate({**cell.model_dump(), **replaced}) for cell in cells]
+    return tuple(dict.fromkeys(chosen))
