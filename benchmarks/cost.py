@@ -14,7 +14,6 @@ from benchmarks.memory import LiveBytes, alive_in
 from benchmarks.record import Cell, CostNumbers, Phase, Status, Timing
 from benchmarks.step import make_model, make_optimizer, precision, to_device, training_step
 from models.model import SequenceModel, parameter_count, state_bytes
-from models.wkv import IMPLEMENTATIONS
 from tasks.task import Batch, Task
 
 NOISY = 0.1  # of the median, between the quartiles
@@ -91,7 +90,7 @@ def _measure(run: Run, alive: list[Any], tokens: int, cell: Cell) -> Phase:
         torch.cuda.synchronize()
         peak, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
         return Phase(tokens=tokens, seconds=timing, peak_bytes=peak, reserved_bytes=reserved)
-    with LiveBytes(alive, IMPLEMENTATIONS) as counter:
+    with LiveBytes(alive) as counter:
         run()
     return Phase(tokens=tokens, seconds=timing, peak_bytes=counter.peak)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -20,28 +21,32 @@ class LiveBytes(TorchDispatchMode):
 
     Args:
         alive: tensors that are alive before (weights, optimizer state) and count from the start.
-        inside: for custom operators, by name, the Python function behind them: it is run in their place, so that its
-            scratch is counted too. Scratch inside torch's own kernels cannot be seen.
+
+    Custom operators written in Python are looked into, so that their scratch counts; scratch inside torch's own kernels
+    cannot be seen. `kernels` collects the operators for attention, WKV and LSTM that were called.
     """
 
-    def __init__(self, alive: Iterable[Any] = (), inside: Mapping[str, Callable[..., Any]] | None = None) -> None:
+    def __init__(self, alive: Iterable[Any] = ()) -> None:
         super().__init__()
         self.now = self.peak = 0
         self.kernels: set[str] = set()
         self._storages = WeakIdKeyDictionary()
-        self._inside = dict(inside or {})
         self._count(alive)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name
         if any(kernel in name for kernel in KERNELS):
             self.kernels.add(name.removeprefix("aten::"))
-        if name in self._inside:
+        if name in OPDEFS and self._looks_inside(args):
             with self:
-                return self._inside[name](*args, **(kwargs or {}))
+                return OPDEFS[name]._init_fn(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         self._count(result)
         return result
+
+    def _looks_inside(self, args: Any) -> bool:
+        """On a CPU only: a GPU's own allocator is read there."""
+        return all(leaf.device.type == "cpu" for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
 
     def _count(self, tensors: Any) -> None:
         for tensor in tree_leaves(tensors):

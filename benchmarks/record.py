@@ -12,7 +12,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -135,8 +135,7 @@ class CurvePoint(Value):
 class LearnNumbers(Value):
     parameters: int
     steps: int  # steps taken
-    seconds: float  # in training steps, data included, validation not
-    tokens_per_second: float
+    seconds: float  # in training steps, data and start-up included, validation not
     curve: tuple[CurvePoint, ...]
     validation: Score | None
     tests: tuple[Score, ...]
@@ -215,13 +214,14 @@ class Record(Value):
         return self
 
 
-def one_line(error: ValidationError) -> str:
+def one_line(error: ValidationError, known: Iterable[str] = ()) -> str:
     """What pydantic found wrong, in one line: each field, what stood there, and what was expected."""
+    fields = f"; known are {', '.join(sorted(known))}" if known else ""
     parts = []
     for fault in error.errors(include_url=False):
         where = ".".join(str(part) for part in fault["loc"]) or "value"
         if fault["type"] == "extra_forbidden":
-            parts.append(f"{where}: unknown field; known are {', '.join(sorted(Cell.model_fields))}")
+            parts.append(f"{where}: unknown field{fields}")
         elif fault["type"] == "missing":
             parts.append(f"{where}: missing")
         else:

@@ -100,7 +100,7 @@ def _cells(path: Path, content: Mapping[str, Any], scale: str, device: str) -> I
             try:
                 yield Cell.model_validate({"device": device, **values})
             except ValidationError as error:
-                raise ValueError(f"{path}: grid {number}: {one_line(error)}") from None
+                raise ValueError(f"{path}: grid {number}: {one_line(error, Cell.model_fields)}") from None
 
 
 def multiply(fields: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -71,7 +71,6 @@ def learn(cell: Cell, task: Task, folder: Path, progress: Progress, stop: Callab
         parameters=parameter_count(model),
         steps=state.step,
         seconds=state.seconds,
-        tokens_per_second=state.step * cell.batch_size * cell.length / state.seconds,
         curve=tuple(CurvePoint(**point) for point in state.curve),
         validation=evaluate(model, cell, task, "validation", cell.length, VALIDATION_EXAMPLES),
         tests=tuple(tests),

@@ -189,6 +189,12 @@ def model_options(name: str) -> dict[str, Any]:
     return dict(_MODELS[name].defaults)
 
 
+def registered_block(name: str) -> type[nn.Module]:
+    """The block behind a name; raises ValueError as `model_options` does."""
+    model_options(name)
+    return _MODELS[name].block
+
+
 def build_model(
     name: str, vocabulary: int, classes: int | None = None, *, width: int, depth: int, **options: Any
 ) -> SequenceModel:

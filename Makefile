@@ -1,0 +1,51 @@
+# Lookback. `make` lists what there is.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help bench test test-slow test-gpu lint format report speed doctor clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/' | expand -t 16
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Lookback needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+environment: $(READY) ## make the environment in .venv, with the pinned packages
+
+bench: $(READY) ## run the quick suite and report it: a first look, in minutes
+	$(BIN)/lookback run quick
+	@$(BIN)/lookback report quick
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+test-slow: $(READY) ## run the tests that train for minutes
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(READY) ## run all tests on a machine with a GPU, kernels compiled
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(READY) ## check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## put files into the common format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+report: $(READY) ## make reports/ anew from results/
+	@$(BIN)/lookback report
+
+doctor: $(READY) ## say what is installed and what will run
+	@$(BIN)/lookback doctor
+
+clean: ## remove the environment and caches; results stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .benchmarks lookback.egg-info

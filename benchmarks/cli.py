@@ -1,0 +1,149 @@
+"""The command `lookback`: a verb each for what people do. torch is imported only inside the verbs that need it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.catalogue import Entry, catalogue
+from benchmarks.suite import DEFAULT_SCALE, Suite, narrow, read_suite, suite_names
+
+app = typer.Typer(
+    help="How far back can a sequence model look, and what does it pay for it?",
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+)  # fmt: skip
+
+RESULTS, REPORTS = Path("results"), Path("reports")
+
+
+class Kind(StrEnum):
+    tasks = "tasks"
+    models = "models"
+    suites = "suites"
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="Python file that registers tasks or models.")]
+Results = Annotated[Path, typer.Option(help="Folder of records.")]
+
+
+@app.command("list")
+def list_(kind: Kind, as_json: Annotated[bool, typer.Option("--json")] = False, plugin: Plugins = None) -> None:
+    """List tasks, models or suites."""
+    if kind == Kind.suites:
+        entries = [Entry(name, f"benchmarks/suites/{name}.toml", read_suite(name).title) for name in suite_names()]
+    else:
+        entries = catalogue(kind.value, plugin or [])
+    if as_json:
+        print(json.dumps([dataclasses.asdict(entry) for entry in entries], indent=1))
+    else:
+        width = max(len(entry.name) for entry in entries)
+        print("\n".join(f"{entry.name:{width}}  {entry.summary}" for entry in entries))
+
+
+@app.command()
+def describe(name: str, plugin: Plugins = None) -> None:
+    """Show what a task asks (with examples), how a model is built, or what a suite measures."""
+    if name.endswith(".toml") or name in suite_names():
+        suite = read_suite(name)
+        print(f"{name}: {suite.title}\n\n" + "\n".join(cell.id for cell in suite.cells))
+        return
+    from benchmarks.describe import card
+
+    print(card(name, plugin or []))
+
+
+@app.command()
+def run(
+    suite: Annotated[str, typer.Argument(help="Name of a suite, or the path of a TOML file.")],
+    task: Annotated[list[str] | None, typer.Option(help="These tasks only, or in place of the suite's.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="These models only, or in place of the suite's.")] = None,
+    length: Annotated[list[int] | None, typer.Option(help="These lengths only, or in place of the suite's.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="These seeds only, or in place of the suite's.")] = None,
+    scale: Annotated[str, typer.Option(help="smoke, small or paper, where the suite has it.")] = DEFAULT_SCALE,
+    device: Device = Device.auto,
+    plugin: Plugins = None,
+    results: Results = RESULTS,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be measured.")] = False,
+) -> None:
+    """Measure every cell of a suite that has no record yet."""
+    from benchmarks.measure import check, load_plugins
+    from benchmarks.run import Runner
+
+    load_plugins(plugin or [])
+    chosen = read_suite(suite, scale, _device(device))
+    cells = chosen.cells
+    for field, values in (("task", task), ("model", model), ("length", length), ("seed", seed)):
+        cells = narrow(cells, field, values) if values else cells
+    sizes = {cell: check(cell) for cell in cells}
+    runner = Runner(results, Suite(chosen.name, chosen.title, cells), plugins=plugin or [])
+    missing = set(runner.missing())
+    if dry_run:
+        for cell in cells:
+            print(f"{cell.id:48} {sizes[cell]:>12,} parameters  {'to measure' if cell in missing else 'recorded'}")
+        return
+    raise typer.Exit(runner.run())
+
+
+def _device(device: Device) -> str:
+    if device != Device.auto:
+        return device.value
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@app.command()
+def report(
+    suite: Annotated[list[str] | None, typer.Argument(help="Names of suites; all that have records, if none.")] = None,
+    results: Results = RESULTS,
+    reports: Annotated[Path, typer.Option(help="Folder for what is made.")] = REPORTS,
+) -> None:
+    """Make tables, figures and pages from records."""
+    from benchmarks.report import make_reports
+
+    for made in make_reports(results, reports, suite or []):
+        print(f"{made.table}\n\n{made.path}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, what is missing, and what will run."""
+    from benchmarks.doctor import findings
+
+    print("\n".join(findings()))
+
+
+def main() -> None:
+    """The console script: wrong use is one line and exit code 2."""
+    command: Callable[..., Any] = typer.main.get_command(app)
+    try:
+        code = command(standalone_mode=False)
+    except (ValueError, OSError) as error:
+        print(f"lookback: {error}", file=sys.stderr)
+        code = 2
+    except typer.Abort:
+        code = 130
+    except Exception as error:
+        show = getattr(error, "show", None)  # the command line itself was wrong
+        if show is None:
+            raise
+        show()
+        code = getattr(error, "exit_code", 2)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

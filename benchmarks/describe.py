@@ -1,0 +1,70 @@
+"""Cards of tasks and models, for people."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from benchmarks.measure import load_plugins
+from models.model import build_model, model_names, model_options, parameter_count, registered_block
+from tasks.task import IGNORE, Batch, Task, get_task, task_names
+
+EXAMPLE_WIDTH = 100  # characters
+
+
+def card(name: str, plugins: Sequence[str] = ()) -> str:
+    """The card of a task or of a model; raises ValueError when nothing has this name."""
+    load_plugins(plugins)
+    if name in task_names():
+        return task_card(get_task(name))
+    if name in model_names():
+        return model_card(name)
+    raise ValueError(f"nothing is called {name!r}: `lookback list` tasks, models or suites shows what there is")
+
+
+def task_card(task: Task) -> str:
+    length = max(task.shortest, 24)
+    length += -length % task.multiple
+    batch = task.batch("train", 0, 0, 2, length)
+    facts = {
+        "rule": task.source,
+        "vocabulary": f"{task.vocabulary} tokens",
+        "answers": f"{task.classes} classes, one a sequence" if task.classes else "one at every position that is asked",
+        "score": f"{task.score}; a constant answer has {task.constant_score:.4g}",
+        "lengths": f"commonly {', '.join(map(str, task.lengths))}; from {task.shortest} in steps of {task.multiple}",
+        "options": ", ".join(f"{key}={value!r}" for key, value in task.options.items()) or "none",
+        **{f"data {key}": value for key, value in task.data.items()},
+    }
+    lines = [f"{key:12} {value}" for key, value in facts.items()]
+    examples = [_example(task, batch, row) for row in range(len(batch.tokens))]
+    return "\n\n".join([f"{task.name}: {inspect.getdoc(task.sampler)}", "\n".join(lines), *examples])
+
+
+def _example(task: Task, batch: Batch, row: int) -> str:
+    """Tokens, targets and distances of one sequence, under each other."""
+    tokens = [task.symbols[int(token)] for token in batch.tokens[row]]
+    asked = batch.targets[row] != IGNORE
+    targets = [task.answers[int(t)] if ask else "." for t, ask in zip(batch.targets[row], asked, strict=True)]
+    lines = {"tokens": tokens, "targets": targets}
+    if batch.distances is not None:
+        pairs = zip(batch.distances[row].tolist(), asked, strict=True)
+        lines["distances"] = [str(distance) if ask else "." for distance, ask in pairs]
+    widths = [max(len(line[i]) for line in lines.values()) for i in range(len(tokens))]
+    return "\n".join(
+        f"{name:10} " + " ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
+        for name, line in lines.items()
+    )
+
+
+def model_card(name: str) -> str:
+    block = registered_block(name)
+    module = inspect.getdoc(sys.modules[block.__module__]) or ""
+    options = ", ".join(f"{key}={value!r}" for key, value in model_options(name).items()) or "none"
+    with torch.device("meta"):
+        sizes = [(w, d, parameter_count(build_model(name, 256, width=w, depth=d))) for w, d in ((64, 2), (768, 12))]
+    sizes_text = "; ".join(f"{count:,} at width {width}, depth {depth}, vocabulary 256" for width, depth, count in sizes)
+    own = inspect.getdoc(block) if block.__doc__ else ""
+    return "\n\n".join(part for part in (f"{name}: {module}", own, f"options      {options}\nparameters   {sizes_text}") if part)

@@ -1,0 +1,138 @@
+"""The figures. Each takes a frame of frames.py and returns a figure, or None when there is nothing to show."""
+
+from __future__ import annotations
+
+import math
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.report.frames import over_seeds
+from benchmarks.report.statistics import wilson_interval
+from benchmarks.report.style import RC, in_order, legend, length_axis, looks, panels
+
+CONSTANT = {"color": "#777777", "linestyle": (0, (1, 2)), "linewidth": 1.2, "label": "constant answer"}
+COSTS = (
+    ("training", "tokens_per_second", "training: tokens a second"),
+    ("training", "peak_bytes", "training: peak memory, MB"),
+    ("decode", "seconds", "decode: milliseconds a token"),
+    ("decode", "state_bytes", "decode: state, KB"),
+)
+UNITS = {"peak_bytes": 1e-6, "state_bytes": 1e-3, "seconds": 1e3}
+
+
+def score_by_length(scores: pd.DataFrame) -> Figure | None:
+    """The score at each test length, a panel a task; a vertical line at the training length."""
+    if scores.empty:
+        return None
+    means = over_seeds(scores, ["task", "model", "length", "test_length"], "score")
+    groups = list(means.groupby(["task", "length"], sort=False))
+    with mpl.rc_context(RC):
+        figure, axes = panels(len(groups), rows=-(-len(groups) // 4))
+        for one, ((task, trained), group) in zip(axes, groups, strict=True):
+            _lines(one, group, "test_length")
+            one.axvline(trained, color="#bbbbbb", linewidth=1, zorder=0)
+            one.axhline(group["constant"].iloc[0], **CONSTANT)
+            _score_axis(one, group["score_unit"].iloc[0])
+            one.set_title(f"{task}, trained at {trained}")
+            length_axis(one, group["test_length"], "test length, tokens")
+        legend(figure, axes)
+    return figure
+
+
+def score_by_distance(distances: pd.DataFrame) -> Figure | None:
+    """Accuracy against how far back the information lay: a row a task, a column a test length."""
+    if distances.empty:
+        return None
+    bins = distances.groupby(["task", "length", "test_length"], sort=False)["low"].transform("nunique")
+    distances = distances[bins > 1]  # copying has one distance at each length: the figure by length shows it
+    if distances.empty:
+        return None
+    rows = list(distances.groupby(["task", "length"], sort=False))
+    columns = max(group["test_length"].nunique() for _, group in rows)
+    with mpl.rc_context(RC):
+        figure, axes = panels(len(rows) * columns, rows=len(rows))
+        for row, ((task, trained), group) in enumerate(rows):
+            lengths = sorted(group["test_length"].unique())
+            for column, one in enumerate(axes[row * columns : (row + 1) * columns]):
+                if column >= len(lengths):
+                    one.set_visible(False)
+                    continue
+                _distance_panel(one, group[group["test_length"] == lengths[column]])
+                one.set_title(f"{task} at {lengths[column]}, trained at {trained}")
+        legend(figure, axes)
+    return figure
+
+
+def _distance_panel(axes: Axes, group: pd.DataFrame) -> None:
+    counts = group.groupby(["model", "low", "high", "constant"], as_index=False, sort=False)[["correct", "count"]].sum()
+    counts["distance"] = (counts["low"].clip(lower=1) * counts["high"].clip(lower=1)) ** 0.5
+    counts["mean"] = counts["correct"] / counts["count"]
+    bounds = [wilson_interval(int(c), int(n)) for c, n in zip(counts["correct"], counts["count"], strict=True)]
+    counts["low"], counts["high"] = [low for low, _ in bounds], [high for _, high in bounds]
+    _lines(axes, counts.sort_values("distance"), "distance")
+    axes.axhline(group["constant"].iloc[0], **CONSTANT)
+    _score_axis(axes, "accuracy")
+    top = int(group["high"].max())
+    length_axis(axes, [2**i for i in range(top.bit_length()) if 2**i >= group["low"].clip(lower=1).min()], "distance")
+
+
+def learning_curves(curves: pd.DataFrame) -> Figure | None:
+    """The validation score on the way, a panel a task; a thin line a seed."""
+    if curves.empty:
+        return None
+    groups = list(curves.groupby(["task", "length"], sort=False))
+    with mpl.rc_context(RC):
+        figure, axes = panels(len(groups), rows=-(-len(groups) // 4))
+        for one, ((task, trained), group) in zip(axes, groups, strict=True):
+            style = looks(group["model"])
+            for model in in_order(group["model"]):
+                for number, (_, run) in enumerate(group[group["model"] == model].groupby("seed")):
+                    shown = {**style[model], "marker": "", "label": None if number else model}
+                    one.plot(run["step"], run["validation"], **shown)
+            one.axhline(group["constant"].iloc[0], **CONSTANT)
+            _score_axis(one, group["score_unit"].iloc[0])
+            one.set_title(f"{task}, trained at {trained}")
+            one.set_xlabel("training step")
+        legend(figure, axes)
+    return figure
+
+
+def cost_by_length(costs: pd.DataFrame) -> Figure | None:
+    """What length costs, on two logarithmic axes; a cross at the top where memory ended."""
+    if costs.empty:
+        return None
+    with mpl.rc_context(RC):
+        figure, axes = panels(len(COSTS))
+        for one, (phase, column, title) in zip(axes, COSTS, strict=True):
+            rows = costs[costs["phase"] == phase]
+            style = looks(rows["model"])
+            for model in in_order(rows["model"]):
+                line = rows[rows["model"] == model].sort_values("length")
+                one.plot(line["length"], line[column].astype(float) * UNITS.get(column, 1), label=model, **style[model])
+                for length in line.loc[line["status"] != "ok", "length"]:
+                    at_top = one.get_xaxis_transform()
+                    one.plot(length, 0.97, "x", color=style[model]["color"], transform=at_top, clip_on=False)
+            one.set_yscale("log")
+            one.set_title(title)
+            length_axis(one, rows["length"], "length, tokens")
+        legend(figure, axes)
+    return figure
+
+
+def _lines(axes: Axes, group: pd.DataFrame, x: str) -> None:
+    """A line a model with its interval: columns mean, low, high."""
+    style = looks(group["model"])
+    for model in in_order(group["model"]):
+        line = group[group["model"] == model].sort_values(x)
+        axes.plot(line[x], line["mean"], label=model, **style[model])
+        if not line["low"].map(math.isnan).all():
+            axes.fill_between(line[x], line["low"], line["high"], color=style[model]["color"], alpha=0.15, linewidth=0)
+
+
+def _score_axis(axes: Axes, unit: str) -> None:
+    axes.set_ylabel(unit if unit == "accuracy" else f"{unit} (lower is better)")
+    if unit == "accuracy":
+        axes.set_ylim(-0.02, 1.02)

@@ -1,0 +1,115 @@
+"""Records -> data frames: a row for each thing measured, and for each mean over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.record import Record, Score
+from benchmarks.report.statistics import t_interval, wilson_interval
+
+RUN = ["task", "model", "parameters", "length"]  # what the seeds of one mean have in common
+PHASES = ("training", "prefill", "decode")
+
+
+def label(record: Record) -> str:
+    """The model's name, and the options it was given."""
+    options = [f"{key}={value}" for key, value in sorted(record.cell.model_options.items())]
+    return " ".join([record.cell.model, *options])
+
+
+def task_label(record: Record) -> str:
+    options = [f"{key}={value}" for key, value in sorted(record.cell.task_options.items())]
+    return " ".join([record.cell.task, *options])
+
+
+def scores(records: Iterable[Record]) -> pd.DataFrame:
+    """A row for each test of each `learn` cell that ended well."""
+    rows = []
+    for record in records:
+        if record.outcome.learn:
+            rows += [{**_run(record), **_score(test)} for test in record.outcome.learn.tests]
+    return pd.DataFrame(rows)
+
+
+def distances(records: Iterable[Record]) -> pd.DataFrame:
+    """A row for each bin of distance of each test."""
+    rows = [
+        {**_run(record), "test_length": test.length, **part.model_dump()}
+        for record in records if record.outcome.learn
+        for test in record.outcome.learn.tests
+        for part in test.by_distance
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def curves(records: Iterable[Record]) -> pd.DataFrame:
+    """A row for each point of each learning curve."""
+    rows = [
+        {**_run(record), **point.model_dump()}
+        for record in records if record.outcome.learn
+        for point in record.outcome.learn.curve
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def costs(records: Iterable[Record]) -> pd.DataFrame:
+    """A row for each `cost` cell and phase, measured or failed."""
+    rows = []
+    for record in records:
+        if not record.outcome.cost:
+            continue
+        for name in PHASES:
+            row = {**_run(record), "phase": name, "batch_size": record.cell.batch_size, "state_bytes": math.nan}
+            if phase := record.outcome.cost.phases.get(name):
+                seconds = phase.seconds
+                row |= {
+                    "status": "ok", "tokens_per_second": phase.tokens / seconds.median,
+                    "tokens_per_second_low": phase.tokens / seconds.high,
+                    "tokens_per_second_high": phase.tokens / seconds.low, "seconds": seconds.median, "n": seconds.n,
+                    "noisy": seconds.noisy, "peak_bytes": phase.peak_bytes, "reserved_bytes": phase.reserved_bytes,
+                }  # fmt: skip
+            else:
+                row["status"] = record.outcome.cost.failed.get(name, "missing")
+            if name == "decode" and record.outcome.cost.state_bytes is not None:
+                row["state_bytes"] = record.outcome.cost.state_bytes
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _run(record: Record) -> dict[str, Any]:
+    cell, outcome = record.cell, record.outcome
+    numbers = outcome.learn or outcome.cost
+    assert numbers and outcome.task
+    return {
+        "task": task_label(record), "model": label(record), "parameters": numbers.parameters, "length": cell.length,
+        "seed": cell.seed, "steps": cell.steps, "score_unit": outcome.task.score,
+        "constant": outcome.task.constant_score,
+    }  # fmt: skip
+
+
+def _score(test: Score) -> dict[str, Any]:
+    return {
+        "test_length": test.length, "score": test.score, "loss": test.loss, "examples": test.examples,
+        "count": test.count, "correct": test.correct, "seen_in_training": test.seen_in_training,
+    }  # fmt: skip
+
+
+def over_seeds(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+    """Mean of a column over seeds with its interval: columns mean, low, high, seeds.
+
+    One seed's accuracy has Wilson's interval, of its answers; one seed's anything else has none.
+    """
+    rows = []
+    for keys, group in frame.groupby(list(by), sort=False, dropna=False):
+        values = [float(x) for x in group[value]]
+        low, high = t_interval(values)
+        if len(values) == 1 and "correct" in group and group["score_unit"].iloc[0] == "accuracy":
+            low, high = wilson_interval(int(group["correct"].iloc[0]), int(group["count"].iloc[0]))
+        carried = {column: group[column].iloc[0] for column in ("score_unit", "constant") if column in group}
+        row = dict(zip(by, keys, strict=True)) | carried
+        rows.append(row | {"mean": math.fsum(values) / len(values), "low": low, "high": high, "seeds": len(values)})
+    return pd.DataFrame(rows)

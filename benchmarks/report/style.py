@@ -1,0 +1,86 @@
+"""How figures look: a colour, a marker and a dash of its own for each model, and the same bytes from the same data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("svg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+# Okabe and Ito's colours, which people with colour-blindness tell apart; the yellow is too faint on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 2)), (0, (2, 1)))
+FIRST = ("transformer", "rwkv", "rrwkv", "lstm")  # these look the same in every report
+
+RC: dict[str, Any] = {
+    "svg.hashsalt": "lookback", "svg.fonttype": "path", "font.size": 9, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6, "axes.titlesize": 10,
+    "axes.titlelocation": "left", "legend.frameon": False, "lines.linewidth": 1.6, "lines.markersize": 5,
+    "figure.constrained_layout.use": True, "savefig.dpi": 150, "axes.axisbelow": True, "text.parse_math": False,
+}  # fmt: skip
+
+
+def in_order(models: Iterable[str]) -> list[str]:
+    """Models as reports list them: ours first, then the others by name."""
+    return sorted(set(models), key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+
+
+def looks(models: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Line properties of each model."""
+    others = [name for name in in_order(models) if name not in FIRST]
+    numbers = {name: i for i, name in enumerate([*FIRST, *others])}
+    return {
+        name: {
+            "color": COLOURS[numbers[name] % len(COLOURS)],
+            "marker": MARKERS[numbers[name] % len(MARKERS)],
+            "linestyle": DASHES[numbers[name] % len(DASHES)],
+        }
+        for name in in_order(models)
+    }
+
+
+def panels(count: int, rows: int = 1, width: float = 3.1, height: float = 2.7) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels in `rows` rows; sizes in inches a panel."""
+    columns = -(-count // rows)
+    figure, axes = plt.subplots(rows, columns, figsize=(max(width * columns, 4.2), height * rows + 0.5), squeeze=False)
+    for unused in axes.flat[count:]:
+        unused.set_visible(False)
+    return figure, list(axes.flat[:count])
+
+
+def length_axis(axes: Axes, lengths: Iterable[float], name: str) -> None:
+    """A logarithmic axis with a mark at every length there is."""
+    marks = sorted(set(lengths))
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(marks))
+    axes.xaxis.set_major_formatter(FixedFormatter([f"{mark:g}" for mark in marks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    if len(marks) > 6:
+        axes.tick_params(axis="x", labelrotation=45)
+    axes.set_xlabel(name)
+
+
+def legend(figure: Figure, axes: Iterable[Axes]) -> None:
+    """One legend for all panels, below them."""
+    entries: dict[str, Any] = {}
+    for one in axes:
+        for handle, name in zip(*one.get_legend_handles_labels(), strict=True):
+            entries.setdefault(name, handle)
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(5, len(entries)))
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write SVG, which is committed, and PNG and PDF beside it, which are not; no dates, so that bytes repeat."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": "Lookback"})
+    figure.savefig(path.with_suffix(".png"))
+    figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None, "Creator": "Lookback"})
+    plt.close(figure)
