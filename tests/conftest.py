@@ -1,0 +1,21 @@
+"""What tests share: one thread, so that tests side by side do not wait for each other, and a small cell."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: processes that tests start inherit it
+
+import pytest
+import torch
+
+from benchmarks.record import Cell
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def cell() -> Cell:
+    """A cell of `learn` that takes a second."""
+    return Cell(
+        kind="learn", task="copy", model="rwkv", width=16, depth=1, length=24, batch_size=4, steps=6, warmup=2,
+        validations=3, test_examples=40, test_lengths=(24, 40),
+    )  # fmt: skip
