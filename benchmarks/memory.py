@@ -17,10 +17,10 @@ KERNELS = ("scaled_dot_product", "lstm", "mkldnn_rnn", "lookback")
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storage of every tensor made inside, while it lives; `peak` is the most there was at once.
+    """Counts the storage of every tensor made or touched inside, while it lives; `peak` is the most there was at once.
 
     Args:
-        alive: tensors that are alive before (weights, optimizer state) and count from the start.
+        alive: tensors that are alive before (weights, optimizer state) and count from the start, touched or not.
 
     Custom operators written in Python are looked into, so that their scratch counts; scratch inside torch's own kernels
     cannot be seen. `kernels` collects the operators for attention, WKV and LSTM that were called.
@@ -41,7 +41,7 @@ class LiveBytes(TorchDispatchMode):
             with self:
                 return OPDEFS[name]._init_fn(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
-        self._count(result)
+        self._count((args, kwargs, result))
         return result
 
     def _looks_inside(self, args: Any) -> bool:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -228,6 +228,14 @@ def one_line(error: ValidationError, known: Iterable[str] = ()) -> str:
             message = fault["msg"].removeprefix("Value error, ")
             parts.append(f"{where}: {message}, not {fault['input']!r}" if where != "value" else message)
     return "; ".join(parts)
+
+
+def make_cell(fields: Mapping[str, Any]) -> Cell:
+    """A cell of these fields; raises ValueError that says in one line what is wrong with them."""
+    try:
+        return Cell.model_validate(fields)
+    except ValidationError as error:
+        raise ValueError(one_line(error, Cell.model_fields)) from None
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -25,9 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from benchmarks.record import Cell, one_line
+from benchmarks.record import Cell, make_cell
 
 FOLDER = Path(__file__).parent / "suites"
 DEFAULT_SCALE = "small"
@@ -98,9 +96,9 @@ def _cells(path: Path, content: Mapping[str, Any], scale: str, device: str) -> I
         fields.pop("scales", None)
         for values in multiply(fields):
             try:
-                yield Cell.model_validate({"device": device, **values})
-            except ValidationError as error:
-                raise ValueError(f"{path}: grid {number}: {one_line(error, Cell.model_fields)}") from None
+                yield make_cell({"device": device, **values})
+            except ValueError as error:
+                raise ValueError(f"{path}: grid {number}: {error}") from None
 
 
 def multiply(fields: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -130,5 +128,5 @@ def narrow(cells: Sequence[Cell], field: str, values: Sequence[Any]) -> tuple[Ce
     for value in values:
         there = [cell for cell in cells if getattr(cell, field) == value]
         replaced = {field: value, **({f"{field}_options": {}} if field in ("task", "model") else {})}
-        chosen += there or [Cell.model_validate({**cell.model_dump(), **replaced}) for cell in cells]
+        chosen += there or [make_cell({**cell.model_dump(), **replaced}) for cell in cells]
     return tuple(dict.fromkeys(chosen))

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_wkv_oracle import INPUTS, OUTPUTS, Array, Arrays, oracle, random_inputs, raw_grads
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.wkv import WKVState, empty_state, resolve_backend, tiled, wkv, wkv_step
+from tests.test_wkv_oracle import INPUTS, OUTPUTS, Array, Arrays, oracle, random_inputs, raw_grads
 
 ORDINARY, EXTREME = 1e-6, 5e-5  # the largest relative error of y and of any gradient
 UNDERFLOW = 1e-30  # below it a true gradient is taken for 0

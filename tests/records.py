@@ -1,0 +1,56 @@
+"""Records made up for tests of what reads records."""
+
+from benchmarks.record import (
+    Cell,
+    CostNumbers,
+    CurvePoint,
+    DistanceScore,
+    LearnNumbers,
+    Machine,
+    Outcome,
+    Phase,
+    Record,
+    Score,
+    TaskFacts,
+    Timing,
+)
+
+FACTS = TaskFacts(vocabulary=10, classes=None, score="accuracy", constant_score=0.125, source="made up | here")
+
+
+def record(cell: Cell, outcome: Outcome, suite: str = "suite") -> Record:
+    return Record(
+        suite=suite, cell=cell, cell_id=cell.id, outcome=outcome, started="2026-01-01T00:00:00+00:00",
+        ended="2026-01-01T00:01:00+00:00", versions={"python": "3.11.0", "torch": "2.13.0"},
+        machine=Machine(slug="some-machine", device="Some Machine", facts={"cores": 2, "load_before": 0.1}),
+        commit="0123456789abcdef", uncommitted_changes=False,
+    )  # fmt: skip
+
+
+def score(length: int, correct: int, count: int = 100) -> Score:
+    bins = (
+        DistanceScore(low=8, high=11, correct=correct // 2, count=count // 2),
+        DistanceScore(low=16, high=23, correct=correct - correct // 2, count=count - count // 2),
+    )
+    return Score(
+        length=length, examples=10, count=count, correct=correct, loss=1.0, score=correct / count, by_distance=bins
+    )
+
+
+def learn_record(cell: Cell, correct: int = 80, suite: str = "suite") -> Record:
+    curve = tuple(CurvePoint(step=step, loss=2.0 / step, validation=0.5) for step in (2, 4, 6))
+    tests = tuple(score(length, correct) for length in cell.test_lengths or (cell.length,))
+    numbers = LearnNumbers(
+        parameters=1234, steps=6, seconds=1.5, curve=curve, validation=score(cell.length, correct), tests=tests
+    )
+    return record(cell, Outcome(status="ok", task=FACTS, learn=numbers, kernels=("lookback::wkv_tiled",)), suite)
+
+
+def cost_record(cell: Cell, seconds: float = 0.5, failed: bool = False, suite: str = "suite") -> Record:
+    timing = Timing(median=seconds, low=seconds * 0.9, high=seconds * 1.2, n=20, noisy=True)
+    phase = Phase(tokens=cell.length, seconds=timing, peak_bytes=1000 * cell.length)
+    phases = {"prefill": phase, "decode": phase} | ({} if failed else {"training": phase})
+    numbers = CostNumbers(
+        parameters=1234, phases=phases, failed={"training": "oom"} if failed else {}, state_bytes=5000
+    )
+    return record(cell, Outcome(status="oom" if failed else "ok", task=FACTS, cost=numbers), suite)

@@ -1,0 +1,130 @@
+"""TOML files -> cells, and every suite of ours asks for what exists."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.measure import check
+from benchmarks.record import Cell
+from benchmarks.suite import multiply, narrow, read_suite, suite_names, suite_path
+
+GOOD = """
+title = "A suite"
+[defaults]
+width = 8
+depth = 1
+batch_size = 2
+[[grid]]
+kind = "learn"
+task = ["copy", "recall"]
+model = ["rwkv", "lstm"]
+length = [64, 128]
+test_lengths = [64, 256]
+[[grid]]
+scales = ["paper"]
+kind = "learn"
+task = "copy"
+model = "rrwkv"
+model_options = { interval = [4, 8], squeeze = [true, false] }
+length = 64
+[scales.smoke]
+length = 32
+steps = 1
+"""
+
+
+def suite_file(folder: Path, text: str) -> str:
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_lists_are_multiplied_and_models_alternate(tmp_path: Path) -> None:
+    suite = read_suite(suite_file(tmp_path, GOOD))
+    assert suite.name == "mine" and suite.title == "A suite" and len(suite.cells) == 8
+    assert [cell.model for cell in suite.cells] == ["rwkv", "lstm"] * 4
+    assert [cell.length for cell in suite.cells] == [64, 64, 128, 128] * 2
+    assert all(cell.test_lengths == (64, 256) for cell in suite.cells)
+
+
+def test_options_are_multiplied_inside() -> None:
+    values = list(multiply({"model_options": {"interval": [4, 8], "squeeze": [True, False]}, "seed": [0, 1]}))
+    assert len(values) == 8 and {"model_options": {"interval": 8, "squeeze": False}, "seed": 1} in values
+
+
+def test_a_list_of_lists_gives_a_list_field_several_values() -> None:
+    values = [v["test_lengths"] for v in multiply({"test_lengths": [[64], [64, 128]]})]
+    assert values == [[64], [64, 128]]
+
+
+def test_scales_change_every_cell_and_choose_grids(tmp_path: Path) -> None:
+    path = suite_file(tmp_path, GOOD)
+    smoke, paper = read_suite(path, "smoke"), read_suite(path, "paper")
+    assert smoke.name == "mine-smoke" and {(c.length, c.steps) for c in smoke.cells} == {(32, 1)}
+    assert len(smoke.cells) == 4  # the lengths fell together, and equal cells are one
+    assert sum(cell.model == "rrwkv" for cell in paper.cells) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("width = 8", "witdh = 8"), "grid 1: .*witdh: unknown field; known are .*width"),
+        (("width = 8", 'width = "8"'), "grid 1: width: .*not '8'"),
+        (("width = 8", ""), "grid 1: width: missing"),
+        (("[[grid]]", "[[grids]]"), "unknown key 'grids'"),
+        (("[defaults]", "[defaults"), "not valid TOML"),
+        (('kind = "learn"', 'kind = "lern"'), "kind: .*'learn' or 'cost'"),
+        (("length = [64, 128]", "length = []"), "no cells"),
+        (("length = 32", "lenght = 32"), "lenght: unknown field"),
+    ],
+)
+def test_a_broken_suite_is_told_in_one_line(tmp_path: Path, change: tuple[str, str], words: str) -> None:
+    with pytest.raises(ValueError, match=words) as error:
+        for scale in ("small", "smoke"):
+            read_suite(suite_file(tmp_path, GOOD.replace(*change)), scale)
+    assert "mine.toml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_does_not_exist_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown suite 'quik': expected quick, or the path"):
+        read_suite("quik")
+    with pytest.raises(ValueError, match="does not exist"):
+        suite_path("nowhere.toml")
+    with pytest.raises(ValueError, match="no scale 'huge': expected one of paper, small, smoke"):
+        read_suite(suite_file(tmp_path, GOOD), "huge")
+
+
+def test_narrow_selects_what_is_there_and_puts_in_what_is_not(tmp_path: Path) -> None:
+    cells = read_suite(suite_file(tmp_path, GOOD), "paper").cells
+    assert {cell.model for cell in narrow(cells, "model", ["lstm"])} == {"lstm"}
+    mine = narrow(cells, "model", ["mine"])
+    assert {cell.model for cell in mine} == {"mine"} and all(not cell.model_options for cell in mine)
+    assert len(mine) == 4 + 1  # each task and length once, and the other grid's
+    assert {cell.length for cell in narrow(cells, "length", [512, 64])} == {512, 64}
+    with pytest.raises(ValueError, match="task: "):
+        narrow(cells, "task", ["../copy"])
+
+
+def scales(name: str) -> list[str]:
+    return ["small", "smoke"] if name == "quick" else ["small", "smoke", "paper"]
+
+
+@pytest.mark.parametrize(("name", "scale"), [(name, scale) for name in suite_names() for scale in scales(name)])
+def test_every_suite_of_ours_asks_for_what_exists(name: str, scale: str) -> None:
+    cells = read_suite(name, scale).cells
+    seen: set[object] = set()
+    for cell in cells:  # tasks, lengths, models and options; seeds and rates need no check of their own
+        key = cell.model_copy(update={"seed": 0, "learning_rate": 1.0}).canonical()
+        if key not in seen:
+            seen.add(key)
+            assert check(cell) > 0
+
+
+def test_check_tells_what_a_cell_cannot_have(cell: Cell) -> None:
+    for change, words in (
+        ({"task": "copi"}, "unknown task"), ({"model": "rnn"}, "unknown model"), ({"length": 3}, "no sequences"),
+        ({"test_lengths": (24, 5)}, "length 5"), ({"model_options": {"x": 1}}, "no option 'x'"),
+        ({"task_options": {"symbols": 13}}, "at least 26"), ({"device": "cuda"}, "no CUDA GPU"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            check(cell.model_copy(update=change))

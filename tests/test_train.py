@@ -1,0 +1,184 @@
+"""The trainer: what it scores, that it learns, and that it can be stopped anywhere."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import train
+from benchmarks.record import Cell, LearnNumbers
+from benchmarks.step import answers, learning_rate, make_model, make_optimizer, training_step
+from benchmarks.train import InterruptedRunError, NotFiniteError, by_distance, evaluate, fingerprints, learn
+from tasks.task import IGNORE, Batch, get_task
+
+
+def quiet(done: int, total: int, what: str) -> None:
+    pass
+
+
+def never() -> bool:
+    return False
+
+
+def stop_after(steps: int) -> object:
+    counter = iter(range(1, 10**6))
+    return lambda: next(counter) >= steps
+
+
+def learned(cell: Cell, folder: Path, stop: object = never) -> LearnNumbers:
+    return learn(cell, get_task(cell.task, cell.task_options), folder, quiet, stop)  # type: ignore[arg-type]
+
+
+def same(a: LearnNumbers, b: LearnNumbers) -> bool:
+    return a.model_dump(exclude={"seconds"}) == b.model_dump(exclude={"seconds"})
+
+
+def test_the_same_cell_gives_the_same_numbers(cell: Cell, tmp_path: Path) -> None:
+    first, again = learned(cell, tmp_path / "a"), learned(cell, tmp_path / "b")
+    assert same(first, again)
+    other = learned(cell.model_copy(update={"seed": 1}), tmp_path / "c")
+    assert not same(first, other)
+    assert [point.step for point in first.curve] == [2, 4, 6] and [t.length for t in first.tests] == [24, 40]
+
+
+@pytest.mark.parametrize("model", ["rwkv", "transformer"])
+@pytest.mark.parametrize("stops", [[1], [2], [3, 1, 1], [5]])
+def test_stopped_and_gone_on_is_as_if_never_stopped(cell: Cell, tmp_path: Path, model: str, stops: list[int]) -> None:
+    """Loss curve and scores agree to the last bit."""
+    cell = cell.model_copy(update={"model": model})
+    whole = learned(cell, tmp_path / "whole")
+    for steps in stops:
+        with pytest.raises(InterruptedRunError):
+            learned(cell, tmp_path / "parts", stop_after(steps))
+    assert same(learned(cell, tmp_path / "parts"), whole)
+
+
+def test_a_torn_checkpoint_falls_back_on_the_one_before(cell: Cell, tmp_path: Path) -> None:
+    whole = learned(cell, tmp_path / "whole")
+    for _ in range(2):
+        with pytest.raises(InterruptedRunError):
+            learned(cell, tmp_path / "torn", stop_after(2))
+    newest = tmp_path / "torn" / "checkpoint.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert same(learned(cell, tmp_path / "torn"), whole)
+    newest.write_bytes(b"")
+    (tmp_path / "torn" / "checkpoint.before.pt").write_bytes(b"nonsense")
+    assert same(learned(cell, tmp_path / "torn"), whole)
+
+
+def test_a_checkpoint_of_another_shape_is_not_gone_on_from(cell: Cell, tmp_path: Path) -> None:
+    with pytest.raises(InterruptedRunError):
+        learned(cell.model_copy(update={"width": 8}), tmp_path, stop_after(2))
+    assert same(learned(cell, tmp_path), learned(cell, tmp_path / "fresh"))
+
+
+def test_a_loss_that_is_no_number_ends_the_run(cell: Cell, tmp_path: Path) -> None:
+    with pytest.raises(NotFiniteError, match="at step"):
+        learned(cell.model_copy(update={"learning_rate": 1e30, "warmup": 0}), tmp_path)
+
+
+def test_models_learn_what_a_few_steps_can_teach(tmp_path: Path) -> None:
+    """Copying three symbols over a short gap is learned in seconds; the constant answer has 0.5."""
+    cell = Cell(
+        kind="learn", task="copy", task_options={"symbols": 3, "alphabet": 2}, model="transformer", width=32, depth=2,
+        length=10, batch_size=32, steps=150, learning_rate=3e-3, warmup=20, validations=3, test_examples=64,
+    )  # fmt: skip
+    numbers = learned(cell, tmp_path)
+    assert numbers.tests[0].score is not None and numbers.tests[0].score > 0.95
+    assert numbers.tests[0].correct == round(numbers.tests[0].score * numbers.tests[0].count)
+    assert numbers.curve[0].loss > numbers.curve[-1].loss
+
+
+def test_the_loss_is_the_mean_over_what_is_asked(cell: Cell) -> None:
+    """Against cross entropy written out over a loop of positions."""
+    task = get_task(cell.task)
+    cell = cell.model_copy(update={"task_options": {}})
+    model, batch = make_model(cell, task), task.batch("train", 0, 0, 3, 24)
+    logits = model(batch.tokens).double()
+    by_hand = []
+    for row in range(3):
+        for position in range(24):
+            target = int(batch.targets[row, position])
+            if target != IGNORE:
+                scores = [math.exp(x) for x in logits[row, position].tolist()]
+                by_hand.append(-math.log(scores[target] / sum(scores)))
+    loss = training_step(model, make_optimizer(model, cell), batch, cell, 0)
+    assert float(loss) == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
+
+
+def test_bits_per_byte_is_the_loss_in_bits(cell: Cell) -> None:
+    cell = cell.model_copy(update={"task": "python", "length": 64})
+    task = get_task("python")
+    score = evaluate(make_model(cell, task), cell, task, "test", 64, 33)
+    assert score.score == pytest.approx(score.loss / math.log(2)) and score.count == 33 * 64  # type: ignore[operator]
+    assert score.score == pytest.approx(8, abs=0.2)  # an untrained model knows nothing
+
+
+def test_the_score_does_not_depend_on_how_rows_are_split(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = get_task("recall")
+    cell = cell.model_copy(update={"task": "recall"})
+    model = make_model(cell, task)
+    whole = evaluate(model, cell, task, "test", 64, 40)
+    monkeypatch.setattr(train, "EVALUATION_TOKENS", 64 * 5)
+    parts = evaluate(model, cell, task, "test", 64, 40)
+    assert whole.correct == parts.correct and whole.loss == pytest.approx(parts.loss)
+    assert whole.by_distance == parts.by_distance
+    assert sum(part.count for part in whole.by_distance) == whole.count == 40 * 8
+
+
+def test_examples_that_stood_in_training_are_counted(cell: Cell) -> None:
+    task = get_task("parity")
+    cell = cell.model_copy(update={"task": "parity", "length": 4})
+    model = make_model(cell, task)
+    everything = torch.cartesian_prod(*[torch.arange(2)] * 4)
+    assert evaluate(model, cell, task, "test", 4, 50, [fingerprints(everything)]).seen_in_training == 50
+    half = everything[everything[:, 0] == 0]
+    counted = evaluate(model, cell, task, "test", 4, 50, [fingerprints(half)]).seen_in_training
+    batches = torch.cat([task.batch("test", 0, i, 32, 4).tokens for i in range(2)])[:50]
+    assert counted == int((batches[:, 0] == 0).sum())
+
+
+def test_fingerprints_tell_sequences_apart() -> None:
+    tokens = torch.cartesian_prod(*[torch.arange(3)] * 8)
+    assert len(fingerprints(tokens).unique()) == 3**8
+    assert torch.equal(fingerprints(tokens), fingerprints(tokens.clone()))
+
+
+def test_bins_of_distance_hold_everything_once() -> None:
+    distances = torch.arange(0, 5000)
+    correct = distances % 3 == 0
+    bins = by_distance(correct, distances)
+    assert [(b.low, b.high) for b in bins[:7]] == [(0, 0), (1, 1), (2, 2), (3, 3), (4, 5), (6, 7), (8, 11)]
+    assert sum(b.count for b in bins) == 5000 and sum(b.correct for b in bins) == int(correct.sum())
+    for b in bins[:-1]:
+        inside = range(b.low, b.high + 1)
+        assert b.count == len(inside) and b.correct == sum(d % 3 == 0 for d in inside)
+
+
+def test_learning_rate_rises_then_falls_as_a_cosine(cell: Cell) -> None:
+    cell = cell.model_copy(update={"steps": 110, "warmup": 10, "learning_rate": 2.0})
+    rates = [learning_rate(cell, step) for step in range(110)]
+    assert rates[0] == pytest.approx(0.2) and rates[9] == rates[10] == 2.0
+    assert rates[60] == pytest.approx(1.0) and rates[109] < 0.001
+    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_optimizer_groups_follow_the_architecture(cell: Cell) -> None:
+    model = make_model(cell, get_task("copy"))
+    optimizer = make_optimizer(model, cell.model_copy(update={"weight_decay": 0.5}))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            last = names[id(parameter)].rpartition(".")[2]
+            assert group["scale"] == {"decay": 2.0, "bonus": 3.0}.get(last, 1.0)
+            assert group["weight_decay"] == (0.5 if parameter.ndim >= 2 else 0.0)
+
+
+def test_classes_are_asked_once_a_sequence(cell: Cell) -> None:
+    task = get_task("copy")
+    object.__setattr__(task, "classes", 3)
+    model = make_model(cell, task)
+    batch = Batch(torch.randint(10, (5, 24)), torch.tensor([0, 1, 2, 0, 1]))
+    logits, targets = answers(model, batch, cell)
+    assert logits.shape == (5, 3) and targets.shape == (5,)
