@@ -78,12 +78,14 @@ def backward(
     u: Tensor,
     k: Tensor,
     v: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
     exponent: Tensor,
     after_exponent: Tensor,
     carries: Tensor,
     shift: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of w, u, k, v and of the incoming sums stacked, (2, batch, channels); exponents are held constant."""
+    """Gradients of w, u, k, v and the incoming state stacked, (3, batch, channels); see `gradients.differentiate`."""
     grad_k, grad_v = k.new_empty(k.shape), v.new_empty(v.shape)
     grad_after = torch.stack((grad_numerator, grad_denominator)).double()
     grads = (grad_y, carries, grad_k, grad_v)
@@ -95,7 +97,9 @@ def backward(
         grad_after *= (shift - after_exponent.double()).exp()
         grad_w, grad_u, grad_sums = linear.backward(w, u, k, v, float(shift), grad_after, *grads)
         grad_sums = grad_sums * (exponent.double() - shift).exp()
-    return grad_w.to(w.dtype), grad_u.to(u.dtype), grad_k, grad_v, grad_sums.to(exponent.dtype)
+    grad_exponent = grad_sums[0] * numerator + grad_sums[1] * denominator
+    grad_state = torch.stack((*grad_sums, grad_exponent)).to(exponent.dtype)
+    return grad_w.to(w.dtype), grad_u.to(u.dtype), grad_k, grad_v, grad_state
 
 
 @backward.register_fake
@@ -110,7 +114,7 @@ def _gradients(
     *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     grad_w, grad_u, grad_k, grad_v = (x.new_empty(x.shape) for x in (w, u, k, v))
-    return grad_w, grad_u, grad_k, grad_v, k.new_empty(2, *grad_numerator.shape, dtype=grad_numerator.dtype)
+    return grad_w, grad_u, grad_k, grad_v, k.new_empty(3, *grad_numerator.shape, dtype=grad_numerator.dtype)
 
 
 forward.register_autograd(partial(differentiate, backward), setup_context=save)

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-TILE_ELEMENTS = 32768  # positions x batch x channels: the float64 buffers of a tile then stay in the cache
+TILE_ELEMENTS = 65536  # positions x batch x channels: the float64 buffers of a tile then stay in the cache
 SHORTEST_TILE = 8
 SHORT_ROW = 1024  # batch x channels below which a step costs more to call than to compute
 BLOCK = 16  # positions a block, where rows are short
