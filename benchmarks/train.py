@@ -130,20 +130,27 @@ def fingerprints(tokens: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(
-    model: SequenceModel, cell: Cell, task: Task, split: str, length: int, examples: int, seen: list[Tensor] | None = None
+    model: SequenceModel,
+    cell: Cell,
+    task: Task,
+    split: str,
+    length: int,
+    examples: int,
+    seen: list[Tensor] | None = None,
 ) -> Score:
-    """Score `examples` sequences of a split; the same ones for every model and seed.
+    """Score `examples` sequences of a split, or all where it has no more; the same ones for every model and seed.
 
     `seen` holds fingerprints of the training examples: how many of those scored stood among them is counted.
     """
     model.eval()
+    examples = min(examples, task.sizes.get(split, examples))
     losses, correct, distances, doubles = [], [], [], 0
     for index in range(-(-examples // EVALUATION_BATCH)):
         batch = task.batch(split, EVALUATION_SEED, index, EVALUATION_BATCH, length)
         batch = _rows(batch, 0, min(EVALUATION_BATCH, examples - index * EVALUATION_BATCH))
         if seen:
             doubles += int(torch.isin(fingerprints(batch.tokens), torch.cat(seen)).sum())
-        rows = max(1, EVALUATION_TOKENS // length)
+        rows = max(1, EVALUATION_TOKENS // batch.tokens[0].numel())
         for first in range(0, len(batch.tokens), rows):
             part = _rows(batch, first, first + rows)
             logits, targets = answers(model, part, cell)

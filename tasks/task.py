@@ -5,7 +5,11 @@ A task is registered where it is defined, once, by its own name::
     @register_task("parity", vocabulary=2, constant_score=0.5, lengths=(40, 80), source="...")
     def sample_parity(batch_size: int, length: int, generator: torch.Generator) -> Batch: ...
 
-Keyword-only parameters of the sampler are the task's options. A sampler that reads a corpus takes `split` too.
+Keyword-only parameters of the sampler are the task's options. A sampler that reads a corpus takes `split` too. Where
+the examples are numbered and finitely many, the task states `sizes`, and its sampler is told which ones to bring::
+
+    @register_task("listops", sizes={"train": 96000, "validation": 2000, "test": 2000}, ...)
+    def sample_listops(rows: Tensor, length: int, split: str) -> Batch: ...
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -49,6 +54,11 @@ class Batch:
 
 
 Sampler = Callable[..., Batch]
+Fetch = Callable[..., None]
+
+
+class AbsentCorpusError(ValueError):
+    """A task's data are not on this machine; the message names the command or path that gives them."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ class Task:
     `score` names the unit of results: "accuracy" (a fraction, higher is better) or "bits per byte" (lower is better);
     `constant_score` is what the best answer that never looks at the input reaches, in that unit. `symbols` is the
     readable form of each token id, `answers` that of each target (the same, unless the answers are of another kind).
+    `sizes` counts the examples of each split, where they are finite, and is empty where they are drawn without end.
     """
 
     name: str
@@ -73,29 +84,77 @@ class Task:
     source: str
     symbols: Sequence[str]
     answers: Sequence[str]
-    data: dict[str, Any]
+    sizes: dict[str, int]
+    documents: int
+    exact: bool
+    picture: Callable[[Tensor], str] | None
     reads_split: bool = field(repr=False)
+    identify: Callable[..., dict[str, Any]] | None = field(repr=False)
+    fetch: Fetch | None = field(repr=False)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What identifies the task's data (source, revision, hash); raises AbsentCorpusError when they are not here."""
+        return self.identify(**self.options) if self.identify else {}
 
     def check_length(self, length: int) -> None:
         """Raise ValueError, saying which lengths are possible, when the task has no sequence of this length."""
-        if length < self.shortest or length % self.multiple:
+        if self.exact:
+            if length not in self.lengths:
+                possible = " or ".join(map(str, self.lengths))
+                raise ValueError(f"task {self.name!r} has no sequences of length {length}: expected {possible}")
+        elif length < self.shortest or length % self.multiple:
             rule = f"at least {self.shortest}" + (f" and a multiple of {self.multiple}" if self.multiple > 1 else "")
             raise ValueError(f"task {self.name!r} has no sequences of length {length}: expected {rule}")
 
     def sample(self, batch_size: int, length: int, generator: torch.Generator, split: str = "train") -> Batch:
         """Draw `batch_size` sequences of `length` tokens; everything random comes from `generator`."""
         self.check_length(length)
+        if self.sizes:
+            rows = torch.randint(self.sizes[split], (batch_size,), generator=generator)
+            return self.sampler(rows, length, split, **self.options)
         where = {"split": split} if self.reads_split else {}
         return self.sampler(batch_size, length, generator, **where, **self.options)
 
     def batch(self, split: str, seed: int, index: int, batch_size: int, length: int) -> Batch:
-        """Batch `index` of a split: a function of the arguments alone, so that nothing need be saved to resume."""
+        """Batch `index` of a split: a function of the arguments alone, so that nothing need be saved to resume.
+
+        Of a finite set, training batches walk through one random order of all examples after another. The other splits
+        are gone through once, in an order that is the same for every seed; their last batch may be smaller. Raises
+        IndexError behind it.
+        """
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+        if self.sizes:
+            self.check_length(length)
+            rows = _rows(self.name, split, seed, index * batch_size, batch_size, self.sizes[split])
+            return self.sampler(rows, length, split, **self.options)
         key = json.dumps([self.name, self.options, split, seed, length, batch_size, index], sort_keys=True)
         digest = hashlib.sha256(key.encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
         return self.sample(batch_size, length, generator, split)
+
+
+def _rows(name: str, split: str, seed: int, first: int, count: int, size: int) -> Tensor:
+    """Numbers of the examples at places `first` to `first + count` of the walk through a split of `size`."""
+    if split != "train":
+        if first >= size:
+            raise IndexError(f"task {name!r}: {split} has {size} examples, none at place {first}")
+        return _order(name, split, 0, 0, size)[first : first + count]
+    places = torch.arange(first, first + count)
+    epochs = places // size
+    rows = [
+        _order(name, split, seed, epoch, size)[places[epochs == epoch] % size] for epoch in epochs.unique().tolist()
+    ]
+    return torch.cat(rows)
+
+
+@lru_cache(maxsize=8)
+def _order(name: str, split: str, seed: int, epoch: int, size: int) -> Tensor:
+    """All numbers below `size` in the random order of an epoch."""
+    digest = hashlib.sha256(json.dumps([name, split, seed, epoch]).encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return torch.randperm(size, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -121,13 +180,18 @@ def register_task(
     score: str = "accuracy",
     shortest: int | Callable[..., int] = 1,
     multiple: int = 1,
-    data: Callable[[], dict[str, Any]] | None = None,
+    exact: bool = False,
+    data: Callable[..., dict[str, Any]] | None = None,
+    sizes: Mapping[str, int] | Callable[..., Mapping[str, int]] | None = None,
+    documents: int = 1,
+    picture: Callable[[Tensor], str] | None = None,
+    fetch: Fetch | None = None,
 ) -> Callable[[Sampler], Sampler]:
     """Register a sampler under a name; raises ValueError when the name is malformed or taken.
 
     Args:
-        vocabulary: number of token ids. This and `constant_score`, `shortest`, `symbols` and `answers` may be
-            functions of the task's options, given by keyword.
+        vocabulary: number of token ids. This and `constant_score`, `shortest`, `symbols`, `answers`, `data` and
+            `sizes` may be functions of the task's options, given by keyword.
         constant_score: what the best constant answer scores.
         lengths: lengths at which the task is commonly asked.
         source: the paper or code that states the rule.
@@ -135,7 +199,12 @@ def register_task(
         classes: number of labels when one label a sequence is asked; None when positions are asked.
         score: "accuracy" or "bits per byte".
         shortest, multiple: the lengths that exist are multiples of `multiple` from `shortest` on.
+        exact: no other lengths exist than `lengths`.
         data: for a corpus, what identifies it (source, revision, hash), for the record.
+        sizes: examples in each split, where they are finite; the sampler then takes (rows, length, split).
+        documents: how many token sequences one example has; 2 makes tokens (batch, 2, length).
+        picture: shows one example's tokens, (length,), to people, where signs in a row would not.
+        fetch: brings the data here, or makes them once and for all: takes a length and the options.
     """
     card = dict(locals())
     del card["name"]
@@ -181,6 +250,7 @@ def get_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
 def _fill_in(name: str, found: _Registration, options: dict[str, Any]) -> Task:
     """The task with every part of its card that depends on the options worked out."""
     card = {key: value for key, value in found.card.items() if key not in ("answers", "data")}
+    kept = {key: card.pop(key) for key in ("picture", "fetch")}
     card = {key: value(**options) if callable(value) else value for key, value in card.items()}
     answers = found.card["answers"]
     return Task(
@@ -188,7 +258,7 @@ def _fill_in(name: str, found: _Registration, options: dict[str, Any]) -> Task:
         sampler=found.sampler,
         options=options,
         answers=answers(**options) if answers else card["symbols"],
-        data=found.card["data"]() if found.card["data"] else {},
+        identify=found.card["data"],
         reads_split="split" in inspect.signature(found.sampler).parameters,
-        **card,
+        **{**card, **kept, "sizes": dict(card["sizes"] or {})},
     )
