@@ -13,11 +13,13 @@ Formula: Peng et al. 2023, "RWKV: Reinventing RNNs for the Transformer Era", equ
 
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 from models.wkv.reference import wkv_reference, wkv_step
 from models.wkv.state import WKVState, empty_state, state_dtype
 from models.wkv.tiled import wkv_tiled
+from models.wkv.triton import interpreted, wkv_triton
 
 __all__ = ["BACKENDS", "WKVState", "empty_state", "resolve_backend", "wkv", "wkv_step"]
 
@@ -37,15 +39,11 @@ def wkv(
     """
     _check(w, u, k, v)
     form = resolve_backend(backend, k)
-    if state is None:
-        state = empty_state(k.shape[0], k.shape[2], k.device, state_dtype(k))
-    else:
+    if state is not None:
         _check_state(state, k)
     if form == "tiled":
         return wkv_tiled(w, u, k, v, state)
     if form == "triton":
-        from models.wkv.triton import wkv_triton
-
         return wkv_triton(w, u, k, v, state)
     return wkv_reference(w, u, k, v, state)
 
@@ -56,22 +54,22 @@ def resolve_backend(backend: str, k: Tensor) -> str:
         raise ValueError(f"unknown wkv backend {backend!r}; expected one of {', '.join(BACKENDS)}")
     device = k.device.type
     if backend == "auto":
-        return {"cpu": "tiled", "cuda": "triton" if HAS_TRITON else "reference"}.get(device, "reference")
+        on_gpu = "triton" if HAS_TRITON and k.dtype != torch.float64 else "reference"
+        return {"cpu": "tiled", "cuda": on_gpu}.get(device, "reference")
     if backend == "tiled" and device != "cpu":
         raise ValueError(f"wkv backend 'tiled' runs on the CPU only; expected CPU tensors, got {device}")
     if backend == "triton":
-        _check_triton(device)
+        _check_triton(k)
     return backend
 
 
-def _check_triton(device: str) -> None:
+def _check_triton(k: Tensor) -> None:
     if not HAS_TRITON:
         raise ValueError("wkv backend 'triton' needs the package triton; expected it to be installed")
-    if device != "cuda":
-        from models.wkv.triton import interpreted
-
-        if not (device == "cpu" and interpreted()):
-            raise ValueError(f"wkv backend 'triton' runs on a GPU only; expected CUDA tensors, got {device}")
+    if k.dtype == torch.float64:
+        raise ValueError("wkv backend 'triton' computes in float32; expected k of at most that, got torch.float64")
+    if k.device.type != "cuda" and not (k.device.type == "cpu" and interpreted()):
+        raise ValueError(f"wkv backend 'triton' runs on a GPU only; expected CUDA tensors, got {k.device.type}")
 
 
 def _check(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> None:

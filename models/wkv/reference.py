@@ -6,13 +6,14 @@ Formula: Peng et al. 2023, "RWKV: Reinventing RNNs for the Transformer Era", app
 import torch
 from torch import Tensor
 
-from models.wkv.state import WKVState
+from models.wkv.state import WKVState, empty_state, state_dtype
 
 LARGEST_LOG_WEIGHT = 80.0  # exp(80) is finite in float32, and beside it a weight of 1 is nothing
 
 
-def wkv_reference(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: WKVState) -> tuple[Tensor, WKVState]:
+def wkv_reference(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: WKVState | None) -> tuple[Tensor, WKVState]:
     """One `wkv_step` a position, differentiated by autograd; computes in the state's dtype."""
+    state = state or empty_state(k.shape[0], k.shape[2], k.device, state_dtype(k))
     outputs = []
     for key, value in zip(k.unbind(1), v.unbind(1), strict=True):  # each (batch, channels)
         y, state = wkv_step(w, u, key, value, state)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from models.wkv import linear, logspace
 from models.wkv.gradients import differentiate, save
-from models.wkv.state import WKVState
+from models.wkv.state import WKVState, empty_state, state_dtype
 from models.wkv.tiles import tile_count, tile_length, tiles
 
 LARGEST_EXPONENT = 300.0  # exp(300) squared is still finite in float64
@@ -22,8 +22,9 @@ FORWARD_FLOPS = 12  # a position and channel: the sums, products, quotients and 
 BACKWARD_FLOPS = 36  # the same, with the forward sums computed again
 
 
-def wkv_tiled(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: WKVState) -> tuple[Tensor, WKVState]:
+def wkv_tiled(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: WKVState | None) -> tuple[Tensor, WKVState]:
     """The CPU form; arguments as `wkv` has checked them."""
+    state = state or empty_state(k.shape[0], k.shape[2], k.device, state_dtype(k))
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in (w, u, k, v, *state))
     y, numerator, denominator, exponent, _, _ = forward(w, u, k, v, *state, keep)
     return y, WKVState(numerator, denominator, exponent)
@@ -72,8 +73,8 @@ def _outputs(
 @torch.library.custom_op("lookback::wkv_tiled_backward", mutates_args=(), device_types="cpu")
 def backward(
     grad_y: Tensor,
-    grad_numerator: Tensor,
-    grad_denominator: Tensor,
+    grad_numerator: Tensor | None,
+    grad_denominator: Tensor | None,
     w: Tensor,
     u: Tensor,
     k: Tensor,
@@ -87,7 +88,9 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of w, u, k, v and the incoming state stacked, (3, batch, channels); see `gradients.differentiate`."""
     grad_k, grad_v = k.new_empty(k.shape), v.new_empty(v.shape)
-    grad_after = torch.stack((grad_numerator, grad_denominator)).double()
+    grad_after = k.new_zeros(2, *exponent.shape, dtype=torch.float64)
+    if grad_numerator is not None and grad_denominator is not None:
+        grad_after[0], grad_after[1] = grad_numerator, grad_denominator
     grads = (grad_y, carries, grad_k, grad_v)
     if math.isnan(float(shift)):
         grad_w, grad_u, grad_sums = logspace.backward(
@@ -103,18 +106,10 @@ def backward(
 
 
 @backward.register_fake
-def _gradients(
-    grad_y: Tensor,
-    grad_numerator: Tensor,
-    grad_denominator: Tensor,
-    w: Tensor,
-    u: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *_: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _gradients(grad_y: Tensor, *args: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    w, u, k, v, numerator = args[2:7]
     grad_w, grad_u, grad_k, grad_v = (x.new_empty(x.shape) for x in (w, u, k, v))
-    return grad_w, grad_u, grad_k, grad_v, k.new_empty(3, *grad_numerator.shape, dtype=grad_numerator.dtype)
+    return grad_w, grad_u, grad_k, grad_v, numerator.new_empty(3, *numerator.shape)
 
 
 forward.register_autograd(partial(differentiate, backward), setup_context=save)
