@@ -25,12 +25,9 @@ State = Any
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
-def _normal_embedding(weight: Tensor) -> None:
-    nn.init.normal_(weight, std=0.02)
-
-
-def _normal_head(weight: Tensor) -> None:
-    nn.init.normal_(weight, std=0.02)
+def small_normal(weight: Tensor) -> None:
+    """Normal with variance 2 / (5 width), where width is the last size (Nguyen and Salazar 2019, arXiv 1910.05895)."""
+    nn.init.normal_(weight, std=(2 / (5 * weight.shape[-1])) ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,8 @@ class Recipe:
     """
 
     embedding_norm: bool = False
-    embedding_init: Callable[[Tensor], None] = _normal_embedding
-    head_init: Callable[[Tensor], None] = _normal_head
+    embedding_init: Callable[[Tensor], None] = small_normal
+    head_init: Callable[[Tensor], None] = small_normal
     learning_rate_scale: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
-from models.model import register_model
+from models.model import register_model, small_normal
 
 CACHE_PAGE = 256  # positions; the cache grows by whole pages, so that few steps copy it
 
@@ -49,10 +49,10 @@ class TransformerBlock(nn.Module):
         self.attention_output = nn.Linear(width, width, bias=False)
         self.gate_and_value = nn.Linear(width, 6 * width, bias=False)
         self.mlp_output = nn.Linear(3 * width, width, bias=False)
-        for linear in (self.query_key_value, self.gate_and_value):
-            nn.init.normal_(linear.weight, std=0.02)
+        for linear in (self.query_key_value, self.gate_and_value, self.attention_output, self.mlp_output):
+            small_normal(linear.weight)
         for linear in (self.attention_output, self.mlp_output):
-            nn.init.normal_(linear.weight, std=0.02 / (2 * depth) ** 0.5)  # the residual stream adds 2 depth of them
+            linear.weight.data.div_((2 * depth) ** 0.5)  # the residual stream adds 2 depth of them
 
     def forward(self, x: Tensor) -> Tensor:  # (batch, length, width) -> same
         query, key, value = self.project(x)
