@@ -44,10 +44,9 @@ def oracle(inputs: Arrays) -> tuple[Arrays, Callable[[Arrays], tuple[Arrays, Arr
         largest = candidates.argmax(axis=1)
         chosen = np.arange(length + 1)[:, None] == largest[:, None]  # (b, 1 + t, c)
         through_exponent = np.where(chosen, rest[:, None], 0)
-        halves = decay * np.stack((alpha * a, beta * b)).sum(axis=2)
         from_state = scale * np.stack((a_in, b_in)) * first
         gradients = {
-            "w": -halves.sum(axis=(0, 1)) - (rest * (length - largest)).sum(axis=0),
+            "w": -decay * (alpha * a + beta * b).sum(axis=(0, 1)) - (rest * (length - largest)).sum(axis=0),
             "u": through_bonus.sum(axis=(0, 1)),
             "k": through_bonus + e * (alpha * v + beta) + through_exponent[:, 1:],
             "v": bonus * gn + e * alpha,
@@ -57,8 +56,8 @@ def oracle(inputs: Arrays) -> tuple[Arrays, Callable[[Arrays], tuple[Arrays, Arr
         }
         first_sizes = scale * (np.abs(gn_gd[:, :, 0]) + decay * np.abs((alpha[:, 0], beta[:, 0])))
         sizes = {
-            "w": np.abs(halves).sum(axis=(0, 1)),
-            "u": np.abs(through_bonus.sum(axis=1)).sum(axis=0),
+            "w": decay * (np.abs(alpha * a) + np.abs(beta * b)).sum(axis=(0, 1)),
+            "u": np.abs(through_bonus).sum(axis=(0, 1)),
             "k": bonus * np.abs(gn) * (np.abs(v) + np.abs(y)) + e * (np.abs(alpha * v) + np.abs(beta)),
             "v": bonus * np.abs(gn) + e * np.abs(alpha),
             "numerator": first_sizes[0],

@@ -84,19 +84,21 @@ def forward(
     y, *after, sums = _outputs(w, u, k, v, *before)
     batch_size, length, channels = k.shape
     cut, part, given = plan(*k.shape), sums.stride(0), numerator is not None
-    columns, shape = -(-channels // cut.block), {"CHUNK": cut.chunk, "BLOCK": cut.block, "num_warps": 1}
+    columns, shape = (
+        -(-channels // cut.block),
+        {"CHANNELS": channels, "CHUNK": cut.chunk, "BLOCK": cut.block, "num_warps": 1},
+    )
     with _on(k):
         if cut.chunks > 1:
             kernels.summaries[(columns, cut.chunks - 1, batch_size)](
-                w, k, v, sums, part, length, channels, cut.chunks, UNROLL=cut.unroll, **shape
+                w, k, v, sums, part, length, cut.chunks, UNROLL=cut.unroll, **shape
             )
+        if cut.chunks > 1 or given:
             kernels.carry_forward[(columns, batch_size)](
-                w, *before, sums, part, channels, cut.chunks, GROUPS=cut.groups, GROUP=GROUP, STATE=given, **shape
+                w, *before, sums, part, cut.chunks, GROUPS=cut.groups, GROUP=GROUP, STATE=given, **shape
             )
-        elif given:
-            torch.stack([x.unsqueeze(1) for x in before if x is not None], out=sums)
         kernels.outputs[(columns, cut.chunks, batch_size)](
-            w, u, k, v, y, sums, part, *after, length, channels, cut.chunks,
+            w, u, k, v, y, sums, part, *after, length, cut.chunks,
             UNROLL=cut.unroll, CARRIED=given or cut.chunks > 1, FULL=length % cut.chunk == 0, **shape,
         )  # fmt: skip
     return y, *after, sums
@@ -147,10 +149,13 @@ def backward(
     adjoint = torch.empty_like(sums)
     inner = sums.new_empty(3, batch_size, cut.chunks * cut.chunk // cut.sub, channels)
     parts = sums.new_empty(2, batch_size * cut.chunks, channels)
-    columns, shape = -(-channels // cut.backward_block), {"CHUNK": cut.chunk, "BLOCK": cut.backward_block}
+    columns, shape = (
+        -(-channels // cut.backward_block),
+        {"CHANNELS": channels, "CHUNK": cut.chunk, "BLOCK": cut.backward_block},
+    )
     shape |= {"num_warps": 1}
     full = {"SUB": cut.sub, "FULL": length % cut.chunk == 0}
-    size = (length, channels, cut.chunks)
+    size = (length, cut.chunks)
     with _on(k):
         kernels.adjoint_summaries[(columns, cut.chunks, batch_size)](
             w, u, k, v, grad_y, sums, part, inner, inner.stride(0), adjoint, *size,
