@@ -24,9 +24,9 @@ import torch
 from benchmarks.cost import cost, out_of_memory
 from benchmarks.memory import LiveBytes
 from benchmarks.record import Cell, Outcome, TaskFacts, write_atomically
-from benchmarks.step import answers, make_model
+from benchmarks.step import answers, make_model, model_of
 from benchmarks.train import InterruptedRunError, NotFiniteError, learn
-from models.model import build_model, parameter_count
+from models.model import parameter_count
 from tasks.task import Task, get_task
 
 INTERRUPTED = 75  # exit code: stopped as asked, to be gone on with
@@ -76,11 +76,11 @@ def check(cell: Cell) -> int:
         task.check_length(length)
     if cell.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("the torch installed here sees no CUDA GPU: use --device cpu")
+    if cell.kind == "cost" and task.documents > 1:
+        raise ValueError(f"task {task.name!r} has pairs of documents: a `cost` cell measures one sequence at a time")
+    _ = task.data  # says at once what is missing where a corpus is not at hand
     with torch.device("meta"):
-        model = build_model(
-            cell.model, task.vocabulary, task.classes, width=cell.width, depth=cell.depth, **cell.model_options
-        )
-    return parameter_count(model)
+        return parameter_count(model_of(cell, task))
 
 
 class Reporter:

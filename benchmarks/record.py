@@ -52,6 +52,8 @@ class Cell(Value):
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["float32", "bfloat16"] = "float32"  # of autocast; weights stay float32
     time_limit: float = Field(default=3600, gt=0)  # seconds
+    pooling: Literal["last", "mean"] = "last"  # of one label a sequence: what of it is kept, see models.reading
+    direction: Literal["causal", "bidirectional"] = "causal"
 
     test_lengths: tuple[int, ...] = ()  # tokens; () for the training length alone
     test_examples: int = Field(default=512, ge=1)  # sequences at each test length
@@ -74,6 +76,12 @@ class Cell(Value):
     def _lengths_are_positive(self) -> Cell:
         if any(length < 1 for length in self.test_lengths):
             raise ValueError(f"test_lengths {list(self.test_lengths)}: expected positive lengths")
+        return self
+
+    @model_validator(mode="after")
+    def _streams_where_cost_is_measured(self) -> Cell:
+        if self.kind == "cost" and (self.pooling, self.direction) != ("last", "causal"):
+            raise ValueError("a `cost` cell measures token by token: expected pooling 'last' and direction 'causal'")
         return self
 
     def canonical(self) -> str:

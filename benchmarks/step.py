@@ -20,10 +20,15 @@ BETAS, EPSILON, CLIP = (0.9, 0.99), 1e-8, 1.0
 def make_model(cell: Cell, task: Task) -> SequenceModel:
     """The cell's model with weights drawn from its seed, on its device."""
     torch.manual_seed(cell.seed)
-    model = build_model(
-        cell.model, task.vocabulary, task.classes, width=cell.width, depth=cell.depth, **cell.model_options
-    )
-    return model.to(cell.device)
+    return model_of(cell, task).to(cell.device)
+
+
+def model_of(cell: Cell, task: Task) -> SequenceModel:
+    """The cell's model with weights from torch's generator as it stands; raises ValueError when there is none."""
+    return build_model(
+        cell.model, task.vocabulary, task.classes, width=cell.width, depth=cell.depth, pooling=cell.pooling,
+        direction=cell.direction, documents=task.documents, **cell.model_options,
+    )  # fmt: skip
 
 
 def make_optimizer(model: SequenceModel, cell: Cell) -> torch.optim.Optimizer:
@@ -81,7 +86,9 @@ def answers(model: SequenceModel, batch: Batch, cell: Cell) -> tuple[Tensor, Ten
     return logits.float(), targets if everything else targets[asked]
 
 
-def training_step(model: SequenceModel, optimizer: torch.optim.Optimizer, batch: Batch, cell: Cell, step: int) -> Tensor:
+def training_step(
+    model: SequenceModel, optimizer: torch.optim.Optimizer, batch: Batch, cell: Cell, step: int
+) -> Tensor:
     """One step at the learning rate of `step`; the loss before it, a scalar on the cell's device, nats."""
     rate = learning_rate(cell, step)
     for group in optimizer.param_groups:

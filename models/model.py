@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from models.reading import DIRECTIONS, POOLINGS, joined, pooled, turned
+
 State = Any
 """What a block keeps between positions: tensors and numbers in tuples, lists and dicts."""
 
@@ -46,21 +48,28 @@ class Recipe:
 class SequenceModel(nn.Module):
     """Embedding, blocks, norm and head.
 
-    Without `classes` the head answers at every position over the vocabulary; with them, once a sequence, at its last
-    valid token.
+    Without `classes` the head answers at every position over the vocabulary; with them, once a sequence, on its last
+    valid position or the mean of all (`pooling`). Read in both directions, a sequence goes through a second stack back
+    to front too, and what is kept of the two is added. Of two `documents`, read by the same blocks, the head sees both,
+    their product and their difference.
     """
 
     def __init__(
         self, block: type[nn.Module], recipe: Recipe, vocabulary: int, classes: int | None, width: int, depth: int,
-        options: Mapping[str, Any],
+        options: Mapping[str, Any], pooling: str = "last", direction: str = "causal", documents: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
+        _check_reading(classes, pooling, direction, documents)
         self.recipe, self.classes = recipe, classes
+        self.pooling, self.documents = pooling, documents
         self.embedding = nn.Embedding(vocabulary, width)
         self.embedding_norm = nn.LayerNorm(width) if recipe.embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(block(width, layer, depth, **options) for layer in range(depth))
+        self.backward_blocks = nn.ModuleList(
+            block(width, layer, depth, **options) for layer in range(depth if direction == "bidirectional" else 0)
+        )
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, classes or vocabulary, bias=False)
+        self.head = nn.Linear(width if documents == 1 else 4 * width, classes or vocabulary, bias=False)
         recipe.embedding_init(self.embedding.weight)
         recipe.head_init(self.head.weight)
 
@@ -68,21 +77,34 @@ class SequenceModel(nn.Module):
         """Answers to all positions at once.
 
         Args:
-            tokens: (batch, length) int64.
+            tokens: (batch, length) int64; (batch, 2, length) for two documents.
             asked: flat indices into (batch, length); the head then answers at these alone.
-            lengths: (batch,) valid tokens of each sequence, for models with `classes`; all, when None.
+            lengths: (batch,) or (batch, 2) valid tokens, for models with `classes`; all, when None.
 
         Returns:
             (batch, length, vocabulary) logits; (asked, vocabulary) with `asked`; (batch, classes) with classes.
         """
+        if self.classes:
+            return self.head(self.features(tokens, lengths))
         x = self.embed(tokens)  # (batch, length, width)
         for block in self.blocks:
             x = block(x)
-        if self.classes:
-            x = x[:, -1] if lengths is None else x[torch.arange(len(x), device=x.device), lengths - 1]
-        elif asked is not None:
-            x = x.flatten(0, 1)[asked]
-        return self.answer(x)
+        return self.answer(x if asked is None else x.flatten(0, 1)[asked])
+
+    def features(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
+        """What the head sees of each sequence, (batch, width), or of each pair of documents, (batch, 4 width)."""
+        if self.documents > 1:
+            lengths = None if lengths is None else lengths.flatten()
+        x = self.embed(tokens.flatten(0, -2))  # (sequences, length, width)
+        features = self.kept_of(self.blocks, x, lengths)
+        if len(self.backward_blocks):
+            features = features + self.kept_of(self.backward_blocks, turned(x, lengths), lengths)
+        return features if self.documents == 1 else joined(features.unflatten(0, (-1, self.documents)))
+
+    def kept_of(self, blocks: nn.ModuleList, x: Tensor, lengths: Tensor | None) -> Tensor:
+        for block in blocks:
+            x = block(x)
+        return pooled(self.norm(x), lengths, self.pooling)
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.embedding_norm(self.embedding(tokens))
@@ -92,6 +114,7 @@ class SequenceModel(nn.Module):
 
     def initial_state(self, batch_size: int) -> list[State]:
         """The state of every block before the first token."""
+        self._check_streams()
         weight = self.embedding.weight
         return [block.initial_state(batch_size, weight.device, weight.dtype) for block in self.blocks]  # type: ignore[operator]
 
@@ -111,11 +134,19 @@ class SequenceModel(nn.Module):
 
         Blocks that have a `prefill(x) -> (x, state)` read all positions in parallel; others step through them.
         """
+        self._check_streams()
         x, state = self.embed(tokens), []
         for block in self.blocks:
             x, after = block.prefill(x) if hasattr(block, "prefill") else _step_through(block, x)  # type: ignore[operator]
             state.append(after)
         return self.answer(x[:, -1]), state
+
+    def _check_streams(self) -> None:
+        if self.pooling != "last" or len(self.backward_blocks) or self.documents > 1:
+            raise ValueError(
+                "this model answers on whole sequences (pooling 'mean', direction 'bidirectional' or pairs of "
+                "documents), not position by position"
+            )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for an optimiser: `learning_rate_scale` by the architecture, `decay` for matrices only."""
@@ -124,6 +155,18 @@ class SequenceModel(nn.Module):
             scale = self.recipe.learning_rate_scale.get(name.rpartition(".")[2], 1.0)
             groups.setdefault((scale, parameter.ndim >= 2), []).append(parameter)
         return [{"params": p, "learning_rate_scale": scale, "decay": decay} for (scale, decay), p in groups.items()]
+
+
+def _check_reading(classes: int | None, pooling: str, direction: str, documents: int) -> None:
+    if pooling not in POOLINGS or direction not in DIRECTIONS:
+        raise ValueError(
+            f"pooling {pooling!r} and direction {direction!r}: expected one of {', '.join(POOLINGS)}, and one of "
+            f"{', '.join(DIRECTIONS)}"
+        )
+    if classes is None and (pooling, direction, documents) != ("last", "causal", 1):
+        raise ValueError(
+            "pooling, direction and documents are for tasks of one label a sequence: here positions are asked"
+        )
 
 
 def _step_through(block: Any, x: Tensor) -> tuple[Tensor, State]:
@@ -193,9 +236,10 @@ def registered_block(name: str) -> type[nn.Module]:
 
 
 def build_model(
-    name: str, vocabulary: int, classes: int | None = None, *, width: int, depth: int, **options: Any
-) -> SequenceModel:
-    """A model with fresh weights, drawn from torch's global generator.
+    name: str, vocabulary: int, classes: int | None = None, *, width: int, depth: int, pooling: str = "last",
+    direction: str = "causal", documents: int = 1, **options: Any,
+) -> SequenceModel:  # fmt: skip
+    """A model with fresh weights, drawn from torch's global generator; `SequenceModel` says what the arguments do.
 
     Raises ValueError on an unknown name or option, and where the architecture cannot have this width.
     """
@@ -205,4 +249,7 @@ def build_model(
         known = ", ".join(sorted(defaults)) or "none"
         raise ValueError(f"model {name!r} has no option {sorted(unknown)[0]!r}: its options are {known}")
     found = _MODELS[name]
-    return SequenceModel(found.block, found.recipe, vocabulary, classes, width, depth, {**defaults, **options})
+    return SequenceModel(
+        found.block, found.recipe, vocabulary, classes, width, depth, {**defaults, **options}, pooling, direction,
+        documents,
+    )  # fmt: skip
