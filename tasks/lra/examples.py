@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cache
+from io import BytesIO
 from math import isqrt
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.lra.cache import Examples, Generated
@@ -35,6 +37,26 @@ def padded_bytes(texts: Sequence[bytes], length: int) -> tuple[Tensor, Tensor]:
         row[: len(text)] = np.frombuffer(text[:length], dtype=np.uint8)
     lengths = [max(1, min(len(text), length)) for text in texts]
     return torch.from_numpy(tokens), torch.tensor(lengths)
+
+
+def grey_values(file: bytes, side: int, where: str) -> NDArray[np.uint8]:
+    """Grey values of a PNG file, (side * side,); raises ValueError, saying where, when it is not a whole one."""
+    from PIL import Image, UnidentifiedImageError
+
+    expected = f"{where}: expected a PNG of {side} x {side}"
+    try:
+        with Image.open(BytesIO(file), formats=["PNG"]) as image:
+            grey = np.asarray(image.convert("L"))
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+        raise ValueError(f"{expected}, found {error if file else 'an empty file'}") from None
+    if grey.shape != (side, side):
+        raise ValueError(f"{expected}, found {grey.shape[1]} x {grey.shape[0]}")
+    return grey.reshape(-1)
+
+
+def text_picture(tokens: Tensor) -> str:
+    """A document as text, without what fills it up."""
+    return bytes(token for token in tokens.tolist() if token < PAD).decode("utf-8", errors="replace")
 
 
 def picture(tokens: Tensor) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.lra.cache import Examples, Integers, data_folder
+from tasks.lra.examples import grey_values
 from tasks.task import AbsentCorpusError
 
 LISTOPS_NAMES = {"train": "basic_train.tsv", "validation": "basic_val.tsv", "test": "basic_test.tsv"}
@@ -168,19 +169,10 @@ def read_images(folder: str, side: int, digest: str, split: str, rows: Integers)
 
 def read_image(path: Path, side: int, row: int) -> NDArray[np.uint8]:
     """Grey values of one image, (side * side,); raises ValueError when it is not a whole PNG of this size."""
-    from PIL import Image, UnidentifiedImageError
-
-    expected = f"{path}: image {row}: expected a PNG of {side} x {side}"
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            grey = np.asarray(image.convert("L"))
-    except FileNotFoundError:
-        raise ValueError(f"{expected}, found no file") from None
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
-        raise ValueError(f"{expected}, found {error if path.stat().st_size else 'an empty file'}") from None
-    if grey.shape != (side, side):
-        raise ValueError(f"{expected}, found {grey.shape[1]} x {grey.shape[0]}")
-    return grey.reshape(-1)
+    where = f"{path}: image {row}"
+    if not path.is_file():
+        raise ValueError(f"{where}: expected a PNG of {side} x {side}, found no file")
+    return grey_values(path.read_bytes(), side, where)
 
 
 def split_sizes(count: int) -> dict[str, int]:
