@@ -119,6 +119,19 @@ def report(
 
 
 @app.command()
+def prefetch(
+    task: Annotated[str, typer.Argument(help="Name of a task whose data are fetched, or made once and kept.")],
+    length: Annotated[int | None, typer.Option(help="Of the sequences, where data are made for a length.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="An option of the task, as NAME=JSON.")] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Fetch a task's data, or make them all, check them, and keep them under data/."""
+    from benchmarks.spec import prefetched
+
+    print(prefetched(task, length, option or [], plugin or []))
+
+
+@app.command()
 def doctor() -> None:
     """Say what is installed, what is missing, and what will run."""
     from benchmarks.doctor import findings

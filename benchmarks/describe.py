@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.measure import load_plugins
+from benchmarks.spec import spec
 from models.model import build_model, model_names, model_options, parameter_count, registered_block
 from tasks.task import IGNORE, Batch, Task, get_task, task_names
 
@@ -26,21 +27,29 @@ def card(name: str, plugins: Sequence[str] = ()) -> str:
 
 
 def task_card(task: Task) -> str:
-    length = max(task.shortest, 24)
-    length += -length % task.multiple
-    batch = task.batch("train", 0, 0, 2, length)
     facts = {
         "rule": task.source,
         "vocabulary": f"{task.vocabulary} tokens",
         "answers": f"{task.classes} classes, one a sequence" if task.classes else "one at every position that is asked",
         "score": f"{task.score}; a constant answer has {task.constant_score:.4g}",
-        "lengths": f"commonly {', '.join(map(str, task.lengths))}; from {task.shortest} in steps of {task.multiple}",
+        "lengths": f"{', '.join(map(str, task.lengths))}{_other_lengths(task)}",
         "options": ", ".join(f"{key}={value!r}" for key, value in task.options.items()) or "none",
         **{f"data {key}": value for key, value in task.data.items()},
     }
     lines = [f"{key:12} {value}" for key, value in facts.items()]
-    examples = [_example(task, batch, row) for row in range(len(batch.tokens))]
-    return "\n\n".join([f"{task.name}: {inspect.getdoc(task.sampler)}", "\n".join(lines), *examples])
+    shown = [spec(task)] if task.classes and task.sizes else _examples(task)
+    return "\n\n".join([f"{task.name}: {inspect.getdoc(task.sampler)}", "\n".join(lines), *shown])
+
+
+def _other_lengths(task: Task) -> str:
+    return "; no others" if task.exact else f" commonly; from {task.shortest} in steps of {task.multiple}"
+
+
+def _examples(task: Task) -> list[str]:
+    length = max(task.shortest, 24)
+    length += -length % task.multiple
+    batch = task.batch("train", 0, 0, 2, length)
+    return [_example(task, batch, row) for row in range(len(batch.tokens))]
 
 
 def _example(task: Task, batch: Batch, row: int) -> str:
