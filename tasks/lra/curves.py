@@ -40,7 +40,7 @@ Direction = tuple[float, float]  # down, right; of any length
 
 PADDLE_TRIES, DISTRACTOR_TRIES = 3, 5
 SAMPLES = 4  # points a pixel in each direction
-COVERED = 0.9  # of a pixel, for it to be taken
+COVERED = 0.9  # of a pixel, for it to be taken: the published code lets two paddles share one up to 1.8 in all
 
 
 @dataclass(frozen=True)
