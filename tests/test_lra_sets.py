@@ -1,0 +1,212 @@
+"""Finite sets in the trainer, and one label a sequence in every model: what the house promises of both."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from benchmarks.pictures import PLACE, pathfinder_grid
+from benchmarks.record import Cell
+from benchmarks.spec import doubles, histogram
+from benchmarks.step import answers, make_model
+from benchmarks.train import evaluate
+from models.model import build_model, model_names
+from models.reading import joined, pooled, turned
+from tasks.lra.source import _files
+from tasks.task import Batch, get_task
+
+READINGS = [("last", "causal"), ("mean", "causal"), ("last", "bidirectional"), ("mean", "bidirectional")]
+
+
+def numbered_set(sizes):
+    """A task whose example number r of a split is the token r, so that one sees which examples come."""
+    return replace(
+        get_task("source-text"),
+        sizes=sizes,
+        sampler=lambda rows, length, split: Batch(rows[:, None].expand(-1, length) % 256, rows % 2),
+    )
+
+
+def numbers(task, split, seed, index, batch_size):
+    return task.batch(split, seed, index, batch_size, 256).tokens[:, 0].tolist()
+
+
+def test_training_sees_every_example_once_an_epoch_in_an_order_of_its_own():
+    task = numbered_set({"train": 103, "validation": 9, "test": 9})
+    stream = [n for index in range(52) for n in numbers(task, "train", 0, index, 8)]
+    epochs = [stream[start : start + 103] for start in range(0, 412, 103)]
+    assert all(sorted(epoch) == list(range(103)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert numbers(task, "train", 1, 0, 8) != stream[:8]
+    assert numbers(task, "train", 0, 7, 8) == stream[56:64]  # any batch can be made alone
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_other_splits_are_gone_through_once_in_one_order(split):
+    task = numbered_set({"train": 103, "validation": 20, "test": 20})
+    found = [numbers(task, split, seed, index, 8) for seed in (0, 5) for index in range(3)]
+    assert found[:3] == found[3:] and [len(batch) for batch in found[:3]] == [8, 8, 4]
+    assert sorted(number for batch in found[:3] for number in batch) == list(range(20))
+    with pytest.raises(IndexError, match="20 examples, none at place 24"):
+        numbers(task, split, 0, 3, 8)
+
+
+@pytest.mark.parametrize(("asked", "scored"), [(5, 5), (32, 32), (70, 70), (10**6, 75)])
+def test_the_whole_test_set_can_be_scored(asked, scored):
+    task = numbered_set({"train": 103, "validation": 9, "test": 75})
+    cell = Cell(kind="learn", task="source-text", model="lstm", width=8, depth=1, length=256, batch_size=4)
+    score = evaluate(make_model(cell, task), cell, task, "test", 256, asked)
+    assert (score.examples, score.count) == (scored, scored)
+
+
+@pytest.mark.parametrize("name", ["listops", "pathfinder", "pathx", "source-text", "source-retrieval"])
+def test_cards_agree_with_batches(name):
+    task = get_task(name)
+    length = min(task.lengths)
+    batch = task.batch("validation", 0, 0, 4, length)
+    shape = (4, length) if task.documents == 1 else (4, task.documents, length)
+    assert batch.tokens.shape == shape and batch.targets.shape == (4,) and len(task.answers) == task.classes
+    assert int(batch.tokens.min()) >= 0 and int(batch.tokens.max()) < task.vocabulary == len(task.symbols)
+    assert int(batch.targets.min()) >= 0 and int(batch.targets.max()) < task.classes
+    again = task.batch("validation", 9, 0, 4, length)
+    assert (again.tokens == batch.tokens).all()
+    if batch.lengths is not None:
+        assert batch.lengths.shape == shape[:-1] and int(batch.lengths.min()) >= 1
+
+
+def test_source_passages_come_from_the_files_of_their_split():
+    task = get_task("source-text")
+    files = [b"".join(lines) for lines in _files("test").lines]
+    batch = task.batch("test", 0, 0, 60, 1024)
+    written = [bytes(tokens[:length].tolist()) for tokens, length in zip(batch.tokens, batch.lengths, strict=True)]
+    whole = torch.tensor([any(text in file for file in files) for text in written])
+    assert whole[batch.targets == 1].all() and whole[batch.targets == 0].float().mean() < 0.2
+
+
+def tiny(name, pooling, direction, documents=1):
+    torch.manual_seed(0)
+    model = build_model(name, 20, 3, width=32, depth=2, pooling=pooling, direction=direction, documents=documents)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)  # blocks begin as nothing, and nothing would leak
+    return model.double().eval()
+
+
+@pytest.mark.parametrize("documents", [1, 2])
+@pytest.mark.parametrize(("pooling", "direction"), READINGS)
+@pytest.mark.parametrize("name", model_names())
+def test_padding_never_leaks(name, pooling, direction, documents):
+    """Other padding, and more of it, changes no answer."""
+    model = tiny(name, pooling, direction, documents)
+    shape = (5, 30) if documents == 1 else (5, documents, 30)
+    tokens, lengths = torch.randint(20, shape), torch.randint(1, 31, shape[:-1])
+    longer = torch.randint(20, (*shape[:-1], 37))
+    longer[..., :30] = torch.where(torch.arange(30) < lengths[..., None], tokens, longer[..., :30])
+    assert torch.allclose(model(tokens, lengths=lengths), model(longer, lengths=lengths), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_without_padding_lengths_change_nothing(name):
+    model = tiny(name, "mean", "bidirectional")
+    tokens = torch.randint(20, (4, 24))
+    assert torch.allclose(model(tokens), model(tokens, lengths=torch.full((4,), 24)), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_a_bidirectional_reading_depends_on_the_beginning_read_last(name):
+    """With one token kept of a causal reading, a model that forgets sees the end; read both ways, it sees both ends."""
+    model = tiny(name, "last", "bidirectional")
+    tokens = torch.randint(20, (1, 12))
+    with torch.no_grad():
+        backward = model.kept_of(model.backward_blocks, turned(model.embed(tokens), None), None)
+        by_hand = model.embed(tokens).flip(1)
+        for block in model.backward_blocks:
+            by_hand = block(by_hand)
+        assert torch.allclose(backward, model.norm(by_hand[:, -1]), atol=1e-12)
+    assert len(model.backward_blocks) == len(model.blocks) == 2
+
+
+def test_turned_leaves_padding_where_it_is():
+    x = torch.arange(10.0).reshape(2, 5, 1)
+    assert turned(x, torch.tensor([3, 5]))[..., 0].tolist() == [[2, 1, 0, 3, 4], [9, 8, 7, 6, 5]]
+    assert turned(turned(x, torch.tensor([2, 4])), torch.tensor([2, 4])).equal(x)
+
+
+def test_pooled_counts_valid_positions_alone():
+    x = torch.tensor([[1.0, 2.0, float("nan")], [3.0, 4.0, 8.0]])[..., None]
+    assert pooled(x, torch.tensor([2, 3]), "mean")[:, 0].tolist() == [1.5, 5.0]
+    assert pooled(x, torch.tensor([2, 1]), "last")[:, 0].tolist() == [2.0, 3.0]
+
+
+def test_two_documents_are_joined_as_published():
+    features = torch.tensor([[[1.0, 2.0], [3.0, 5.0]]])
+    assert joined(features).tolist() == [[1, 2, 3, 5, 3, 10, -2, -3]]
+
+
+def test_both_documents_go_through_one_encoder():
+    model = tiny("rwkv", "mean", "causal", documents=2)
+    pair, lengths = torch.randint(20, (3, 2, 16)), torch.randint(1, 17, (3, 2))
+    one = [model.kept_of(model.blocks, model.embed(pair[:, i]), lengths[:, i]) for i in range(2)]
+    assert torch.allclose(model.head(joined(torch.stack(one, 1))), model(pair, lengths=lengths), atol=1e-12)
+
+
+def test_readings_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="one label a sequence"):
+        build_model("rwkv", 20, width=16, depth=1, direction="bidirectional")
+    with pytest.raises(ValueError, match="pooling 'max'"):
+        build_model("rwkv", 20, 2, width=16, depth=1, pooling="max")
+    for pooling, direction in READINGS[1:]:
+        with pytest.raises(ValueError, match="whole sequences"):
+            tiny("rwkv", pooling, direction).prefill(torch.zeros(1, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="cost"):
+        Cell(kind="cost", task="listops", model="rwkv", width=8, depth=1, length=64, batch_size=1, pooling="mean")
+
+
+def test_cells_of_old_keep_their_ids():
+    old = {"kind": "learn", "task": "listops", "model": "rwkv", "width": 8, "depth": 1, "length": 64, "batch_size": 1}
+    assert Cell(**old).id == Cell(**old, pooling="last", direction="causal").id
+    assert Cell(**old).id != Cell(**old, pooling="mean").id != Cell(**old, direction="bidirectional").id
+
+
+def test_one_label_a_sequence_is_learnt():
+    """Each reading learns to say whether a token was among those read, from a batch of padded sequences."""
+    task = get_task("source-text")
+    for pooling, direction in READINGS:
+        cell = Cell(
+            kind="learn", task="source-text", model="rwkv", width=16, depth=1, length=256, batch_size=16,
+            pooling=pooling, direction=direction,
+        )  # fmt: skip
+        torch.manual_seed(1)
+        tokens, lengths = torch.randint(1, 20, (64, 24)), torch.randint(6, 25, (64,))
+        labels = torch.arange(64) % 2
+        place = (torch.rand(64) * lengths).long()
+        tokens[torch.arange(64), place] = torch.where(labels == 1, 0, tokens[torch.arange(64), place])
+        batch = Batch(tokens, labels, lengths=lengths)
+        model = make_model(cell, task)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        for _ in range(60):
+            loss = nn.functional.cross_entropy(*answers(model, batch, cell))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert loss < 0.3, (pooling, direction, float(loss))
+
+
+def test_doubles_are_counted():
+    hashes = {"train": [b"a", b"b", b"b"], "validation": [b"c"], "test": [b"b", b"c"]}
+    assert doubles(hashes) == {
+        "within train": 1, "within validation": 0, "within test": 0, "validation also in train": 0,
+        "test also in train": 1, "test also in validation": 1,
+    }  # fmt: skip
+
+
+def test_a_histogram_counts_everything():
+    lines = histogram(torch.tensor([1, 1, 5, 9, 16])).splitlines()
+    assert sum(int(line.split()[3]) for line in lines[:-1]) == 5 and lines[-1] == "  mean 6, median 5"
+
+
+def test_the_picture_in_the_docs_is_of_the_data():
+    with Image.open(PLACE) as image:
+        assert (np.asarray(image) == pathfinder_grid()).all()
