@@ -13,7 +13,10 @@ DECORATORS = {"tasks": "register_task", "models": "register_model"}
 
 @dataclass(frozen=True)
 class Entry:
-    """A registration: its name, the file that holds it, and the first line of its docstring, or of the file's."""
+    """A registration: its name, the file that holds it, and the first line of its docstring.
+
+    Of a block, that of its file: a block's own docstring lists its options.
+    """
 
     name: str
     file: str
@@ -37,10 +40,5 @@ def _entries(file: Path, decorator: str) -> Iterator[Entry]:
             if isinstance(call, ast.Call) and getattr(call.func, "id", getattr(call.func, "attr", "")) == decorator:
                 name = call.args[0] if call.args else None
                 if isinstance(name, ast.Constant) and isinstance(name.value, str):
-                    docstring = ast.get_docstring(node) if _says_what(node) else None
+                    docstring = ast.get_docstring(node) if isinstance(node, ast.FunctionDef) else None
                     yield Entry(name.value, shown, (docstring or ast.get_docstring(tree) or "").split("\n")[0])
-
-
-def _says_what(node: ast.AST) -> bool:
-    """A block's docstring lists its options; what it is, the file says."""
-    return isinstance(node, ast.FunctionDef)

@@ -34,17 +34,21 @@ def cost(cell: Cell, task: Task, progress: Progress) -> CostNumbers:
     for done, name in enumerate(("training", "prefill", "decode")):
         progress(done, 3, name)
         try:
-            run, alive, tokens = _prepare(name, model, batch, cell)
-            if name == "decode":
-                state_size = state_bytes(alive[-1])
-            phases[name] = _measure(run, alive, tokens, cell)
+            phases[name], found = _phase(name, model, batch, cell)
+            state_size = found if name == "decode" else state_size
         except Exception as error:
             if not out_of_memory(error):
                 raise
             failed[name] = "oom"
-        run = alive = None
         _forget(cell)
     return CostNumbers(parameters=parameter_count(model), phases=phases, failed=failed, state_bytes=state_size)
+
+
+def _phase(name: str, model: SequenceModel, batch: Batch, cell: Cell) -> tuple[Phase, int]:
+    """The measurements of a phase, and the bytes of the state it goes on from (of decode)."""
+    run, alive, tokens = _prepare(name, model, batch, cell)
+    size = state_bytes(alive[-1])
+    return _measure(run, alive, tokens, cell), size
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -114,9 +118,9 @@ def _time_gpu(run: Run, repeats: int) -> list[float]:
         warm += 1
     marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
     for before, after in marks:
-        before.record()  # type: ignore[no-untyped-call]
+        before.record()
         run()
-        after.record()  # type: ignore[no-untyped-call]
+        after.record()
     torch.cuda.synchronize()
     return [before.elapsed_time(after) / 1000 for before, after in marks]
 

@@ -74,6 +74,10 @@ def model_card(name: str) -> str:
     options = ", ".join(f"{key}={value!r}" for key, value in model_options(name).items()) or "none"
     with torch.device("meta"):
         sizes = [(w, d, parameter_count(build_model(name, 256, width=w, depth=d))) for w, d in ((64, 2), (768, 12))]
-    sizes_text = "; ".join(f"{count:,} at width {width}, depth {depth}, vocabulary 256" for width, depth, count in sizes)
+    sizes_text = "; ".join(
+        f"{count:,} at width {width}, depth {depth}, vocabulary 256" for width, depth, count in sizes
+    )
     own = inspect.getdoc(block) if block.__doc__ else ""
-    return "\n\n".join(part for part in (f"{name}: {module}", own, f"options      {options}\nparameters   {sizes_text}") if part)
+    return "\n\n".join(
+        part for part in (f"{name}: {module}", own, f"options      {options}\nparameters   {sizes_text}") if part
+    )

@@ -23,11 +23,11 @@ import torch
 
 from benchmarks.cost import cost, out_of_memory
 from benchmarks.memory import LiveBytes
-from benchmarks.record import Cell, Outcome, TaskFacts, write_atomically
+from benchmarks.record import Cell, Outcome, Status, TaskFacts, write_atomically
 from benchmarks.step import answers, make_model, model_of
 from benchmarks.train import InterruptedRunError, NotFiniteError, learn
-from models.model import parameter_count
-from tasks.task import Task, get_task
+from models.model import model_names, parameter_count
+from tasks.task import Task, get_task, task_names
 
 INTERRUPTED = 75  # exit code: stopped as asked, to be gone on with
 OWN_PACKAGES = ("tasks", "models", "benchmarks")
@@ -39,6 +39,7 @@ def load_plugins(files: Sequence[str]) -> None:
 
     Raises ValueError that names the file when it is missing, fails, or brings packages of the names that ours have.
     """
+    task_names(), model_names()  # ours first, so that a name that is taken is taken by ours
     for entry in importlib.metadata.entry_points(group="lookback.plugins"):
         _guarded(f"plug-in {entry.name} ({entry.value})", entry.load)
     for file in files:
@@ -105,7 +106,7 @@ def measure(cell: Cell, folder: Path, progress: Reporter, stop: list[bool]) -> O
         kernels = _kernels(cell, task)
         if cell.kind == "cost":
             costs = cost(cell, task, progress)
-            status = next(iter(costs.failed.values()), "ok")
+            status: Status = next(iter(costs.failed.values()), "ok")
             return Outcome(status=status, task=facts, cost=costs, kernels=kernels)
         numbers = learn(cell, task, folder, progress, lambda: stop[0])
         return Outcome(status="ok", task=facts, learn=numbers, kernels=kernels)

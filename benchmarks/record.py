@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-SCHEMA_VERSION = 1
 NAME = r"[a-z0-9][a-z0-9_.-]{0,63}"
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
 Status = Literal["ok", "oom", "nan", "timeout", "error", "killed"]
@@ -201,7 +200,7 @@ class Machine(Value):
 
 
 class Record(Value):
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     suite: str
     cell: Cell
     cell_id: str
@@ -278,7 +277,7 @@ def read_record(path: Path) -> Record:
     try:
         return Record.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise ValueError(f"{path}: not a record of schema {SCHEMA_VERSION}: {one_line(error)}") from None
+        raise ValueError(f"{path}: not a record of schema 1: {one_line(error)}") from None
 
 
 def record_files(folder: Path) -> Iterator[Path]:

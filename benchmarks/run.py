@@ -64,7 +64,9 @@ class Runner:
         """Measure what is missing; the exit code: 0 all measured, 1 some cell in error, 130 or 143 interrupted."""
         cells = self.missing()
         there = len(self.suite.cells) - len(cells)
-        print(f"{self.suite.name}: {len(self.suite.cells)} cells, {there} recorded, {len(cells)} to measure", flush=True)
+        print(
+            f"{self.suite.name}: {len(self.suite.cells)} cells, {there} recorded, {len(cells)} to measure", flush=True
+        )
         failed = 0
         with self._listening(), Bar(len(cells)) as bar:
             for cell in cells:

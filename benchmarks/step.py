@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ def to_device(batch: Batch, device: str) -> Batch:
     def move(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.pin_memory().to(device, non_blocking=True)
 
-    moved = {name: move(tensor) for name, tensor in vars(batch).items()}
+    moved: dict[str, Any] = {name: move(tensor) for name, tensor in vars(batch).items()}
     return replace(batch, **moved)
 
 

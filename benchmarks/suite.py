@@ -1,18 +1,18 @@
 """A suite is a TOML file: defaults, then grids whose lists are multiplied out into cells.
 
-    title = "How far back can they recall?"
+title = "How far back can they recall?"
 
-    [defaults]                     # every cell
-    width = 64
+[defaults]                     # every cell
+width = 64
 
-    [[grid]]                       # lists are multiplied; a list field (test_lengths) takes a list of lists
-    kind = "learn"
-    task = ["copy", "recall"]
-    model = ["transformer", "rwkv"]
-    scales = ["small", "paper"]    # only at these scales; at all, when left out
+[[grid]]                       # lists are multiplied; a list field (test_lengths) takes a list of lists
+kind = "learn"
+task = ["copy", "recall"]
+model = ["transformer", "rwkv"]
+scales = ["small", "paper"]    # only at these scales; at all, when left out
 
-    [scales.smoke]                 # what a scale changes in every cell of every grid
-    steps = 3
+[scales.smoke]                 # what a scale changes in every cell of every grid
+steps = 3
 """
 
 from __future__ import annotations

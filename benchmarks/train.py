@@ -175,7 +175,8 @@ def evaluate(
 
 
 def _rows(batch: Batch, first: int, last: int) -> Batch:
-    return Batch(**{name: tensor if tensor is None else tensor[first:last] for name, tensor in vars(batch).items()})
+    rows: dict[str, Any] = {name: x if x is None else x[first:last] for name, x in vars(batch).items()}
+    return Batch(**rows)
 
 
 def by_distance(correct: Tensor, distances: Tensor) -> tuple[DistanceScore, ...]:

@@ -19,7 +19,8 @@ class LSTMBlock(nn.Module):
         self.recurrence = nn.LSTM(width, width, batch_first=True)
         self.mlp = nn.Sequential(nn.Linear(width, 5 * width // 2), nn.GELU(), nn.Linear(5 * width // 2, width))
         with torch.no_grad():
-            self.recurrence.bias_ih_l0[width : 2 * width] = 1.0  # remember at first (Jozefowicz et al. 2015)
+            forget = self.recurrence.get_parameter("bias_ih_l0")[width : 2 * width]
+            forget.fill_(1.0)  # remember at first (Jozefowicz et al. 2015)
 
     def forward(self, x: Tensor) -> Tensor:  # (batch, length, width) -> same
         return self.prefill(x)[0]
@@ -37,7 +38,5 @@ class LSTMBlock(nn.Module):
         return zeros, zeros.clone()
 
     def step(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
-        r = self.recurrence
-        weights = (r.weight_ih_l0, r.weight_hh_l0, r.bias_ih_l0, r.bias_hh_l0)
-        hidden, cell = torch.lstm_cell(self.recurrence_norm(x), state, *weights)
+        hidden, cell = torch.lstm_cell(self.recurrence_norm(x), state, *self.recurrence.parameters())
         return self.finish(x, hidden), (hidden, cell)

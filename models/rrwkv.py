@@ -1,8 +1,8 @@
 """RRWKV: RWKV-4 that looks back through mediums. Our reconstruction, not the author's code.
 
-Wang 2023 (arXiv 2306.05176) was withdrawn by its author, without code or results. Public is the idea: *mediums*, abstract
-representations of the input at regular intervals, enter time-mix and channel-mix, so that the model can look back at
-them. What follows is our reading of it; h is the input of the time-mix, y that of the channel-mix, S the interval:
+Wang 2023 (arXiv 2306.05176) was withdrawn by its author, without code or results. Public is the idea: *mediums*,
+abstract representations of the input at regular intervals, enter time-mix and channel-mix, so that the model can look
+back at them. What follows is our reading; h is the input of the time-mix, y that of the channel-mix, S the interval:
 
     segment j ends   s_j = mean of h over the S tokens of segment j
                      m_j = s_j * sigmoid(W_up relu(W_down s_j))                       squeeze and excite, width D/4
@@ -109,10 +109,11 @@ class Mediums(nn.Module):
         latest = mediums[:, -1] if segments else torch.zeros_like(h[:, 0])
         return mediums, Stream(h[:, segments * interval :].sum(1), latest, length, interval)
 
-    def initial_stream(self, batch_size: int, width: int, device: torch.device, dtype: torch.dtype) -> Stream:
+    def initial_stream(self, like: Tensor) -> Stream:
+        """Before the first input; `like` is (batch, width)."""
         if self.interval == "sqrt":
             raise ValueError("rrwkv with interval 'sqrt' must know its length: start from prefill, or set an integer")
-        zeros = torch.zeros(batch_size, width, device=device, dtype=dtype)
+        zeros = torch.zeros_like(like)
         return Stream(zeros, zeros, 0, int(self.interval))
 
     def advance(self, h: Tensor, stream: Stream) -> tuple[Stream, bool]:
@@ -150,7 +151,7 @@ class RetrospectiveTimeMix(TimeMix):
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Any:
         plain = super().initial_state(batch_size, device, dtype)
-        stream = self.mediums.initial_stream(*plain.before.shape, device, dtype)
+        stream = self.mediums.initial_stream(plain.before)
         return RetrospectiveState(plain, stream, self.empty_memory(plain.before))
 
     def step(self, h: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -172,7 +173,7 @@ class RetrospectiveTimeMix(TimeMix):
     def empty_memory(self, like: Tensor) -> Memory:
         """Before the first medium; `like` is (batch, width)."""
         if self.retrospection == "recurrent":
-            return Memory(empty_state(*like.shape, device=like.device), torch.zeros_like(like))
+            return Memory(empty_state(like.shape[0], like.shape[1], like.device), torch.zeros_like(like))
         nothing = like[:, None][:, :0]  # (batch, 0, width)
         return Memory((nothing, nothing), None) if self.retrospection == "attention" else NO_MEMORY
 
@@ -228,7 +229,7 @@ class RetrospectiveChannelMix(ChannelMix):
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Any:
         plain = super().initial_state(batch_size, device, dtype)
-        return RetrospectiveState(plain, self.mediums.initial_stream(*plain.shape, device, dtype), NO_MEMORY)
+        return RetrospectiveState(plain, self.mediums.initial_stream(plain), NO_MEMORY)
 
     def step(self, y: Tensor, state: Any) -> tuple[Tensor, Any]:
         inputs = self.mediums.add(self.mixed(y, state.plain), state.stream.latest)

@@ -144,7 +144,8 @@ class RWKVBlock(nn.Module):
         return x + mixed, (time, channel)
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> RWKVState:
-        return tuple(mix.initial_state(batch_size, device, dtype) for mix in (self.time_mix, self.channel_mix))
+        arguments = batch_size, device, dtype
+        return self.time_mix.initial_state(*arguments), self.channel_mix.initial_state(*arguments)
 
     def step(self, x: Tensor, state: RWKVState) -> tuple[Tensor, RWKVState]:
         mixed, time = self.time_mix.step(self.time_norm(x), state[0])

@@ -1,7 +1,7 @@
 """Causal Transformer as a reviewer would accept it today: pre-norm, rotary positions, SwiGLU, fused attention.
 
-Vaswani et al. 2017 (arXiv 1706.03762); RoPE: Su et al. 2021 (arXiv 2104.09864); SwiGLU: Shazeer 2020 (arXiv 2002.05202).
-The gated layer is 3 widths wide, which gives a block the 13 width^2 weights of RWKV-4's.
+Vaswani et al. 2017 (arXiv 1706.03762); RoPE: Su et al. 2021 (arXiv 2104.09864); SwiGLU: Shazeer 2020 (arXiv
+2002.05202). The gated layer is 3 widths wide, which gives a block the 13 width^2 weights of RWKV-4's.
 """
 
 from typing import NamedTuple

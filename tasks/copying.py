@@ -45,16 +45,16 @@ def _ask_for(symbols: Tensor, where: Tensor, length: int, alphabet: int) -> Batc
     lengths=LENGTHS,
     shortest=_shortest,
     symbols=letters,
-    source="Copying memory: Hochreiter and Schmidhuber 1997; Arjovsky et al. 2016 (arXiv 1511.06464), in next-token form",
+    source="Copying memory: Hochreiter and Schmidhuber 1997, Arjovsky et al. 2016 (arXiv 1511.06464); next-token form",
 )
 def sample_copy(
     batch_size: int, length: int, generator: torch.Generator, *, symbols: int = 10, alphabet: int = 8
 ) -> Batch:
     """Symbols, a gap that fills the length, then the same symbols again. Each lies `length - symbols` back.
 
-        tokens     a  c  b  _  _  _  _  >  a  c
-        targets    .  .  .  .  .  .  .  a  c  b
-        distances  .  .  .  .  .  .  .  7  7  7
+    tokens     a  c  b  _  _  _  _  >  a  c
+    targets    .  .  .  .  .  .  .  a  c  b
+    distances  .  .  .  .  .  .  .  7  7  7
     """
     drawn = torch.randint(alphabet, (batch_size, symbols), generator=generator)
     where = torch.arange(symbols).expand(batch_size, -1)
@@ -75,9 +75,9 @@ def sample_selective_copy(
 ) -> Batch:
     """Symbols strewn evenly over the input, then asked for in order: the model must choose what to keep.
 
-        tokens     _  a  _  c  b  _  _  >  a  c
-        targets    .  .  .  .  .  .  .  a  c  b
-        distances  .  .  .  .  .  .  .  6  5  5
+    tokens     _  a  _  c  b  _  _  >  a  c
+    targets    .  .  .  .  .  .  .  a  c  b
+    distances  .  .  .  .  .  .  .  6  5  5
     """
     drawn = torch.randint(alphabet, (batch_size, symbols), generator=generator)
     chance = torch.rand((batch_size, length - symbols), generator=generator)

@@ -80,8 +80,8 @@ def byte_symbols() -> list[str]:
 def sample_python(batch_size: int, length: int, generator: torch.Generator, split: str) -> Batch:
     """Windows of source text from anywhere in a split; every position asks for the next byte.
 
-        tokens     d  e  f  \u2423  f  (  x
-        targets    e  f  \u2423  f  (  x  )
+    tokens     d  e  f  \u2423  f  (  x
+    targets    e  f  \u2423  f  (  x  )
     """
     text = _corpus()[split]
     if len(text) < 2 * length:

@@ -145,9 +145,9 @@ def sample_recall(
 def sample_needle(batch_size: int, length: int, generator: torch.Generator, *, alphabet: int = 32) -> Batch:
     """One marked pair anywhere in a haystack of random values, asked at the end.
 
-        tokens    v3 v8  ? v5 v8 v1 v2  ?
-        targets    .  .  .  .  .  .  . v5
-        distances  .  .  .  .  .  .  .  4
+    tokens    v3 v8  ? v5 v8 v1 v2  ?
+    targets    .  .  .  .  .  .  . v5
+    distances  .  .  .  .  .  .  .  4
     """
     tokens = torch.randint(alphabet, (batch_size, length), generator=generator)
     marker_at = torch.randint(length - 2, (batch_size, 1), generator=generator)

@@ -30,9 +30,9 @@ def _distances(tokens: Tensor) -> Tensor:
 def sample_parity(batch_size: int, length: int, generator: torch.Generator) -> Batch:
     """Is the number of ones so far odd?
 
-        tokens     0  1  1  0  1
-        targets    0  1  0  0  1
-        distances  0  1  2  3  4
+    tokens     0  1  1  0  1
+    targets    0  1  0  0  1
+    distances  0  1  2  3  4
     """
     tokens = torch.randint(2, (batch_size, length), generator=generator)
     return Batch(tokens, tokens.cumsum(1) % 2, _distances(tokens))
@@ -68,9 +68,9 @@ def _running_product(tokens: Tensor, table: Tensor) -> Tensor:
 def sample_permutations(batch_size: int, length: int, generator: torch.Generator) -> Batch:
     """Permutations of five things, applied one after the other: in what order do the things lie now?
 
-        tokens     10234  01243  43210
-        targets    10234  10243  34201
-        distances      0      1      2
+    tokens     10234  01243  43210
+    targets    10234  10243  34201
+    distances      0      1      2
     """
     elements, table = _group()
     tokens = torch.randint(len(elements), (batch_size, length), generator=generator)

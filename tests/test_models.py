@@ -116,7 +116,9 @@ def test_reach_is_the_whole_past(name: str, options: dict[str, object]) -> None:
     assert (model(read)[:, -1] - model(changed)[:, -1]).abs().max() > 0
 
 
-@pytest.mark.parametrize(("name", "constant"), [("rwkv", True), ("rrwkv", True), ("lstm", True), ("transformer", False)])
+@pytest.mark.parametrize(
+    ("name", "constant"), [("rwkv", True), ("rrwkv", True), ("lstm", True), ("transformer", False)]
+)
 @torch.no_grad()
 def test_state_size(name: str, constant: bool) -> None:
     model = randomised(name)

@@ -24,7 +24,13 @@ def test_a_cell_refuses_what_it_does_not_know(cell: Cell) -> None:
 
 def test_equal_cells_have_equal_ids_and_others_have_not(cell: Cell) -> None:
     assert Cell.model_validate(json.loads(cell.model_dump_json())).id == cell.id
-    for change in ({"seed": 1}, {"width": 17}, {"model_options": {"a": 1}}, {"learning_rate": 2e-3}, {"device": "cuda"}):
+    for change in (
+        {"seed": 1},
+        {"width": 17},
+        {"model_options": {"a": 1}},
+        {"learning_rate": 2e-3},
+        {"device": "cuda"},
+    ):
         assert cell.model_copy(update=change).id != cell.id
     assert cell.id.startswith("copy-rwkv-L24-s0-")
 
@@ -51,7 +57,9 @@ def test_written_files_have_the_usual_mode(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "a" / "b.txt").stat().st_mode) == 0o640
 
 
-def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_content_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "record.json"
     write_atomically(path, "old")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -13,7 +14,7 @@ from benchmarks.report.frames import over_seeds
 from benchmarks.report.statistics import wilson_interval
 from benchmarks.report.style import RC, in_order, legend, length_axis, looks, panels
 
-CONSTANT = {"color": "#777777", "linestyle": (0, (1, 2)), "linewidth": 1.2, "label": "constant answer"}
+CONSTANT: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 2)), "linewidth": 1.2, "label": "constant answer"}
 COSTS = (
     ("training", "tokens_per_second", "training: tokens a second"),
     ("training", "peak_bytes", "training: peak memory, MB"),

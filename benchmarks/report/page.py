@@ -15,9 +15,12 @@ from benchmarks.record import Record, read_record, record_files, write_atomicall
 from benchmarks.report import figures, frames, style
 
 TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=False,  # noqa: S701  Markdown, not HTML
+    loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=False,
     trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True,
 )  # fmt: skip
+
+
+TEXT_COLUMNS = ("model", "task", "phase", "unit", "source of the rule", "data")
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def make_page(records: Sequence[Record], folder: Path) -> Made:
               "Trained at the length of the vertical line, tested at all; shaded: 95 % intervals."),
         _draw(folder, "score-by-distance", figures.score_by_distance(data["score-by-distance"]),
               "Accuracy against distance",
-              "How far back the asked-for information lay. Bins of half an octave, seeds pooled; shaded: 95 % (Wilson)."),
+              "How far back what is asked for lay. Bins of half an octave, seeds pooled; shaded: 95 % (Wilson)."),
         _draw(folder, "cost-by-length", figures.cost_by_length(costs), "Cost against length",
               "Medians. Peak memory counts live tensors, weights and optimizer state included."),
         _draw(folder, "learning-curves", figures.learning_curves(data["learning-curves"]), "Learning curves",
@@ -84,7 +87,8 @@ def make_page(records: Sequence[Record], folder: Path) -> Made:
         suite=records[0].suite, records=records, failed=[r for r in records if r.outcome.status != "ok"],
         drawings=[drawing for drawing in drawings if drawing.drawn], summary=markdown(summary),
         score_table=markdown(score_table(scores)), cost_table=markdown(cost_table(costs)),
-        facts=facts(records), seeds=scores["seed"].nunique() if len(scores) else 0, tasks=task_rows(records),
+        facts=facts(records), seeds=scores["seed"].nunique() if len(scores) else 0,
+        task_table=markdown(task_table(records)),
         reconstruction=any(record.cell.model == "rrwkv" for record in records),
     )  # fmt: skip
     write_atomically(folder / "README.md", page)
@@ -114,6 +118,8 @@ def summarise(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
             here = costs[(costs["model"] == model) & (costs["length"] == longest)].set_index("phase")
             if len(here):
                 rows.setdefault(model, {}).update(_cost_cells(here, longest))
+    if not rows:
+        return pd.DataFrame()
     table = pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("model").reset_index()
     sizes = pd.concat([frame[["model", "parameters"]] for frame in (scores, costs) if not frame.empty])
     table.insert(1, "parameters", [span(sizes.loc[sizes["model"] == model, "parameters"]) for model in table["model"]])
@@ -167,14 +173,14 @@ def _phases_first(column: pd.Series) -> pd.Series:
     return column.map(frames.PHASES.index) if column.name == "phase" else column
 
 
-def task_rows(records: Sequence[Record]) -> list[dict[str, str]]:
+def task_table(records: Sequence[Record]) -> pd.DataFrame:
     """Each task with its constant answer and the source of its rule."""
     found = {frames.task_label(r): r.outcome.task for r in records if r.outcome.task}
-    return [
-        {"task": name, "constant": f"{task.constant_score:.4g} {task.score}", "source": task.source,
+    return pd.DataFrame([
+        {"task": name, "constant answer": f"{task.constant_score:.4g} {task.score}", "source of the rule": task.source,
          "data": ", ".join(f"{key} {value}" for key, value in task.data.items() if isinstance(value, str))}
         for name, task in sorted(found.items())
-    ]  # fmt: skip
+    ])  # fmt: skip
 
 
 def facts(records: Sequence[Record]) -> dict[str, str]:
@@ -187,13 +193,17 @@ def facts(records: Sequence[Record]) -> dict[str, str]:
     versions = {name: every(r.versions.get(name, "") for r in records) for name in sorted(records[0].versions)}
     return {
         "device": machine.device,
-        "machine": ", ".join(f"{k} {v}" for k, v in machine.facts.items() if not k.startswith("load") and v is not None),
+        "machine": ", ".join(
+            f"{k} {v}" for k, v in machine.facts.items() if not k.startswith("load") and v is not None
+        ),
         "load average when cells began": every(r.machine.facts.get("load_before", "") for r in records),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "kernels": every(kernel for r in records for kernel in r.outcome.kernels),
         "precision": every(r.cell.precision for r in records),
         "measured": f"{min(r.started for r in records)} to {max(r.ended for r in records)}",
-        "commits": every((r.commit or "none")[:12] + (" with changes" if r.uncommitted_changes else "") for r in records),
+        "commits": every(
+            (r.commit or "none")[:12] + (" with changes" if r.uncommitted_changes else "") for r in records
+        ),
     }
 
 
@@ -222,17 +232,22 @@ def markdown(table: pd.DataFrame) -> str:
     if table.empty:
         return ""
     cells = [[str(value).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)]
-    rule = [("---" if column in ("model", "task", "phase", "unit") else "---:") for column in table.columns]
+    rule = [("---" if column in TEXT_COLUMNS else "---:") for column in table.columns]
     return "\n".join("| " + " | ".join(row) + " |" for row in [list(map(str, table.columns)), rule, *cells])
 
 
 def plain(table: pd.DataFrame) -> str:
     """The same for a terminal."""
+    if table.empty:
+        return "no cell ended well"
     rows = [list(map(str, table.columns)), *([str(value) for value in row] for row in table.itertuples(index=False))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
-    return "\n".join("  ".join(
-        cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ).rstrip() for row in rows)  # fmt: skip
+    return "\n".join(_aligned(row, widths) for row in rows)
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = zip(row, widths, strict=True)
+    return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]).rstrip()
 
 
 def _safe(frame: pd.DataFrame) -> pd.DataFrame:

@@ -80,7 +80,8 @@ def legend(figure: Figure, axes: Iterable[Axes]) -> None:
 def save(figure: Figure, path: Path) -> None:
     """Write SVG, which is committed, and PNG and PDF beside it, which are not; no dates, so that bytes repeat."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": "Lookback"})
-    figure.savefig(path.with_suffix(".png"))
-    figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None, "Creator": "Lookback"})
+    with mpl.rc_context(RC):
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": "Lookback"})
+        figure.savefig(path.with_suffix(".png"))
+        figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None, "Creator": "Lookback"})
     plt.close(figure)

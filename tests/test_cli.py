@@ -1,0 +1,105 @@
+"""What a user types, and what she sees when it is wrong: one clear line, exit code 2, nothing touched."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.catalogue import catalogue
+from models.model import model_names
+from tasks.task import task_names
+
+ROOT = Path(__file__).parent.parent
+PLUGIN = str(Path(__file__).parent / "plugin_models.py")
+
+
+def lookback(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.cli", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_lists_hold_what_is_registered() -> None:
+    """The list is read from the source; the registries say whether it read well."""
+    assert [entry.name for entry in catalogue("tasks")] == [n for n in task_names() if n != "last-token"]
+    ours = [entry.name for entry in catalogue("models")]
+    assert set(ours) <= set(model_names()) and {"transformer", "rwkv", "rrwkv", "lstm"} <= set(ours)
+    assert all(
+        entry.summary and (ROOT / entry.file).is_file() for kind in ("tasks", "models") for entry in catalogue(kind)
+    )
+
+
+def test_list_answers_at_once() -> None:
+    said = json.loads(lookback("list", "tasks", "--json").stdout)
+    assert {"copy", "recall", "python"} <= {entry["name"] for entry in said}
+    assert "plain" in lookback("list", "models", "--plugin", PLUGIN).stdout
+    assert "quick" in lookback("list", "suites").stdout
+
+
+@pytest.mark.parametrize("name", ["recall", "parity", "python", "rrwkv", "quick", "transformer"])
+def test_describe_shows_a_card(name: str) -> None:
+    done = lookback("describe", name)
+    assert done.returncode == 0 and name in done.stdout
+    if name in ("recall", "parity"):
+        assert "tokens" in done.stdout and "targets" in done.stdout
+
+
+def test_dry_run_tells_and_touches_nothing(tmp_path: Path) -> None:
+    done = lookback(
+        "run", "quick", "--scale", "smoke", "--model", "rwkv", "--dry-run", "--results", str(tmp_path / "r")
+    )
+    assert done.returncode == 0 and "parameters" in done.stdout and "to measure" in done.stdout
+    assert not (tmp_path / "r").exists()
+
+
+BROKEN = '[[grid]]\nkind = "learn"\ntask = "copy"\nmodle = "rwkv"\n'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "quik"], "unknown suite 'quik': expected quick"),
+        (["run", "nowhere.toml"], "does not exist"),
+        (["run", "BROKEN"], "modle: unknown field; known are"),
+        (["run", "quick", "--scale", "huge"], "no scale 'huge'"),
+        (["run", "quick", "--task", "coppy"], "unknown task 'coppy'"),
+        (["run", "quick", "--model", "rwk"], "unknown model 'rwk': expected"),
+        (["run", "quick", "--task", "copy", "--length", "7"], "no sequences of length 7: expected at least 20"),
+        (["run", "quick", "--length", "0"], "length: "),
+        (["run", "quick", "--seed", "-1"], "seed: "),
+        (["run", "quick", "--device", "cuda"], "use --device cpu"),
+        (["run", "quick", "--device", "tpu"], "tpu"),
+        (["run", "quick", "--colour", "red"], "--colour"),
+        (["run", "quick", "--plugin", "nothing.py"], "expected an existing .py file"),
+        (["run", "quick", "--plugin", "TAKEN"], "'rwkv' is already registered by models.rwkv"),
+        (["run", "quick", "--plugin", "CLASH"], "lies beside a package named 'tasks'"),
+        (["describe", "nothing"], "nothing is called 'nothing'"),
+        (["list", "things"], "things"),
+        (["report", "--results", "nowhere"], "no folder of records nowhere"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], words: str) -> None:
+    (tmp_path / "broken.toml").write_text(BROKEN)
+    taken = "from torch import nn\nfrom models.model import register_model\nregister_model('rwkv')(nn.Identity)\n"
+    (tmp_path / "taken.py").write_text(taken)
+    (tmp_path / "clash" / "tasks").mkdir(parents=True)
+    (tmp_path / "clash" / "mine.py").write_text("")
+    places = {"BROKEN": "broken.toml", "TAKEN": "taken.py", "CLASH": "clash/mine.py"}
+    arguments = [str(tmp_path / places[a]) if a in places else a for a in arguments]
+    if arguments[0] == "run":
+        arguments += ["--results", str(tmp_path / "results")]
+    done = lookback(*arguments)
+    assert done.returncode == 2, done
+    assert words in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_help_names_every_verb() -> None:
+    said = lookback("--help").stdout
+    assert all(verb in said for verb in ("list", "describe", "run", "report", "doctor"))
+
+
+def test_doctor_says_what_runs() -> None:
+    said = lookback("doctor").stdout
+    assert ("torch" in said and "wkv" in said and "tiled" in said) or "triton" in said

@@ -1,0 +1,138 @@
+"""Pages are made from records alone, and the same records give the same bytes."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from benchmarks.record import Cell, Outcome, write_record
+from benchmarks.report import make_reports
+from benchmarks.report.frames import over_seeds, scores
+from benchmarks.report.page import number, size
+from benchmarks.report.statistics import t_interval, wilson_interval
+from benchmarks.report.style import in_order, looks
+from tests.records import cost_record, learn_record, record
+
+ROOT = Path(__file__).parent.parent
+
+
+def write_suite(folder: Path, cell: Cell) -> None:
+    for model in ("transformer", "rwkv", "rrwkv", "mine"):
+        for seed in (0, 1, 2):
+            changed = cell.model_copy(update={"model": model, "seed": seed})
+            write_record(folder / "m" / "suite", learn_record(changed, correct=70 + 3 * seed))
+        for length in (256, 512):
+            changed = cell.model_copy(update={"model": model, "kind": "cost", "length": length})
+            failed = model == "transformer" and length == 512
+            write_record(folder / "m" / "suite", cost_record(changed, failed=failed))
+    broken = cell.model_copy(update={"model": "broken"})
+    write_record(
+        folder / "m" / "suite", record(broken, Outcome(status="error", message="Traceback\nValueError: a|b $x$"))
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    kept = (".md", ".csv", ".svg")
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.suffix in kept}
+
+
+def test_a_page_holds_what_was_measured(tmp_path: Path, cell: Cell) -> None:
+    write_suite(tmp_path / "results", cell)
+    (made,) = make_reports(tmp_path / "results", tmp_path / "reports", [])
+    assert made.path == tmp_path / "reports" / "some-machine" / "suite" / "README.md"
+    page = made.path.read_text()
+    for words in (
+        "# suite on Some Machine", "3 seeds", "0.730", "0.125", "oom", "ValueError: a\\|b $x$", "1,234", "n",
+        "this project's reconstruction", "made up \\| here", "lookback::wkv_tiled", "(noisy)",
+    ):  # fmt: skip
+        assert words in page, words
+    for name in ("score-by-length", "score-by-distance", "cost-by-length", "learning-curves"):
+        assert f"]({name}.svg)" in page
+        for ending in (".svg", ".png", ".pdf", ".csv"):
+            assert (made.path.parent / name).with_suffix(ending).stat().st_size > 100
+    assert "copy @24" in made.table and "0.73" in made.table
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path: Path, cell: Cell) -> None:
+    write_suite(tmp_path / "results", cell)
+    for name in ("a", "b"):
+        command = [sys.executable, "-m", "benchmarks.cli", "report", "--results", str(tmp_path / "results"),
+                   "--reports", str(tmp_path / name)]  # fmt: skip
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b") and len(contents(tmp_path / "a")) == 9
+
+
+def test_one_kind_of_cell_is_enough(tmp_path: Path, cell: Cell) -> None:
+    write_record(tmp_path / "learn", learn_record(cell))
+    (made,) = make_reports(tmp_path / "learn", tmp_path / "reports", [])
+    assert "One seed" in made.path.read_text() and not (made.path.parent / "cost-by-length.svg").exists()
+    write_record(tmp_path / "cost", cost_record(cell.model_copy(update={"kind": "cost"})))
+    (made,) = make_reports(tmp_path / "cost", tmp_path / "reports2", ["suite"])
+    assert not (made.path.parent / "score-by-length.svg").exists()
+
+
+def test_what_cannot_be_reported_is_told(tmp_path: Path, cell: Cell) -> None:
+    path = write_record(tmp_path, learn_record(cell))
+    with pytest.raises(ValueError, match="no records of suite 'other'"):
+        make_reports(tmp_path, tmp_path / "reports", ["other"])
+    path.write_text("{")
+    with pytest.raises(ValueError, match=path.name):
+        make_reports(tmp_path, tmp_path / "reports", [])
+    assert not (tmp_path / "reports").exists()
+
+
+def test_only_failures_still_make_a_page(tmp_path: Path, cell: Cell) -> None:
+    write_record(tmp_path, record(cell, Outcome(status="timeout", message="not done after 5 seconds")))
+    (made,) = make_reports(tmp_path, tmp_path / "reports", [])
+    assert "not done after 5 seconds" in made.path.read_text()
+
+
+def test_t_interval_is_that_of_the_tables() -> None:
+    """t of 97.5 % with 2 degrees of freedom is 4.303, with 4 it is 2.776 (any table)."""
+    low, high = t_interval([1.0, 2.0, 3.0])
+    assert (low + high) / 2 == pytest.approx(2) and (high - low) / 2 == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
+    low, high = t_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert (high - low) / 2 == pytest.approx(2.776 * math.sqrt(2.5 / 5), rel=1e-3)
+    assert all(math.isnan(bound) for bound in t_interval([1.0]))
+
+
+def test_wilson_interval_is_that_of_the_formula() -> None:
+    """Wilson 1927: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.96."""
+    for correct, count in ((0, 10), (7, 10), (512, 512), (80, 263)):
+        p, z = correct / count, 1.959964
+        middle, reach = p + z * z / (2 * count), z * math.sqrt(p * (1 - p) / count + z * z / (4 * count**2))
+        expected = [(middle - reach) / (1 + z * z / count), (middle + reach) / (1 + z * z / count)]
+        assert wilson_interval(correct, count) == pytest.approx(expected, abs=1e-6)
+
+
+def test_means_over_seeds_say_how_many(cell: Cell) -> None:
+    records = [learn_record(cell.model_copy(update={"seed": seed}), correct) for seed, correct in ((0, 60), (1, 80))]
+    frame = over_seeds(scores(records), ["model", "test_length"], "score")
+    assert list(frame["mean"]) == [0.7, 0.7] and list(frame["seeds"]) == [2, 2]
+    assert (frame["low"] < 0.7).all() and (frame["high"] > 0.7).all()
+    one = over_seeds(scores(records[:1]), ["model", "test_length"], "score")
+    assert list(one["low"]) == pytest.approx([wilson_interval(60, 100)[0]] * 2)
+
+
+def test_models_look_the_same_in_every_report() -> None:
+    assert in_order(["zebra", "lstm", "rwkv", "ant"]) == ["rwkv", "lstm", "ant", "zebra"]
+    few, many = looks(["rwkv"]), looks(["transformer", "rwkv", "rrwkv", "lstm", "mine"])
+    assert few["rwkv"] == many["rwkv"]
+    for key in ("color", "marker", "linestyle"):
+        assert len({str(look[key]) for look in many.values()}) == 5
+
+
+def test_numbers_read_well() -> None:
+    assert [size(b) for b in (640, 2600, 4.2e6, 67e9, math.nan)] == ["640 B", "2.6 KB", "4.2 MB", "67.0 GB", ""]
+    assert number(26427.3) == "26,427" and number(pd.NA) == ""
+
+
+def test_text_that_a_spreadsheet_would_run_is_marked(tmp_path: Path, cell: Cell) -> None:
+    changed = cell.model_copy(update={"model_options": {"a": "b"}, "task_options": {}})
+    write_record(tmp_path, learn_record(changed))
+    (made,) = make_reports(tmp_path, tmp_path / "reports", [])
+    data = pd.read_csv(made.path.parent / "score-by-length.csv")
+    assert not data.select_dtypes(exclude="number").map(lambda v: str(v)[:1] in "=+-@").any().any()
