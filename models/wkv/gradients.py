@@ -41,7 +41,8 @@ def differentiate(backward: Callable[..., tuple[Tensor, ...]], ctx: Any, *grads:
     if used:
         more_w, more_exponent = _through_maximum(w, k, before[2], after, WKVState(*grad_after), grad_k)
         grad_w = (grad_w + more_w).to(w.dtype)
-        grad_state = torch.stack((*grad_state[:2], grad_state[2] + more_exponent))
+        if before[2] is not None:
+            grad_state = torch.stack((*grad_state[:2], grad_state[2] + more_exponent))
     nothing = [None] * (len(ctx.needs_input_grad) - 7)
     return grad_w, grad_u, grad_k, grad_v, *(grad_state if before[0] is not None else [None] * 3), *nothing
 

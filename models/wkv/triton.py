@@ -30,7 +30,6 @@ class Plan(NamedTuple):
     unroll: int
     sub: int
     block: int
-    backward_block: int
     chunks: int
 
     @property
@@ -53,7 +52,7 @@ def plan(batch_size: int, length: int, channels: int) -> Plan:
     while chunk > 32 and columns * -(-length // chunk) < ENOUGH_PROGRAMS:
         chunk //= 2
     chunk = min(chunk, _power_of_two(length))
-    return Plan(chunk, min(8, chunk), min(8, chunk), block, block, -(-length // chunk))
+    return Plan(chunk, min(8, chunk), min(8, chunk), block, -(-length // chunk))
 
 
 def _power_of_two(number: int) -> int:
@@ -114,11 +113,11 @@ def _outputs(
     denominator: Tensor | None,
     exponent: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    batch_size, _, channels = k.shape
-    numerator, denominator, exponent, sums = (
-        k.new_empty(shape, dtype=torch.float32)
-        for shape in (*3 * [(batch_size, channels)], (3, batch_size, plan(*k.shape).chunks, channels))
-    )
+    batch_size, length, channels = (int(size) for size in k.shape)  # also of a traced shape: the plan depends on it
+    row, chunks = (batch_size, channels), plan(batch_size, length, channels).chunks
+    carried = chunks if chunks > 1 or numerator is not None else 0  # one chunk of an empty past starts with nothing
+    numerator, denominator, exponent = (k.new_empty(row, dtype=torch.float32) for _ in range(3))
+    sums = k.new_empty(3, batch_size, carried, channels, dtype=torch.float32)
     return v.new_empty(v.shape), numerator, denominator, exponent, sums
 
 
@@ -137,21 +136,22 @@ def backward(
     after_exponent: Tensor,
     sums: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of w, u, k, v and the incoming state stacked, (3, batch, channels); see `gradients.differentiate`."""
+    """Gradients of w, u, k, v and of the incoming state, stacked where there is one; see `gradients.differentiate`."""
     from models.wkv import kernels
 
     w, u, k, v, grad_y = (x.contiguous() for x in (w, u, k, v, grad_y))
     before, grad_after = _contiguous(numerator, denominator, exponent), (grad_numerator, grad_denominator)
     batch_size, length, channels = k.shape
-    cut, part, given = plan(*k.shape), sums.stride(0), numerator is not None
+    cut, given = plan(*k.shape), numerator is not None
     grad_k, grad_v = k.new_empty(k.shape), v.new_empty(v.shape)
-    grad_state = k.new_empty(3, batch_size, channels, dtype=torch.float32)
-    adjoint = torch.empty_like(sums)
+    grad_state = k.new_empty(3 if given else 0, batch_size, channels, dtype=torch.float32)
+    adjoint = sums.new_empty(3, batch_size, cut.chunks, channels)
     inner = sums.new_empty(3, batch_size, cut.chunks * cut.chunk // cut.sub, channels)
+    part = adjoint.stride(0)
     parts = sums.new_empty(2, batch_size * cut.chunks, channels)
     columns, shape = (
-        -(-channels // cut.backward_block),
-        {"CHANNELS": channels, "CHUNK": cut.chunk, "BLOCK": cut.backward_block},
+        -(-channels // cut.block),
+        {"CHANNELS": channels, "CHUNK": cut.chunk, "BLOCK": cut.block},
     )
     shape |= {"num_warps": 1}
     full = {"SUB": cut.sub, "FULL": length % cut.chunk == 0}
@@ -175,9 +175,10 @@ def backward(
 
 @backward.register_fake
 def _gradients(grad_y: Tensor, *args: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    w, u, k, v = args[2:6]
+    w, u, k, v, numerator = args[2:7]
+    parts = 0 if numerator is None else 3
     grad_w, grad_u, grad_k, grad_v = (x.new_empty(x.shape) for x in (w, u, k, v))
-    return grad_w, grad_u, grad_k, grad_v, k.new_empty(3, k.shape[0], k.shape[2], dtype=torch.float32)
+    return grad_w, grad_u, grad_k, grad_v, k.new_empty(parts, k.shape[0], k.shape[2], dtype=torch.float32)
 
 
 forward.register_autograd(partial(differentiate, backward), setup_context=save)
