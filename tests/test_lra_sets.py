@@ -62,7 +62,7 @@ def test_the_whole_test_set_can_be_scored(asked, scored):
     assert (score.examples, score.count) == (scored, scored)
 
 
-@pytest.mark.parametrize("name", ["listops", "pathfinder", "pathx", "source-text", "source-retrieval"])
+@pytest.mark.parametrize("name", ["listops", "pathfinder", "pathx", "source-text", "source-retrieval", "digit-image"])
 def test_cards_agree_with_batches(name):
     task = get_task(name)
     length = min(task.lengths)
@@ -205,6 +205,17 @@ def test_doubles_are_counted():
 def test_a_histogram_counts_everything():
     lines = histogram(torch.tensor([1, 1, 5, 9, 16])).splitlines()
     assert sum(int(line.split()[3]) for line in lines[:-1]) == 5 and lines[-1] == "  mean 6, median 5"
+
+
+def test_digits_can_be_told_apart():
+    """The nearest of ten mean pictures, a poor reader, names far more digits than chance would."""
+    task = get_task("digit-image")
+    train, test = (task.batch(split, 0, 0, 1500, 1024) for split in ("train", "test"))
+    looks = [batch.tokens.double() - batch.tokens.double().mean(1, keepdim=True) for batch in (train, test)]
+    signs = [x * x[:, :32].sum(1, keepdim=True).sign().neg() for x in looks]  # the ground is dark in all
+    means = torch.stack([signs[0][train.targets == digit].mean(0) for digit in range(10)])
+    right = ((signs[1] @ means.T).argmax(1) == test.targets).double().mean()
+    assert right > 0.2 and torch.bincount(test.targets, minlength=10).min() > 100
 
 
 def test_the_picture_in_the_docs_is_of_the_data():
