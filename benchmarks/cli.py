@@ -79,7 +79,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be measured.")] = False,
 ) -> None:
     """Measure every cell of a suite that has no record yet."""
-    from benchmarks.measure import check, load_plugins
+    from benchmarks.measure import absent_data, check, load_plugins
     from benchmarks.run import Runner
 
     load_plugins(plugin or [])
@@ -88,13 +88,17 @@ def run(
     for field, values in (("task", task), ("model", model), ("length", length), ("seed", seed)):
         cells = narrow(cells, field, values) if values else cells
     sizes = {cell: check(cell) for cell in cells}
+    absent = absent_data(cells)
+    for line in dict.fromkeys(absent.values()):
+        print(f"lookback: {list(absent.values()).count(line)} cells left out: {line}", file=sys.stderr)
+    cells = tuple(cell for cell in cells if cell not in absent)
     runner = Runner(results, Suite(chosen.name, chosen.title, cells), plugins=plugin or [])
     missing = set(runner.missing())
     if dry_run:
         for cell in cells:
             print(f"{cell.id:48} {sizes[cell]:>12,} parameters  {'to measure' if cell in missing else 'recorded'}")
         return
-    raise typer.Exit(runner.run())
+    raise typer.Exit((runner.run() if cells else 0) or int(bool(absent)))
 
 
 def _device(device: Device) -> str:

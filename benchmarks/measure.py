@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -27,7 +27,7 @@ from benchmarks.record import Cell, Outcome, Status, TaskFacts, write_atomically
 from benchmarks.step import answers, make_model, model_of
 from benchmarks.train import InterruptedRunError, NotFiniteError, learn
 from models.model import model_names, parameter_count
-from tasks.task import Task, get_task, task_names
+from tasks.task import AbsentCorpusError, Task, get_task, task_names
 
 INTERRUPTED = 75  # exit code: stopped as asked, to be gone on with
 OWN_PACKAGES = ("tasks", "models", "benchmarks")
@@ -79,9 +79,30 @@ def check(cell: Cell) -> int:
         raise ValueError("the torch installed here sees no CUDA GPU: use --device cpu")
     if cell.kind == "cost" and task.documents > 1:
         raise ValueError(f"task {task.name!r} has pairs of documents: a `cost` cell measures one sequence at a time")
-    _ = task.data  # says at once what is missing where a corpus is not at hand
     with torch.device("meta"):
         return parameter_count(model_of(cell, task))
+
+
+def absent_data(cells: Iterable[Cell]) -> dict[Cell, str]:
+    """The cells whose task's data are not on this machine, each with the line that says how to get them."""
+    lines: dict[tuple[str, str], str] = {}
+    absent = {}
+    for cell in cells:
+        key = cell.task, json.dumps(cell.task_options, sort_keys=True)
+        if key not in lines:
+            lines[key] = _how_to_get(cell)
+        if lines[key]:
+            absent[cell] = lines[key]
+    return absent
+
+
+def _how_to_get(cell: Cell) -> str:
+    """What the task says where its data are absent; nothing where they are at hand."""
+    try:
+        _ = get_task(cell.task, cell.task_options).data
+    except AbsentCorpusError as error:
+        return str(error)
+    return ""
 
 
 class Reporter:

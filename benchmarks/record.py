@@ -35,7 +35,7 @@ class Cell(Value):
     """What is measured. Two cells are the same measurement when all their fields are equal.
 
     Fields that only `learn` cells use: test_lengths, steps, learning_rate, weight_decay, warmup, validations,
-    test_examples. Only `cost` cells use `repeats`.
+    validation_examples, test_examples. Only `cost` cells use `repeats`.
     """
 
     kind: Literal["learn", "cost"]
@@ -61,6 +61,7 @@ class Cell(Value):
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: int = Field(default=100, ge=0)  # steps
     validations: int = Field(default=10, ge=1)  # how often in training
+    validation_examples: int = Field(default=128, ge=1)  # sequences each time
 
     repeats: int = Field(default=20, ge=1)  # timed runs of each phase
 

@@ -21,7 +21,6 @@ from tasks.task import Batch, Task
 EVALUATION_BATCH = 32  # sequences; fixed, so that the test examples are the same for every cell
 EVALUATION_TOKENS = 65536  # at most so many go through a model at once
 EVALUATION_SEED = 0
-VALIDATION_EXAMPLES = 128
 CHECKPOINT_SECONDS = 60.0
 HASH = 0x9E3779B97F4A7C15 - (1 << 64)  # an odd number whose powers spread over 64 bits
 
@@ -72,7 +71,7 @@ def learn(cell: Cell, task: Task, folder: Path, progress: Progress, stop: Callab
         steps=state.step,
         seconds=state.seconds,
         curve=tuple(CurvePoint(**point) for point in state.curve),
-        validation=evaluate(model, cell, task, "validation", cell.length, VALIDATION_EXAMPLES),
+        validation=evaluate(model, cell, task, "validation", cell.length, cell.validation_examples),
         tests=tuple(tests),
     )
 
@@ -107,7 +106,7 @@ def _close_segment(cell: Cell, task: Task, model: SequenceModel, state: State) -
     loss = float(state.loss_sum) / state.loss_count
     if not math.isfinite(loss):
         raise NotFiniteError(f"the loss is {loss} at step {state.step}")
-    score = evaluate(model, cell, task, "validation", cell.length, VALIDATION_EXAMPLES).score
+    score = evaluate(model, cell, task, "validation", cell.length, cell.validation_examples).score
     if score is None:
         raise NotFiniteError(f"the validation loss is not finite at step {state.step}")
     state.curve.append({"step": state.step, "loss": loss, "validation": score})
