@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.report.frames import over_seeds
 from benchmarks.report.statistics import wilson_interval
-from benchmarks.report.style import RC, in_order, legend, length_axis, looks, panels
+from benchmarks.report.style import RC, in_order, legend, length_axis, log_axis, looks, panels
 
 CONSTANT: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 2)), "linewidth": 1.2, "label": "constant answer"}
 COSTS = (
@@ -37,9 +37,9 @@ def score_by_length(scores: pd.DataFrame) -> Figure | None:
             one.axvline(trained, color="#bbbbbb", linewidth=1, zorder=0)
             one.axhline(group["constant"].iloc[0], **CONSTANT)
             _score_axis(one, group["score_unit"].iloc[0])
-            one.set_title(f"{task}, trained at {trained}")
+            one.set_title(f"{task}\ntrained at {trained}")
             length_axis(one, group["test_length"], "test length, tokens")
-        legend(figure, axes)
+        legend(figure, axes, of_seeds(scores))
     return figure
 
 
@@ -62,8 +62,8 @@ def score_by_distance(distances: pd.DataFrame) -> Figure | None:
                     one.set_visible(False)
                     continue
                 _distance_panel(one, group[group["test_length"] == lengths[column]])
-                one.set_title(f"{task} at {lengths[column]}, trained at {trained}")
-        legend(figure, axes)
+                one.set_title(f"{task} at {lengths[column]}\ntrained at {trained}")
+        legend(figure, axes, of_seeds(distances))
     return figure
 
 
@@ -95,9 +95,9 @@ def learning_curves(curves: pd.DataFrame) -> Figure | None:
                     one.plot(run["step"], run["validation"], **shown)
             one.axhline(group["constant"].iloc[0], **CONSTANT)
             _score_axis(one, group["score_unit"].iloc[0])
-            one.set_title(f"{task}, trained at {trained}")
+            one.set_title(f"{task}\ntrained at {trained}")
             one.set_xlabel("training step")
-        legend(figure, axes)
+        legend(figure, axes, of_seeds(curves))
     return figure
 
 
@@ -116,11 +116,22 @@ def cost_by_length(costs: pd.DataFrame) -> Figure | None:
                 for length in line.loc[line["status"] != "ok", "length"]:
                     at_top = one.get_xaxis_transform()
                     one.plot(length, 0.97, "x", color=style[model]["color"], transform=at_top, clip_on=False)
-            one.set_yscale("log")
+            log_axis(one)
             one.set_title(title)
             length_axis(one, rows["length"], "length, tokens")
-        legend(figure, axes)
+        legend(figure, axes, f"medians of n = {_few(costs['n'].dropna().astype(int))} runs")
     return figure
+
+
+def of_seeds(frame: pd.DataFrame) -> str:
+    """How many seeds, and test examples of each, a figure stands on."""
+    seeds = _few(frame.groupby(["task", "model", "length"])["seed"].nunique())
+    examples = f", {_few(frame['examples'])} examples each" if "examples" in frame else ""
+    return f"n = {seeds} seed{'' if seeds == '1' else 's'}{examples}"
+
+
+def _few(values: pd.Series) -> str:
+    return " to ".join(f"{value:,}" for value in sorted({int(values.min()), int(values.max())}))
 
 
 def _lines(axes: Axes, group: pd.DataFrame, x: str) -> None:

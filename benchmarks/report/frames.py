@@ -4,41 +4,60 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from benchmarks.record import Record, Score
+from benchmarks.record import Cell, Record, Score
 from benchmarks.report.statistics import t_interval, wilson_interval
 
 RUN = ["task", "model", "parameters", "length"]  # what the seeds of one mean have in common
 PHASES = ("training", "prefill", "decode")
 
 
-def label(record: Record) -> str:
-    """The model's name, and the options it was given."""
-    options = [f"{key}={value}" for key, value in sorted(record.cell.model_options.items())]
-    return " ".join([record.cell.model, *options])
+@dataclass(frozen=True)
+class Labels:
+    """What tasks and models are called on a page: by name, with their options where a name has several sets of them."""
+
+    several: frozenset[str]
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Labels:
+        sets: dict[str, set[str]] = {}
+        for cell in (record.cell for record in records):
+            sets.setdefault(cell.task, set()).add(options(cell.task_options))
+            sets.setdefault(cell.model, set()).add(options(cell.model_options))
+        return cls(frozenset(name for name, found in sets.items() if len(found) > 1))
+
+    def task(self, cell: Cell) -> str:
+        return self._label(cell.task, cell.task_options)
+
+    def model(self, cell: Cell) -> str:
+        return self._label(cell.model, cell.model_options)
+
+    def _label(self, name: str, given: dict[str, Any]) -> str:
+        return f"{name} {options(given)}".rstrip() if name in self.several else name
 
 
-def task_label(record: Record) -> str:
-    options = [f"{key}={value}" for key, value in sorted(record.cell.task_options.items())]
-    return " ".join([record.cell.task, *options])
+def options(given: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in sorted(given.items()))
 
 
-def scores(records: Iterable[Record]) -> pd.DataFrame:
+def scores(records: Sequence[Record]) -> pd.DataFrame:
     """A row for each test of each `learn` cell that ended well."""
-    rows = []
+    labels, rows = Labels.of(records), []
     for record in records:
         if record.outcome.learn:
-            rows += [{**_run(record), **_score(test)} for test in record.outcome.learn.tests]
+            rows += [{**_run(record, labels), **_score(test)} for test in record.outcome.learn.tests]
     return pd.DataFrame(rows)
 
 
-def distances(records: Iterable[Record]) -> pd.DataFrame:
+def distances(records: Sequence[Record]) -> pd.DataFrame:
     """A row for each bin of distance of each test."""
+    labels = Labels.of(records)
     rows = [
-        {**_run(record), "test_length": test.length, **part.model_dump()}
+        {**_run(record, labels), "test_length": test.length, **part.model_dump()}
         for record in records if record.outcome.learn
         for test in record.outcome.learn.tests
         for part in test.by_distance
@@ -46,24 +65,25 @@ def distances(records: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def curves(records: Iterable[Record]) -> pd.DataFrame:
+def curves(records: Sequence[Record]) -> pd.DataFrame:
     """A row for each point of each learning curve."""
+    labels = Labels.of(records)
     rows = [
-        {**_run(record), **point.model_dump()}
+        {**_run(record, labels), **point.model_dump()}
         for record in records if record.outcome.learn
         for point in record.outcome.learn.curve
     ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def costs(records: Iterable[Record]) -> pd.DataFrame:
+def costs(records: Sequence[Record]) -> pd.DataFrame:
     """A row for each `cost` cell and phase, measured or failed."""
-    rows = []
+    labels, rows = Labels.of(records), []
     for record in records:
         if not record.outcome.cost:
             continue
         for name in PHASES:
-            row = {**_run(record), "phase": name, "batch_size": record.cell.batch_size, "state_bytes": math.nan}
+            row = {**_run(record, labels), "phase": name, "batch_size": record.cell.batch_size, "state_bytes": math.nan}
             if phase := record.outcome.cost.phases.get(name):
                 seconds = phase.seconds
                 row |= {
@@ -80,12 +100,12 @@ def costs(records: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _run(record: Record) -> dict[str, Any]:
+def _run(record: Record, labels: Labels) -> dict[str, Any]:
     cell, outcome = record.cell, record.outcome
     numbers = outcome.learn or outcome.cost
     assert numbers and outcome.task
     return {
-        "task": task_label(record), "model": label(record), "parameters": numbers.parameters, "length": cell.length,
+        "task": labels.task(cell), "model": labels.model(cell), "parameters": numbers.parameters, "length": cell.length,
         "seed": cell.seed, "steps": cell.steps, "score_unit": outcome.task.score,
         "constant": outcome.task.constant_score,
     }  # fmt: skip

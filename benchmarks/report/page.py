@@ -20,7 +20,7 @@ TEMPLATES = Environment(
 )  # fmt: skip
 
 
-TEXT_COLUMNS = ("model", "task", "phase", "unit", "source of the rule", "data")
+TEXT_COLUMNS = ("model", "task", "phase", "unit", "options", "source of the rule", "data")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def make_page(records: Sequence[Record], folder: Path) -> Made:
         drawings=[drawing for drawing in drawings if drawing.drawn], summary=markdown(summary),
         score_table=markdown(score_table(scores)), cost_table=markdown(cost_table(costs)),
         facts=facts(records), seeds=scores["seed"].nunique() if len(scores) else 0,
-        task_table=markdown(task_table(records)),
+        task_table=markdown(task_table(records)), model_table=markdown(model_table(records)),
         reconstruction=any(record.cell.model == "rrwkv" for record in records),
     )  # fmt: skip
     write_atomically(folder / "README.md", page)
@@ -174,13 +174,29 @@ def _phases_first(column: pd.Series) -> pd.Series:
 
 
 def task_table(records: Sequence[Record]) -> pd.DataFrame:
-    """Each task with its constant answer and the source of its rule."""
-    found = {frames.task_label(r): r.outcome.task for r in records if r.outcome.task}
+    """Each task with its options, its constant answer and the source of its rule."""
+    labels = frames.Labels.of(records)
+    found = {labels.task(r.cell): (r.cell, r.outcome.task) for r in records if r.outcome.task}
     return pd.DataFrame([
-        {"task": name, "constant answer": f"{task.constant_score:.4g} {task.score}", "source of the rule": task.source,
+        {"task": name, "options": frames.options(cell.task_options),
+         "constant answer": f"{task.constant_score:.4g} {task.score}", "source of the rule": task.source,
          "data": ", ".join(f"{key} {value}" for key, value in task.data.items() if isinstance(value, str))}
-        for name, task in sorted(found.items())
+        for name, (cell, task) in sorted(found.items())
     ])  # fmt: skip
+
+
+def model_table(records: Sequence[Record]) -> pd.DataFrame:
+    """Each model with its options and sizes; parameters vary with the tasks' vocabularies."""
+    labels = frames.Labels.of(records)
+    rows = [
+        {"model": labels.model(r.cell), "options": frames.options(r.cell.model_options), "width": r.cell.width,
+         "depth": r.cell.depth, "parameters": numbers.parameters}
+        for r in records if (numbers := r.outcome.learn or r.outcome.cost)
+    ]  # fmt: skip
+    if not rows:
+        return pd.DataFrame()
+    groups = pd.DataFrame(rows).groupby(["model", "options", "width", "depth"], sort=False, as_index=False)
+    return groups["parameters"].agg(span)
 
 
 def facts(records: Sequence[Record]) -> dict[str, str]:
@@ -190,13 +206,14 @@ def facts(records: Sequence[Record]) -> dict[str, str]:
     def every(values: Any) -> str:
         return ", ".join(sorted({str(value) for value in values}))
 
+    loads = [r.machine.facts["load_before"] for r in records if "load_before" in r.machine.facts]
     versions = {name: every(r.versions.get(name, "") for r in records) for name in sorted(records[0].versions)}
     return {
         "device": machine.device,
         "machine": ", ".join(
             f"{k} {v}" for k, v in machine.facts.items() if not k.startswith("load") and v is not None
         ),
-        "load average when cells began": every(r.machine.facts.get("load_before", "") for r in records),
+        "load average when cells began": f"{min(loads)} to {max(loads)}" if loads else "",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "kernels": every(kernel for r in records for kernel in r.outcome.kernels),
         "precision": every(r.cell.precision for r in records),

@@ -12,7 +12,7 @@ mpl.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 # Okabe and Ito's colours, which people with colour-blindness tell apart; the yellow is too faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -24,7 +24,7 @@ RC: dict[str, Any] = {
     "svg.hashsalt": "lookback", "svg.fonttype": "path", "font.size": 9, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6, "axes.titlesize": 10,
     "axes.titlelocation": "left", "legend.frameon": False, "lines.linewidth": 1.6, "lines.markersize": 5,
-    "figure.constrained_layout.use": True, "savefig.dpi": 150, "axes.axisbelow": True, "text.parse_math": False,
+    "figure.constrained_layout.use": True, "legend.title_fontsize": 8, "savefig.dpi": 150, "axes.axisbelow": True, "text.parse_math": False,
 }  # fmt: skip
 
 
@@ -68,13 +68,21 @@ def length_axis(axes: Axes, lengths: Iterable[float], name: str) -> None:
     axes.set_xlabel(name)
 
 
-def legend(figure: Figure, axes: Iterable[Axes]) -> None:
-    """One legend for all panels, below them."""
+def log_axis(axes: Axes) -> None:
+    """A logarithmic vertical axis whose marks are plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.15g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def legend(figure: Figure, axes: Iterable[Axes], n: str) -> None:
+    """One legend for all panels, below them, that says of how many measurements they are."""
     entries: dict[str, Any] = {}
     for one in axes:
         for handle, name in zip(*one.get_legend_handles_labels(), strict=True):
             entries.setdefault(name, handle)
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(5, len(entries)))
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(6, len(entries)), title=n)
 
 
 def save(figure: Figure, path: Path) -> None:

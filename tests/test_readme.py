@@ -1,0 +1,109 @@
+"""What the documents tell people to type works, and what they name exists."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.record import read_record, record_files
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "CONTRIBUTING.md")
+
+
+def text(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text(page), re.S)
+
+
+def commands() -> list[str]:
+    lines = [line.split(" #")[0].strip() for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
+    inline = [c for page in PAGES for c in re.findall(r"`((?:make|lookback) [^`]+)`", text(page))]
+    return sorted({line for line in [*lines, *inline] if line and "NAME" not in line and ".py" not in line})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_work(command: str, tmp_path: Path) -> None:
+    words = shlex.split(command)
+    if words[0] == "make":
+        done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+    elif words[0] == "lookback":
+        dry = ["--dry-run", "--results", str(tmp_path)] if words[1] == "run" else []
+        if "mine.toml" in words:
+            pytest.skip("a file of the reader's own")
+        if words[1] == "report":
+            dry = ["--reports", str(tmp_path)]
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.cli", *words[1:], *dry], cwd=ROOT, capture_output=True, text=True
+        )
+    else:
+        assert words[0] in ("git", "cd", "."), command
+        return
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_links_exist(page: str) -> None:
+    found = re.findall(r"\]\((?!http)([^)#]+)\)", text(page))
+    found += re.findall(r"`((?:tasks|models|benchmarks|tests|results|reports|docs|\.ci)/[\w./-]*)`", text(page))
+    assert found
+    for name in found:
+        assert (ROOT / name).exists(), name
+
+
+def test_examples_run(tmp_path: Path) -> None:
+    """The task and the model of CONTRIBUTING are plug-ins that train, together."""
+    task, model = blocks("CONTRIBUTING.md", "python")
+    (tmp_path / "echo.py").write_text(task)
+    (tmp_path / "averages.py").write_text(model)
+    assert sum(bool(line.strip()) for line in task.splitlines()) <= 26
+    assert sum(bool(line.strip()) for line in model.splitlines()) <= 40
+    arguments = ["run", "quick", "--scale", "smoke", "--device", "cpu", "--task", "echo", "--model", "averages"]
+    plugins = ["--plugin", str(tmp_path / "echo.py"), "--plugin", str(tmp_path / "averages.py")]
+    command = [sys.executable, "-m", "benchmarks.cli", *arguments, *plugins, "--results", str(tmp_path / "results")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = [read_record(path) for path in record_files(tmp_path / "results")]
+    assert {record.cell.kind for record in records} == {"learn", "cost"}
+    assert all(record.outcome.status == "ok" and record.cell.task == "echo" for record in records)
+
+
+def test_the_model_of_contributing_keeps_the_contract(tmp_path: Path) -> None:
+    """Its forward equals its steps, as every model's must."""
+    import torch
+
+    scope: dict[str, object] = {"__name__": "contributing"}
+    source = blocks("CONTRIBUTING.md", "python")[1].replace('@register_model("averages")', "")
+    exec(source, scope)
+    block = scope["AveragesBlock"](8, 0, 1).double()  # type: ignore[operator]
+    x = torch.randn(2, 12, 8, dtype=torch.float64)
+    state, outputs = block.initial_state(2, x.device, x.dtype), []
+    for position in x.unbind(1):
+        y, state = block.step(position, state)
+        outputs.append(y)
+    assert torch.allclose(block(x), torch.stack(outputs, 1))
+
+
+def test_the_table_is_that_of_the_report() -> None:
+    """Every row of a table in the README between the report's marks stands in the committed report."""
+    found = re.search(r"<!-- table of (\S+) -->\n(.*?)\n<!-- end -->", text("README.md"), re.S)
+    assert found
+    report = (ROOT / found[1]).read_text(encoding="utf-8")
+    assert found[2].strip() in report
+
+
+def test_committed_reports_are_those_of_the_committed_records(tmp_path: Path) -> None:
+    """Made anew from results/, the tables and pages are the same to the byte."""
+    command = [sys.executable, "-m", "benchmarks.cli", "report", "--reports", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    fresh = {p.relative_to(tmp_path): p for p in tmp_path.rglob("*") if p.suffix in (".md", ".csv", ".svg")}
+    listed = subprocess.run(["git", "ls-files", "reports"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    assert {Path(name).relative_to("reports") for name in listed} <= set(fresh)
+    for name, path in fresh.items():
+        assert path.read_bytes() == (ROOT / "reports" / name).read_bytes(), name
