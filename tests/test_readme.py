@@ -23,7 +23,8 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    lines = [line.split(" #")[0].strip() for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
+    typed = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
+    lines = [line.split(" #")[0].strip() for line in typed]
     inline = [c for page in PAGES for c in re.findall(r"`((?:make|lookback) [^`]+)`", text(page))]
     return sorted({line for line in [*lines, *inline] if line and "NAME" not in line and ".py" not in line})
 

@@ -24,7 +24,8 @@ RC: dict[str, Any] = {
     "svg.hashsalt": "lookback", "svg.fonttype": "path", "font.size": 9, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6, "axes.titlesize": 10,
     "axes.titlelocation": "left", "legend.frameon": False, "lines.linewidth": 1.6, "lines.markersize": 5,
-    "figure.constrained_layout.use": True, "legend.title_fontsize": 8, "savefig.dpi": 150, "axes.axisbelow": True, "text.parse_math": False,
+    "figure.constrained_layout.use": True,
+    "legend.title_fontsize": 8, "savefig.dpi": 150, "axes.axisbelow": True, "text.parse_math": False,
 }  # fmt: skip
 
 
