@@ -64,31 +64,31 @@ def backward(
     powers = decay_powers(decay, batch_size, size)
     bonus = u.to(FLOAT).exp()
     x, z = (torch.empty(size + 1, 2, batch_size, channels, dtype=FLOAT) for _ in range(2))
-    terms, scratch = torch.empty_like(x[1:]), torch.empty_like(x[1:])
+    spare = torch.empty_like(x[1:])
     key, value = (torch.empty(size, batch_size, channels, dtype=FLOAT) for _ in range(2))
     grad_w, grad_u = (torch.zeros(channels, dtype=FLOAT) for _ in range(2))
     z[-1] = grad_sums
     for number, tile, n in reversed(list(tiles(length, batch_size * channels))):
-        e, values, z_tile = key[:n], value[:n], z[size - n :]
-        x[0] = carries[number]
-        _load(k[:, tile], v[:, tile], shift, x[1 : n + 1], values)
-        e.copy_(x[1 : n + 1, 1])
-        weighted = torch.mul(x[1 : n + 1], bonus, out=terms[:n])  # e^{u + k} (v, 1)
-        scan_(x[: n + 1], powers)
-        fraction = torch.add(weighted, x[:n], out=scratch[:n])
-        _grad_fraction(grad_y[:, tile], fraction, z_tile[:n])
-        y = fraction[:, 0].div_(fraction[:, 1])
-        torch.mul(z_tile[:n, 0], y, out=z_tile[:n, 1]).neg_()
-        bonus_v = weighted[:, 1].mul_(z_tile[:n, 0])  # r
-        bonus_k = torch.sub(values, y, out=weighted[:, 0]).mul_(bonus_v)
+        # few buffers, each used for several things in turn, because the cache holds no more
+        e, values, sums, adjoint = key[:n], value[:n], x[: n + 1], z[size - n :]
+        before, after, fraction, weighted = sums[:-1], sums[1:], adjoint[:-1], spare[:n]
+        sums[0] = carries[number]
+        _load(k[:, tile], v[:, tile], shift, after, values)
+        e.copy_(after[:, 1])
+        torch.mul(after, bonus, out=weighted)  # e^{u + k} (v, 1)
+        scan_(sums, powers)
+        torch.add(weighted, before, out=fraction)
+        y = torch.div(fraction[:, 0], fraction[:, 1], out=weighted[:, 0])
+        _grad_fraction(grad_y[:, tile], y, fraction)  # becomes G
+        bonus_v = weighted[:, 1].mul_(fraction[:, 0])  # r
+        bonus_k = torch.sub(values, y, out=y).mul_(bonus_v)
         grad_u += bonus_k.sum((0, 1))
-        scan_(z_tile, powers, reverse=True)
-        later = z_tile[1:]
-        grad_w -= torch.mul(later, x[:n], out=scratch[:n]).sum((0, 1, 2))
-        past = torch.mul(later, e.unsqueeze(1), out=scratch[:n])
+        scan_(adjoint, powers, reverse=True)  # G becomes Z
+        grad_w -= before.mul_(adjoint[1:]).sum((0, 1, 2))
+        past = torch.mul(adjoint[1:], e.unsqueeze(1), out=before)
         grad_v[:, tile] = bonus_v.add_(past[:, 0]).transpose(0, 1)
         grad_k[:, tile] = bonus_k.add_(past[:, 1]).addcmul_(past[:, 0], values).transpose(0, 1)
-        z[-1] = z_tile[0]
+        z[-1] = adjoint[0]
     return grad_w * decay, grad_u, z[-1]
 
 
@@ -99,7 +99,8 @@ def _load(k: Tensor, v: Tensor, shift: float, x: Tensor, values: Tensor | None =
     torch.mul(values, x[:, 1], out=x[:, 0])
 
 
-def _grad_fraction(grad_y: Tensor, fraction: Tensor, z: Tensor) -> None:
-    """z[:, 0] becomes g / D."""
-    z[:, 0] = grad_y.transpose(0, 1)
-    z[:, 0] /= fraction[:, 1]
+def _grad_fraction(grad_y: Tensor, y: Tensor, fraction: Tensor) -> None:
+    """N and D become g / D and -y g / D."""
+    numerator, denominator = fraction.unbind(1)
+    torch.div(numerator.copy_(grad_y.transpose(0, 1)), denominator, out=numerator)
+    torch.mul(numerator, y, out=denominator).neg_()

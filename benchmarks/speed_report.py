@@ -1,0 +1,84 @@
+"""Measures `benchmarks/test_speed.py` and prints what it says: times, ratios, and shares of the memory floor.
+
+    python -m benchmarks.speed_report                 measure, then print
+    python -m benchmarks.speed_report speed.json      print what pytest-benchmark wrote earlier
+
+The memory floor is the time that a copy takes for the bytes that an operator must touch once; a share of 100 % is the
+speed of memory.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MEBIBYTE = 2**20
+NOISY = 0.1  # quartiles further apart than this share of the median
+
+
+def measure(target: Path) -> int:
+    """Runs the benchmarks, without their own table; the exit code of pytest."""
+    options = ["-q", "--benchmark-json", str(target), "--benchmark-quiet", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    return int(pytest.main([str(Path(__file__).with_name("test_speed.py")), *options, "-rs"]))
+
+
+def rows(results: dict[str, Any], section: str) -> list[dict[str, Any]]:
+    """The measurements of a section: their extra_info with median and spread, in seconds a call."""
+    found = []
+    for result in results["benchmarks"]:
+        info, stats = result["extra_info"], result["stats"]
+        if info.get("section") == section:
+            seconds = {"seconds": stats["median"] / info["calls"], "spread": stats["iqr"] / stats["median"]}
+            found.append(info | seconds | {"group": result["group"], "rounds": stats["rounds"]})
+    return found
+
+
+def operator_lines(results: dict[str, Any]) -> Iterator[str]:
+    """A table a shape and direction, our operator first."""
+    copies = rows(results, "copy")
+    rate = copies[0]["bytes"] / copies[0]["seconds"] if copies else None
+    measured = rows(results, "operator")
+    if rate:
+        yield f"memory: {rate / 1e9:.1f} GB/s, a copy read and written, on {copies[0]['device']}"
+    for group in dict.fromkeys(row["group"] for row in measured):
+        members = [row for row in measured if row["group"] == group]
+        ours = next((row["seconds"] for row in members if row["name"] == "lookback"), None)
+        yield ""
+        yield f"{group}, {members[0]['threads']} thread(s)" if members[0]["device"] == "cpu" else group
+        yield f"  {'operator':<26}{'ms':>10}{'lookback is':>14}{'of the floor':>14}{'peak MiB':>10}{'rounds':>8}"
+        for row in members:
+            yield operator_line(row, ours, rate)
+
+
+def operator_line(row: dict[str, Any], ours: float | None, rate: float | None) -> str:
+    """One operator: its time, how many times faster ours is, its share of the floor, its memory."""
+    name = f"{row['name']} ({row['form']})" if row["form"] else row["name"]
+    ratio = f"{row['seconds'] / ours:.1f}x faster" if ours and row["name"] != "lookback" else ""
+    share = f"{row['touched_bytes'] / rate / row['seconds']:.1%}" if rate else ""
+    noisy = f"  noisy: quartiles {row['spread']:.0%} apart" if row["spread"] > NOISY else ""
+    memory = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / MEBIBYTE:.0f}"
+    return f"  {name:<26}{1e3 * row['seconds']:>10.3f}{ratio:>14}{share:>14}{memory:>10}{row['rounds']:>8}{noisy}"
+
+
+SECTIONS = (operator_lines,)
+
+
+def main(arguments: list[str]) -> int:
+    """0 where everything was measured, else pytest's exit code."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(arguments[0]) if arguments else Path(folder) / "speed.json"
+        code = 0 if arguments else measure(path)
+        if not path.exists() or not path.stat().st_size:
+            return code or 1
+        results = json.loads(path.read_text())
+    for section in SECTIONS:
+        print("\n".join(section(results)))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,214 @@
+"""How fast the parts are, beside what others have: WKV against the loops and kernels that its users come from.
+
+    python -m benchmarks.speed_report        measures all of this and prints the ratios
+
+Every measurement names itself in `extra_info`, so that the report reads nothing out of a test's name. A peer that is
+not installed is skipped; `pip install -e '.[peers]'` brings them.
+"""
+
+import functools
+import importlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+
+from models.wkv import resolve_backend, wkv
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+CALLS = 20 if ON_GPU else 1  # a timed round; a GPU is waited for once a round, not once a call
+SECONDS = 6.0  # what one measurement may take after its warm-up
+COPIED_BYTES = 1 << (30 if ON_GPU else 27)
+
+
+class Shape(NamedTuple):
+    """What an operator is given."""
+
+    batch_size: int
+    length: int
+    channels: int
+    dtype: str
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As many threads as every machine has, so that numbers compare."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# Operators
+
+
+def lookback(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """This project's, by whatever form `auto` chooses."""
+    return wkv(w, u, k, v)[0]
+
+
+def list_and_stack(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The loop that anybody would write first, differentiated by autograd."""
+    numerator = denominator = torch.zeros_like(k[:, 0])
+    exponent = torch.full_like(numerator, -1e38)
+    outputs = []
+    for key, value in zip(k.unbind(1), v.unbind(1), strict=True):
+        largest = torch.maximum(exponent, u + key)
+        past, present = (exponent - largest).exp(), (u + key - largest).exp()
+        outputs.append((past * numerator + present * value) / (past * denominator + present))
+        largest = torch.maximum(exponent - w, key)
+        past, present = (exponent - w - largest).exp(), (key - largest).exp()
+        numerator, denominator = past * numerator + present * value, past * denominator + present
+        exponent = largest
+    return torch.stack(outputs, dim=1)
+
+
+def transformers_loop(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """What transformers' RwkvModel runs on a CPU; it takes the decay's logarithm."""
+    loop = importlib.import_module("transformers.models.rwkv.modeling_rwkv").rwkv_linear_attention_cpu
+    return loop(w.log(), u, k, v)[0]
+
+
+def fla_kernel(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """flash-linear-attention's kernel, sequential in time; its state must be given."""
+    state = k.new_zeros(k.shape[0], 3, 1, k.shape[2])
+    state[:, 2] = -1e38
+    return importlib.import_module("fla.ops.rwkv4").fused_recurrent_rwkv4(w.log(), u, k, v, state)[0]
+
+
+OPERATORS: dict[str, Callable[..., Tensor]] = {
+    "lookback": lookback,
+    "list and stack": list_and_stack,
+    "transformers": transformers_loop,
+    "flash-linear-attention": fla_kernel,
+}
+PACKAGES = {"transformers": "transformers", "flash-linear-attention": "fla"}
+
+
+def operator_cases() -> list[tuple[str, str, Shape]]:
+    """(operator, direction, shape), peers beside each other. What would take minutes is left out."""
+    if ON_GPU:
+        shapes = [Shape(8, 4096, 768, "bfloat16"), Shape(8, 4096, 768, "float32"), Shape(1, 65536, 768, "bfloat16")]
+        names, directions = ["lookback", "flash-linear-attention"], ["forward", "backward"]
+    else:
+        shapes = [Shape(8, length, 256, "float32") for length in (256, 1024, 4096)]
+        names, directions = ["lookback", "list and stack", "transformers"], ["forward", "forward+backward"]
+    cases = [(name, direction, shape) for shape in shapes for direction in directions for name in names]
+    # transformers writes slices in place: its backward pass costs the square of the length, minutes at 4096
+    return [case for case in cases if not (case[0] == "transformers" and "back" in case[1] and case[2].length > 1024)]
+
+
+def operator_inputs(shape: Shape) -> list[Tensor]:
+    """w, u, k, v and the gradient of y; decays as RWKV-4 initialises them."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    size, dtype = shape[:3], getattr(torch, shape.dtype)
+    w = torch.linspace(-5, 3, shape.channels, device=DEVICE).exp().requires_grad_()
+    u = torch.randn(shape.channels, device=DEVICE, generator=generator).requires_grad_()
+    k, v, grad = (torch.randn(size, device=DEVICE, generator=generator).to(dtype) for _ in range(3))
+    return [w, u, k.requires_grad_(), v.requires_grad_(), grad]
+
+
+def operator_call(name: str, direction: str, shape: Shape) -> tuple[Callable[[], Any], str]:
+    """What is timed, and which of our forms it runs, if any."""
+    operator, (*inputs, grad) = OPERATORS[name], operator_inputs(shape)
+    form = resolve_backend("auto", grad) if name == "lookback" else ""
+    if direction == "forward":
+        return torch.no_grad()(functools.partial(operator, *inputs)), form
+    if direction == "backward":
+        y = operator(*inputs)
+        return lambda: torch.autograd.grad(y, inputs, grad, retain_graph=True), form
+    return lambda: torch.autograd.grad(operator(*inputs), inputs, grad), form
+
+
+def touched_bytes(direction: str, shape: Shape) -> int:
+    """k, v, y once, and for the way back k, v, y and their gradients once."""
+    arrays = {"forward": 3, "backward": 6, "forward+backward": 9}[direction]
+    return arrays * shape.batch_size * shape.length * shape.channels * getattr(torch, shape.dtype).itemsize
+
+
+def peak_bytes(name: str, direction: str, shape: Shape) -> int | None:
+    """The most memory that a call took beyond what there was before, in a call of its own that nobody times.
+
+    On a GPU its allocator's; on a CPU a new process's, because the garbage of other measurements would hide it. None
+    where the system does not say.
+    """
+    if not ON_GPU:
+        command = [sys.executable, "-m", "benchmarks.test_speed", name, direction, *map(str, shape)]
+        root = Path(__file__).parent.parent
+        said = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.split()
+        return int(said[-1]) if said else None
+    call, _ = operator_call(name, direction, shape)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def print_process_peak(name: str, direction: str, shape: Shape) -> None:
+    """How far a call raises this process's high-water mark, in bytes, which Linux lets one set back."""
+    forget = Path("/proc/self/clear_refs")
+    if not forget.exists():
+        return
+    torch.set_num_threads(1)
+    operator_call(name, direction, shape._replace(length=2))[0]()  # what is only loaded at the first call
+    call, _ = operator_call(name, direction, shape)
+    forget.write_text("5")
+    before = _status_bytes("VmRSS")
+    call()
+    print(_status_bytes("VmHWM") - before)
+
+
+def _status_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def measure(benchmark: BenchmarkFixture, call: Callable[[], Any], rounds: int = 20) -> None:
+    """At least three rounds, `rounds` where they fit into SECONDS; on a GPU a round is CALLS calls and one wait."""
+
+    def timed() -> None:
+        for _ in range(CALLS):
+            call()
+        if ON_GPU:
+            torch.cuda.synchronize()
+
+    timed()  # compiles, allocates
+    benchmark.extra_info |= {"calls": CALLS, "device": DEVICE, "threads": torch.get_num_threads()}
+    estimate = benchmark._timer()
+    timed()
+    estimate = benchmark._timer() - estimate
+    benchmark.pedantic(timed, rounds=max(3, min(rounds, int(SECONDS / estimate))), iterations=1, warmup_rounds=0)
+
+
+@pytest.mark.parametrize(("name", "direction", "shape"), operator_cases(), ids=lambda part: str(part).replace(" ", "-"))
+def test_operator(benchmark: BenchmarkFixture, name: str, direction: str, shape: Shape) -> None:
+    if name in PACKAGES:
+        pytest.importorskip(PACKAGES[name], reason=f"{name} is not installed: pip install -e '.[peers]'")
+    call, form = operator_call(name, direction, shape)
+    benchmark.group = f"wkv {direction} {shape.batch_size}x{shape.length}x{shape.channels} {shape.dtype}"
+    benchmark.extra_info |= {"section": "operator", "name": name, "direction": direction, "form": form}
+    benchmark.extra_info |= {"shape": shape._asdict(), "touched_bytes": touched_bytes(direction, shape)}
+    measure(benchmark, call)
+    benchmark.extra_info["peak_bytes"] = peak_bytes(name, direction, shape)
+
+
+def test_copy(benchmark: BenchmarkFixture) -> None:
+    """The speed of memory: what a copy from device to device reads and writes a second."""
+    source = torch.ones(COPIED_BYTES // 4, device=DEVICE)
+    target = torch.empty_like(source)
+    benchmark.group = "memory"
+    benchmark.extra_info |= {"section": "copy", "bytes": 2 * COPIED_BYTES}
+    measure(benchmark, lambda: target.copy_(source))
+
+
+if __name__ == "__main__":
+    batch_size, length, channels = map(int, sys.argv[3:6])
+    print_process_peak(sys.argv[1], sys.argv[2], Shape(batch_size, length, channels, sys.argv[6]))
