@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SCALE ?= small
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-slow test-gpu lint format report speed doctor clean
+.PHONY: help bench test test-slow test-gpu lint format pictures paper-rwkv-lra report speed doctor clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/' | expand -t 18
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -40,6 +41,14 @@ lint: $(READY) ## check style, formatting and types
 format: $(READY) ## put files into the common format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+paper-rwkv-lra: $(READY) ## the RWKV paper's Long Range Arena table beside our runs (SCALE=smoke, small or paper)
+	@test $(SCALE) = smoke || $(BIN)/lookback prefetch pathfinder
+	$(BIN)/lookback run lra --scale $(SCALE) || test $$? -eq 1
+	@$(BIN)/python -m benchmarks.report.lra --scale $(SCALE)
+
+pictures: $(READY) ## make the documentation's pictures anew from the data
+	@$(BIN)/python -m benchmarks.pictures
 
 report: $(READY) ## make reports/ anew from results/
 	@$(BIN)/lookback report

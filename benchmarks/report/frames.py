@@ -27,17 +27,23 @@ class Labels:
         sets: dict[str, set[str]] = {}
         for cell in (record.cell for record in records):
             sets.setdefault(cell.task, set()).add(options(cell.task_options))
-            sets.setdefault(cell.model, set()).add(options(cell.model_options))
+            sets.setdefault(cell.model, set()).add(options(settings(cell)))
         return cls(frozenset(name for name, found in sets.items() if len(found) > 1))
 
     def task(self, cell: Cell) -> str:
         return self._label(cell.task, cell.task_options)
 
     def model(self, cell: Cell) -> str:
-        return self._label(cell.model, cell.model_options)
+        return self._label(cell.model, settings(cell))
 
     def _label(self, name: str, given: dict[str, Any]) -> str:
         return f"{name} {options(given)}".rstrip() if name in self.several else name
+
+
+def settings(cell: Cell) -> dict[str, Any]:
+    """A model's options, and how it reads where that is not the common way."""
+    reading = {"direction": cell.direction, "pooling": cell.pooling}
+    return {**cell.model_options, **{k: v for k, v in reading.items() if v != Cell.model_fields[k].default}}
 
 
 def options(given: dict[str, Any]) -> str:
