@@ -76,6 +76,7 @@ def run(
     device: Device = Device.auto,
     plugin: Plugins = None,
     results: Results = RESULTS,
+    threads: Annotated[int, typer.Option(help="Threads of torch in each cell; 0 for one a core.", min=0)] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be measured.")] = False,
 ) -> None:
     """Measure every cell of a suite that has no record yet."""
@@ -92,7 +93,7 @@ def run(
     for line in dict.fromkeys(absent.values()):
         print(f"lookback: {list(absent.values()).count(line)} cells left out: {line}", file=sys.stderr)
     cells = tuple(cell for cell in cells if cell not in absent)
-    runner = Runner(results, Suite(chosen.name, chosen.title, cells), plugins=plugin or [])
+    runner = Runner(results, Suite(chosen.name, chosen.title, cells), plugins=plugin or [], threads=threads)
     missing = set(runner.missing())
     if dry_run:
         for cell in cells:

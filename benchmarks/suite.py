@@ -114,6 +114,8 @@ def _choices(key: str, value: Any) -> Sequence[Any]:
         return list(multiply(value))
     if not isinstance(value, list):
         return [value]
+    if value and isinstance(value[0], dict):  # tables listed one by one
+        return [combination for table in value for combination in _choices(key, table)]
     many = value and isinstance(value[0], list)
     return value if many or key not in LIST_FIELDS else [value]
 

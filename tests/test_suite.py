@@ -52,6 +52,12 @@ def test_options_are_multiplied_inside() -> None:
     assert len(values) == 8 and {"model_options": {"interval": 8, "squeeze": False}, "seed": 1} in values
 
 
+def test_options_are_listed_one_by_one_too() -> None:
+    tables = [{"interval": 8, "squeeze": False}, {"interval": [4, 8]}]
+    values = [v["model_options"] for v in multiply({"model_options": tables})]
+    assert values == [{"interval": 8, "squeeze": False}, {"interval": 4}, {"interval": 8}]
+
+
 def test_a_list_of_lists_gives_a_list_field_several_values() -> None:
     values = [v["test_lengths"] for v in multiply({"test_lengths": [[64], [64, 128]]})]
     assert values == [[64], [64, 128]]
