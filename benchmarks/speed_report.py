@@ -64,7 +64,31 @@ def operator_line(row: dict[str, Any], ours: float | None, rate: float | None) -
     return f"  {name:<26}{1e3 * row['seconds']:>10.3f}{ratio:>14}{share:>14}{memory:>10}{row['rounds']:>8}{noisy}"
 
 
-SECTIONS = (operator_lines,)
+def step_lines(results: dict[str, Any]) -> Iterator[str]:
+    """Training steps of whole models, those of a size beside each other."""
+    measured = rows(results, "step")
+    for group in dict.fromkeys(row["group"] for row in measured):
+        members = [row for row in measured if row["group"] == group]
+        ours = next((row["seconds"] for row in members if row["name"] == "rwkv"), None)
+        yield ""
+        yield f"training {group} (batch x length x width x depth), {members[0]['device']}"
+        yield f"  {'model':<30}{'ms a step':>12}{'tokens a second':>18}{'rwkv is':>14}{'rounds':>8}"
+        for row in members:
+            ratio = f"{row['seconds'] / ours:.2f}x as fast" if ours and row["name"] != "rwkv" else ""
+            rate = f"{row['tokens'] / row['seconds']:,.0f}"
+            yield f"  {row['name']:<30}{1e3 * row['seconds']:>12.2f}{rate:>18}{ratio:>14}{row['rounds']:>8}"
+
+
+def sampler_lines(results: dict[str, Any]) -> Iterator[str]:
+    """How many tokens and examples of each task one core makes in a second."""
+    yield ""
+    yield f"{'samplers, one core':<32}{'million tokens a second':>26}{'examples a second':>20}"
+    for row in rows(results, "sampler"):
+        tokens, examples = row["tokens"] / row["seconds"] / 1e6, row["examples"] / row["seconds"]
+        yield f"  {row['name']:<30}{tokens:>26.2f}{examples:>20,.0f}"
+
+
+SECTIONS = (operator_lines, step_lines, sampler_lines)
 
 
 def main(arguments: list[str]) -> int:

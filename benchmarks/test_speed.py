@@ -1,4 +1,4 @@
-"""How fast the parts are, beside what others have: WKV against the loops and kernels that its users come from.
+"""How fast the parts are, beside what others have: the WKV operator, whole training steps, and the making of data.
 
     python -m benchmarks.speed_report        measures all of this and prints the ratios
 
@@ -19,7 +19,11 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
+from benchmarks.record import make_cell
+from benchmarks.step import make_optimizer, training_step
+from models.model import build_model
 from models.wkv import resolve_backend, wkv
+from tasks.task import AbsentCorpusError, Batch, get_task, task_names
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -207,6 +211,99 @@ def test_copy(benchmark: BenchmarkFixture) -> None:
     benchmark.group = "memory"
     benchmark.extra_info |= {"section": "copy", "bytes": 2 * COPIED_BYTES}
     measure(benchmark, lambda: target.copy_(source))
+
+
+# Training steps of whole models
+
+
+class StepShape(NamedTuple):
+    """What a model is trained on, and its size."""
+
+    batch_size: int
+    length: int
+    width: int
+    depth: int
+    precision: str
+
+
+VOCABULARY = 256
+LIBRARY = "transformers RwkvForCausalLM"
+STEP_SHAPES = (
+    [StepShape(8, 1024, 768, 12, "bfloat16"), StepShape(1, 16384, 768, 12, "bfloat16")]
+    if ON_GPU
+    else [
+        StepShape(32, 64, 64, 2, "float32"),
+        StepShape(8, 256, 64, 2, "float32"),
+        StepShape(2, 1024, 128, 2, "float32"),
+    ]
+)
+
+
+def step_cases() -> list[tuple[str, StepShape]]:
+    """(model, shape). The library's loop on a CPU is left out where its backward pass would take minutes."""
+    names = ["rwkv", "rrwkv", "transformer", "lstm", LIBRARY]
+    cases = [(name, shape) for shape in STEP_SHAPES for name in names]
+    return [case for case in cases if case[0] != LIBRARY or ON_GPU or case[1].length <= 256]
+
+
+class LibraryModel(torch.nn.Module):
+    """transformers' RWKV-4 of the same size, as far as a training step must know it."""
+
+    classes = None
+
+    def __init__(self, shape: StepShape) -> None:
+        super().__init__()
+        library = importlib.import_module("transformers")
+        config = library.RwkvConfig(
+            vocab_size=VOCABULARY, hidden_size=shape.width, num_hidden_layers=shape.depth, use_cache=False,
+            context_length=shape.length,
+        )  # fmt: skip
+        self.model = library.RwkvForCausalLM(config)
+
+    def forward(self, tokens: Tensor, **_: Any) -> Tensor:
+        logits: Tensor = self.model(tokens).logits
+        return logits
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.parameters()), "learning_rate_scale": 1.0, "decay": True}]
+
+
+@pytest.mark.parametrize(("name", "shape"), step_cases(), ids=lambda part: str(part).replace(" ", "-"))
+def test_training_step(benchmark: BenchmarkFixture, name: str, shape: StepShape) -> None:
+    """The trainer's own step: loss, gradients, clipping, AdamW, on random bytes."""
+    if name == LIBRARY:
+        pytest.importorskip("transformers", reason="transformers is not installed: pip install -e '.[peers]'")
+    cell = make_cell({"kind": "cost", "task": "python", "model": "rwkv", "device": DEVICE, **shape._asdict()})
+    model: Any = (
+        LibraryModel(shape) if name == LIBRARY else build_model(name, VOCABULARY, width=shape.width, depth=shape.depth)
+    )
+    optimizer = make_optimizer(model.to(DEVICE), cell)
+    tokens = torch.randint(VOCABULARY, (shape.batch_size, shape.length))
+    benchmark.group = f"step {'x'.join(map(str, shape[:4]))} {shape.precision}"
+    benchmark.extra_info |= {"section": "step", "name": name, "tokens": tokens.numel(), "shape": shape._asdict()}
+    measure(benchmark, lambda: training_step(model, optimizer, Batch(tokens, tokens), cell, 0))
+
+
+# Making of data
+
+SAMPLED_TOKENS = 65536
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_sampler(benchmark: BenchmarkFixture, name: str) -> None:
+    """One batch after another of a task at its first length, on one core."""
+    task = get_task(name)
+    length = task.lengths[0]
+    batch_size = max(1, SAMPLED_TOKENS // (length * task.documents))
+    number = iter(range(10**9))
+    try:
+        task.batch("train", 0, 0, 1, length)
+    except AbsentCorpusError as error:
+        pytest.skip(str(error))
+    benchmark.group = "samplers"
+    tokens = batch_size * length * task.documents
+    benchmark.extra_info |= {"section": "sampler", "name": name, "tokens": tokens, "examples": batch_size}
+    measure(benchmark, lambda: task.batch("train", 1, next(number), batch_size, length))
 
 
 if __name__ == "__main__":
