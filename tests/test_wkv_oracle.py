@@ -54,7 +54,10 @@ def oracle(inputs: Arrays) -> tuple[Arrays, Callable[[Arrays], tuple[Arrays, Arr
             "denominator": scale * first[1],
             "exponent": from_state.sum(axis=0) + through_exponent[:, 0],
         }
-        first_sizes = scale * (np.abs(gn_gd[:, :, 0]) + decay * np.abs((alpha[:, 0], beta[:, 0])))
+        y_size = (np.abs(a) + bonus * np.abs(v)) / (b + bonus)
+        gn_gd_size = np.stack((np.abs(gn), np.abs(gn) * y_size))
+        _, first_sizes = _running(gn_gd_size[:, :, ::-1], np.abs((grad_a, grad_b)) * np.exp(-p_out), decay)
+        first_sizes *= scale
         sizes = {
             "w": decay * (np.abs(alpha * a) + np.abs(beta * b)).sum(axis=(0, 1)),
             "u": np.abs(through_bonus).sum(axis=(0, 1)),

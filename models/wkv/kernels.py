@@ -342,15 +342,16 @@ def gradients(
         logs = ()
         qs = ()
         gns = ()
-        ys = ()
         bonuses = ()
+        differences = ()
         for i in tl.static_range(SUB):
             p = tl.fma(-age, w, top)
             past, present = _weights(u + ks[i] - p)
             inverse = _inverse(past * b + present)  # of D, which is at least 1
             gns += (gs[i] * inverse,)
-            ys += ((past * a + present * vs[i]) * inverse,)
             bonuses += (present * gns[i],)
+            # v - y, without the loss where this position is nearly all of y
+            differences += (past * inverse * tl.fma(b, vs[i], -a),)
             q = tl.maximum(p, u + ks[i])
             qs += (q if FULL else tl.where(chunk * CHUNK + t + i < length, q, float("inf")),)
             age += 1.0
@@ -372,14 +373,15 @@ def gradients(
             through_w = joint * (z0 * kept_as[i] + z1 * kept_bs[i])
             grad_w -= through_w if FULL else tl.where(there, through_w, 0.0)
             joint *= addeds[i]
-            through_bonus = bonuses[i] * (vs[i] - ys[i])
+            through_bonus = bonuses[i] * differences[i]
             grad_u += through_bonus
             grad_v = bonuses[i] + joint * z0
             grad_k = through_bonus + joint * (vs[i] * z0 + z1)
             at = start + (t + i) * CHANNELS
             tl.store(grad_v_ptr + at, grad_v.to(grad_v_ptr.dtype.element_ty), mask=there)
             tl.store(grad_k_ptr + at, grad_k.to(grad_k_ptr.dtype.element_ty), mask=there)
-            z0, z1, z_top, z_age = _append(z0, z1, z_top, z_age, 1.0, w, gns[i], -gns[i] * ys[i], -qs[i])
+            y = vs[i] - differences[i]
+            z0, z1, z_top, z_age = _append(z0, z1, z_top, z_age, 1.0, w, gns[i], -gns[i] * y, -qs[i])
     at = (batch * chunks + chunk) * CHANNELS + c
     tl.store(sum_ptr + at, grad_w, mask=inside)
     tl.store(sum_ptr + sum_part + at, grad_u, mask=inside)
