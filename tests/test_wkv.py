@@ -41,7 +41,9 @@ def run_oracle(inputs: Arrays, grads: Arrays) -> tuple[Arrays, Arrays, Arrays]:
     outputs, differentiate = oracle(inputs)
     a, b, p = (outputs[name] for name in OUTPUTS[1:])
     grad_sums = {"numerator": grads["mean"] / b, "denominator": (grads["mass"] - grads["mean"] * a / b) / b}
-    gradients, sizes = differentiate({"y": grads["y"], **grad_sums, "exponent": grads["mass"]})
+    gradients, _ = differentiate({"y": grads["y"], **grad_sums, "exponent": grads["mass"]})
+    grad_sums["denominator"] = (np.abs(grads["mass"]) + np.abs(grads["mean"] * a / b)) / b  # which cancel as well
+    _, sizes = differentiate({"y": grads["y"], **grad_sums, "exponent": grads["mass"]})
     return {"y": outputs["y"], "mean": a / b, "mass": np.log(b) + p}, gradients, sizes
 
 
@@ -57,7 +59,8 @@ def worst_errors(inputs: Arrays, grads: Arrays, backend: str) -> dict[str, float
     inputs, grads = as_float32(inputs), as_float32(grads)
     outputs, gradients = run_wkv(inputs, grads, backend)
     expected, expected_gradients, sizes = run_oracle(inputs, grads)
-    output_sizes = {"mean": inputs["v"], "mass": np.maximum(1, np.abs(expected["mass"]))}  # a mean of v can cancel
+    averaged = np.concatenate((inputs["v"], (inputs["numerator"] / inputs["denominator"])[:, None]), axis=1)
+    output_sizes = {"mean": averaged, "mass": np.maximum(1, np.abs(expected["mass"]))}
     errors = {name: error(outputs[name], expected[name], output_sizes.get(name)) for name in outputs}
     for name in INPUTS:
         errors[f"grad {name}"] = error(gradients[name], expected_gradients[name], sizes[name])

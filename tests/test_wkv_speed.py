@@ -35,6 +35,7 @@ def test_report_prints_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     path = tmp_path / "speed.json"
     path.write_text(json.dumps({"benchmarks": benchmarks}))
     assert speed_report.main([str(path)]) == 0
-    ours, loop = capsys.readouterr().out.splitlines()[-2:]
+    printed = capsys.readouterr().out.splitlines()
+    ours, loop = (next(line for line in printed if line.split()[:1] == [name]) for name in ("lookback", "loop"))
     assert ours.split() == ["lookback", "(tiled)", "0.002", "50.0%", "2", "20", "noisy:", "quartiles", "50%", "apart"]
     assert loop.split() == ["loop", "0.008", "4.0x", "faster", "12.5%", "2", "20"]
