@@ -248,6 +248,24 @@ def test_a_failure_leaves_no_half_part(store, monkeypatch):
     assert list(store.folder.iterdir()) == []
 
 
+def test_what_a_killed_process_left_is_cleared_away(store):
+    store.make_part("test", 0)
+    left = store.folder / ".train-0000.npy.abc"
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    young = store.folder / ".train-0001.npy.def"
+    young.write_bytes(b"half")
+    store.fill(processes=1)
+    assert not left.exists() and young.exists()
+
+
+def test_a_part_that_cannot_be_made_stops_the_filling(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOOKBACK_DATA", str(tmp_path))
+    with pytest.raises(KeyError):
+        Generated("pathfinder", curves.make, (0, 49, 14), 49, SMALL).fill(processes=1)  # there is no setting for 7 x 7
+    assert not list(tmp_path.rglob("*.npy*"))
+
+
 def test_a_damaged_part_is_refused_by_name(store):
     store.make_part("test", 0)
     path = store.part("test", 0)

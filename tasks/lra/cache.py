@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from multiprocessing import get_context
@@ -24,6 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 PART = 1000  # examples
+ABANDONED_SECONDS = 600.0
+POLL_SECONDS = 0.2
 Integers = NDArray[np.int64]
 Examples = tuple[NDArray[np.uint8], Integers, Integers]
 """Tokens (examples, length), labels (examples,), and how many tokens of each are valid (examples,)."""
@@ -71,21 +74,35 @@ class Generated:
         return self.folder / f"{split}-{number:04d}.npy"
 
     def fill(self, processes: int | None = None) -> None:
-        """Make every part that is not there yet, with a bar where somebody watches."""
+        """Make every part that is not there yet, with a bar where somebody watches.
+
+        It can be stopped at any time, and goes on another time. Raises what making a part raises.
+        """
         from tqdm import tqdm
 
         parts = [(split, number) for split, size in self.sizes.items() for number in range(-(-size // PART))]
         todo = [part for part in parts if not self.part(*part).exists()]
-        self.folder.mkdir(parents=True, exist_ok=True)
+        _clear_away(self.folder)
+        shares = [todo[first :: processes or _cores()] for first in range(processes or _cores())]
+        context = get_context("spawn")
+        workers = [context.Process(target=_make_parts, args=(self, share, os.getpid())) for share in shares if share]
         watched = sys.stderr.isatty()
-        with (
-            ProcessPoolExecutor(processes or _cores(), mp_context=get_context("spawn")) as pool,
-            tqdm(
-                total=len(parts), initial=len(parts) - len(todo), unit="part", desc=self.name, disable=not watched
-            ) as bar,
-        ):
-            for _ in pool.map(self.make_part, *zip(*todo, strict=True)) if todo else ():
-                bar.update()
+        with tqdm(total=len(parts), unit="part", desc=self.name, dynamic_ncols=True, disable=not watched) as bar:
+            try:
+                for worker in workers:
+                    worker.start()
+                while any(worker.is_alive() for worker in workers):
+                    workers[0].join(POLL_SECONDS)
+                    bar.n = sum(self.part(*part).exists() for part in parts)
+                    bar.refresh()
+            finally:
+                for worker in workers:
+                    if worker.pid is not None:
+                        worker.terminate()
+                        worker.join()
+        for part in todo:
+            if not self.part(*part).exists():
+                self.make_part(*part)  # a worker could not; here its reason is raised
 
     def make_part(self, split: str, number: int) -> None:
         """Make one part and write it: after this it is there whole, or not at all."""
@@ -94,6 +111,19 @@ class Generated:
         part = np.zeros(len(rows), dtype=_layout(self.length))
         part["tokens"], part["label"], part["length"] = tokens, labels, lengths
         save_whole(self.part(split, number), part)
+
+
+def _make_parts(generated: Generated, parts: list[tuple[str, int]], parent: int) -> None:
+    """What one of the processes of `fill` does: its share of the parts, as long as the one that started it lives."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # that one decides
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a part half written is taken away
+    for part in parts:
+        if os.getppid() != parent:
+            return
+        try:
+            generated.make_part(*part)
+        except Exception:  # whatever it is, it is raised again where somebody can read it
+            return
 
 
 def save_whole(path: Path, array: NDArray[Any]) -> None:
@@ -109,6 +139,13 @@ def save_whole(path: Path, array: NDArray[Any]) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _clear_away(folder: Path) -> None:
+    """Remove what a process that was killed while writing has left; what is younger may be another's work."""
+    for path in folder.glob(".*.npy.*"):
+        if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+            path.unlink(missing_ok=True)
 
 
 def _layout(length: int) -> np.dtype[Any]:
