@@ -42,7 +42,7 @@ def make_optimizer(model: SequenceModel, cell: Cell) -> torch.optim.Optimizer:
         }
         for group in model.parameter_groups()
     ]
-    return torch.optim.AdamW(groups, lr=cell.learning_rate, betas=BETAS, eps=EPSILON, fused=cell.device == "cuda")
+    return torch.optim.AdamW(groups, lr=cell.learning_rate, betas=BETAS, eps=EPSILON, fused=True)
 
 
 def learning_rate(cell: Cell, step: int) -> float:
