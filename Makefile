@@ -51,7 +51,7 @@ pictures: $(READY) ## make the documentation's pictures anew from the data
 	@$(BIN)/python -m benchmarks.pictures
 
 speed: $(READY) ## measure operators, training steps and samplers beside their peers
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,peers]'
+	@$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt --editable '.[dev,peers]'
 	@$(BIN)/python -m benchmarks.speed_report
 
 report: $(READY) ## make reports/ anew from results/
