@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.record import Cell, Outcome, write_record
 from benchmarks.report import make_reports
-from benchmarks.report.frames import over_seeds, scores
+from benchmarks.report.frames import differences, over_seeds, scores
 from benchmarks.report.page import number, size
 from benchmarks.report.statistics import t_interval, wilson_interval
 from benchmarks.report.style import in_order, looks
@@ -117,8 +117,21 @@ def test_means_over_seeds_say_how_many(cell: Cell) -> None:
     assert list(one["low"]) == pytest.approx([wilson_interval(60, 100)[0]] * 2)
 
 
+def test_differences_are_paired_by_seed(cell: Cell) -> None:
+    """Seeds differ more than models do; pairs take that away."""
+    records = []
+    for seed, base in ((0, 20), (1, 50), (2, 80)):
+        for model, gain in (("rwkv", 0), ("rrwkv", 5 + seed)):
+            changed = cell.model_copy(update={"seed": seed, "model": model, "test_lengths": ()})
+            records.append(learn_record(changed, base + gain))
+    (row,) = differences(scores(records), "rwkv").to_dict("records")
+    assert row["mean"] == pytest.approx(0.06) and row["seeds"] == 3 and row["model"] == "rrwkv"
+    assert (row["high"] - row["low"]) / 2 == pytest.approx(4.303 * 0.01 / math.sqrt(3), rel=1e-3)
+
+
 def test_models_look_the_same_in_every_report() -> None:
     assert in_order(["zebra", "lstm", "rwkv", "ant"]) == ["rwkv", "lstm", "ant", "zebra"]
+    assert in_order(["rrwkv i=16", "rrwkv i=4", "rwkv"]) == ["rwkv", "rrwkv i=4", "rrwkv i=16"]
     few, many = looks(["rwkv"]), looks(["transformer", "rwkv", "rrwkv", "lstm", "mine"])
     assert few["rwkv"] == many["rwkv"]
     for key in ("color", "marker", "linestyle"):

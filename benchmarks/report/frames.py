@@ -135,7 +135,23 @@ def over_seeds(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFra
         low, high = t_interval(values)
         if len(values) == 1 and "correct" in group and group["score_unit"].iloc[0] == "accuracy":
             low, high = wilson_interval(int(group["correct"].iloc[0]), int(group["count"].iloc[0]))
+        elif "score_unit" in group and group["score_unit"].iloc[0] == "accuracy":
+            low, high = max(low, 0.0), min(high, 1.0)  # t knows nothing of the ends; nan stays nan
         carried = {column: group[column].iloc[0] for column in ("score_unit", "constant") if column in group}
         row = dict(zip(by, keys, strict=True)) | carried
+        rows.append(row | {"mean": math.fsum(values) / len(values), "low": low, "high": high, "seeds": len(values)})
+    return pd.DataFrame(rows)
+
+
+def differences(scores: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Score of each model minus the baseline's, paired by seed, with a t interval: columns mean, low, high, seeds."""
+    keys = ["task", "length", "test_length", "seed"]
+    against = scores.loc[scores["model"] == baseline, [*keys, "score"]]
+    pairs = scores[scores["model"] != baseline].merge(against, on=keys, suffixes=("", "_of_baseline"))
+    rows = []
+    for names, group in pairs.groupby([*keys[:3], "model"], sort=False):
+        values = [float(x) for x in group["score"] - group["score_of_baseline"]]
+        low, high = t_interval(values)
+        row = dict(zip(["task", "trained at", "tested at", "model"], names, strict=True))
         rows.append(row | {"mean": math.fsum(values) / len(values), "low": low, "high": high, "seeds": len(values)})
     return pd.DataFrame(rows)

@@ -61,8 +61,9 @@ def make_reports(results: Path, reports: Path, suites: Sequence[str]) -> list[Ma
 
 def make_page(records: Sequence[Record], folder: Path) -> Made:
     """Write one page, its figures and its data into `folder`; records must be of one suite and one machine."""
-    records = sorted(records, key=lambda record: (style.in_order(r.cell.model for r in records).index(
-        record.cell.model), record.cell.id))  # fmt: skip
+    labels = frames.Labels.of(records)
+    order = style.in_order(labels.model(record.cell) for record in records)
+    records = sorted(records, key=lambda record: (order.index(labels.model(record.cell)), record.cell.id))
     scores, costs = frames.scores(records), frames.costs(records)
     data = {
         "score-by-length": scores, "score-by-distance": frames.distances(records),
@@ -87,6 +88,7 @@ def make_page(records: Sequence[Record], folder: Path) -> Made:
         suite=records[0].suite, records=records, failed=[r for r in records if r.outcome.status != "ok"],
         drawings=[drawing for drawing in drawings if drawing.drawn], summary=markdown(summary),
         score_table=markdown(score_table(scores)), cost_table=markdown(cost_table(costs)),
+        difference_table=markdown(difference_table(scores)),
         facts=facts(records), seeds=scores["seed"].nunique() if len(scores) else 0,
         task_table=markdown(task_table(records)), model_table=markdown(model_table(records)),
         reconstruction=any(record.cell.model == "rrwkv" for record in records),
@@ -149,6 +151,24 @@ def score_table(scores: pd.DataFrame) -> pd.DataFrame:
             "unit": mean["score_unit"], "seeds": mean["seeds"], "answers a seed": group["count"].iloc[0],
             "seen in training": f"{group['seen_in_training'].sum()} of {group['examples'].sum()}",
         })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+BASELINE = "rwkv"
+
+
+def difference_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """Each model against RWKV, where both were trained from several seeds; empty where none were."""
+    if scores.empty or BASELINE not in set(scores["model"]):
+        return pd.DataFrame()
+    found = frames.differences(scores, BASELINE)
+    found = found[found["seeds"] > 1] if len(found) else found
+    rows = [
+        {"task": row["task"], "trained at": row["trained at"], "tested at": row["tested at"], "model": row["model"],
+         f"minus {BASELINE}": f"{row['mean']:+.3f}", "95 % interval": f"{row['low']:+.3f} to {row['high']:+.3f}",
+         "seeds": row["seeds"], "apart from zero": "yes" if row["low"] * row["high"] > 0 else "no"}
+        for row in found.to_dict("records")
+    ]  # fmt: skip
     return pd.DataFrame(rows)
 
 

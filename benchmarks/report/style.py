@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,14 @@ RC: dict[str, Any] = {
 
 def in_order(models: Iterable[str]) -> list[str]:
     """Models as reports list them: ours first, then the others by name."""
-    return sorted(set(models), key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+    return sorted(set(models), key=_place)
+
+
+def _place(name: str) -> tuple[int, list[tuple[int, str]]]:
+    """Ours by their order, options of a model behind it, and numbers in names by their size."""
+    plain = name.split(" ")[0]
+    parts = [(int(part or -1), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+    return FIRST.index(plain) if plain in FIRST else len(FIRST), parts
 
 
 def looks(models: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -83,7 +91,9 @@ def legend(figure: Figure, axes: Iterable[Axes], n: str) -> None:
     for one in axes:
         for handle, name in zip(*one.get_legend_handles_labels(), strict=True):
             entries.setdefault(name, handle)
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(6, len(entries)), title=n)
+    inches = 0.075 * max(len(name) for name in entries) + 0.6  # what an entry takes, at the width of most letters
+    columns = max(1, min(len(entries), int(figure.get_figwidth() / inches)))
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, title=n)
 
 
 def save(figure: Figure, path: Path) -> None:
