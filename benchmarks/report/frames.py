@@ -113,7 +113,8 @@ def _run(record: Record, labels: Labels) -> dict[str, Any]:
     return {
         "task": labels.task(cell), "model": labels.model(cell), "parameters": numbers.parameters, "length": cell.length,
         "seed": cell.seed, "steps": cell.steps, "score_unit": outcome.task.score,
-        "constant": outcome.task.constant_score,
+        "constant": outcome.task.constant_score, "direction": cell.direction,
+        "pooling": cell.pooling if outcome.task.classes else "",
     }  # fmt: skip
 
 

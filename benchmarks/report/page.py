@@ -20,7 +20,7 @@ TEMPLATES = Environment(
 )  # fmt: skip
 
 
-TEXT_COLUMNS = ("model", "task", "phase", "unit", "options", "source of the rule", "data")
+TEXT_COLUMNS = ("model", "direction", "pooling", "task", "phase", "unit", "options", "source of the rule", "data")
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,13 @@ def score_table(scores: pd.DataFrame) -> pd.DataFrame:
         interval = "" if math.isnan(mean["low"]) else f"{mean['low']:.3f} to {mean['high']:.3f}"
         rows.append({
             "task": keys[0], "trained at": keys[1], "tested at": keys[2], "model": keys[3],
+            "direction": group["direction"].iloc[0], "pooling": group["pooling"].iloc[0],
             "score": f"{mean['mean']:.3f}", "95 % interval": interval, "constant answer": f"{mean['constant']:.3f}",
             "unit": mean["score_unit"], "seeds": mean["seeds"], "answers a seed": group["count"].iloc[0],
             "seen in training": f"{group['seen_in_training'].sum()} of {group['examples'].sum()}",
         })  # fmt: skip
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table if (table["pooling"] != "").any() else table.drop(columns=["direction", "pooling"])
 
 
 BASELINE = "rwkv"
