@@ -34,7 +34,7 @@ class Value(BaseModel):
 class Cell(Value):
     """What is measured. Two cells are the same measurement when all their fields are equal.
 
-    Fields that only `learn` cells use: test_lengths, steps, learning_rate, weight_decay, warmup, validations,
+    Fields that only `learn` cells use: test_lengths, steps, learning_rate, weight_decay, dropout, warmup, validations,
     validation_examples, test_examples. Only `cost` cells use `repeats`.
     """
 
@@ -59,6 +59,7 @@ class Cell(Value):
     steps: int = Field(default=1000, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)  # of what each layer adds
     warmup: int = Field(default=100, ge=0)  # steps
     validations: int = Field(default=10, ge=1)  # how often in training
     validation_examples: int = Field(default=128, ge=1)  # sequences each time

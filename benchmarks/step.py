@@ -28,7 +28,7 @@ def model_of(cell: Cell, task: Task) -> SequenceModel:
     """The cell's model with weights from torch's generator as it stands; raises ValueError when there is none."""
     return build_model(
         cell.model, task.vocabulary, task.classes, width=cell.width, depth=cell.depth, pooling=cell.pooling,
-        direction=cell.direction, documents=task.documents, **cell.model_options,
+        direction=cell.direction, documents=task.documents, dropout=cell.dropout, **cell.model_options,
     )  # fmt: skip
 
 

@@ -51,17 +51,18 @@ class SequenceModel(nn.Module):
     Without `classes` the head answers at every position over the vocabulary; with them, once a sequence, on its last
     valid position or the mean of all (`pooling`). Read in both directions, a sequence goes through a second stack back
     to front too, and what is kept of the two is added. Of two `documents`, read by the same blocks, the head sees both,
-    their product and their difference.
+    their product and their difference. In training, a share `dropout` of what each layer adds is left out.
     """
 
     def __init__(
         self, block: type[nn.Module], recipe: Recipe, vocabulary: int, classes: int | None, width: int, depth: int,
         options: Mapping[str, Any], pooling: str = "last", direction: str = "causal", documents: int = 1,
+        dropout: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         _check_reading(classes, pooling, direction, documents)
         self.recipe, self.classes = recipe, classes
-        self.pooling, self.documents = pooling, documents
+        self.pooling, self.documents, self.dropout = pooling, documents, nn.Dropout(dropout)
         self.embedding = nn.Embedding(vocabulary, width)
         self.embedding_norm = nn.LayerNorm(width) if recipe.embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(block(width, layer, depth, **options) for layer in range(depth))
@@ -86,9 +87,7 @@ class SequenceModel(nn.Module):
         """
         if self.classes:
             return self.head(self.features(tokens, lengths))
-        x = self.embed(tokens)  # (batch, length, width)
-        for block in self.blocks:
-            x = block(x)
+        x = self.through(self.blocks, self.embed(tokens))  # (batch, length, width)
         return self.answer(x if asked is None else x.flatten(0, 1)[asked])
 
     def features(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
@@ -102,9 +101,12 @@ class SequenceModel(nn.Module):
         return features if self.documents == 1 else joined(features.unflatten(0, (-1, self.documents)))
 
     def kept_of(self, blocks: nn.ModuleList, x: Tensor, lengths: Tensor | None) -> Tensor:
+        return pooled(self.norm(self.through(blocks, x)), lengths, self.pooling)
+
+    def through(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
         for block in blocks:
-            x = block(x)
-        return pooled(self.norm(x), lengths, self.pooling)
+            x = x + self.dropout(block(x) - x) if self.training and self.dropout.p else block(x)
+        return x
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.embedding_norm(self.embedding(tokens))
@@ -237,7 +239,7 @@ def registered_block(name: str) -> type[nn.Module]:
 
 def build_model(
     name: str, vocabulary: int, classes: int | None = None, *, width: int, depth: int, pooling: str = "last",
-    direction: str = "causal", documents: int = 1, **options: Any,
+    direction: str = "causal", documents: int = 1, dropout: float = 0.0, **options: Any,
 ) -> SequenceModel:  # fmt: skip
     """A model with fresh weights, drawn from torch's global generator; `SequenceModel` says what the arguments do.
 
@@ -251,5 +253,5 @@ def build_model(
     found = _MODELS[name]
     return SequenceModel(
         found.block, found.recipe, vocabulary, classes, width, depth, {**defaults, **options}, pooling, direction,
-        documents,
+        documents, dropout,
     )  # fmt: skip

@@ -149,6 +149,21 @@ def test_classes_answer_at_the_last_valid_token() -> None:
     assert close(model(read, lengths=lengths), alone)
 
 
+def test_dropout_leaves_out_its_share_of_what_layers_add_and_nothing_when_scored() -> None:
+    torch.manual_seed(0)
+    model = build_model("transformer", VOCABULARY, width=WIDTH, depth=1, dropout=0.25).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    x = model.embed(tokens(8, 64))
+    added = model.blocks[0](x) - x
+    dropped = model.through(model.blocks, x) - x
+    assert (dropped == 0).double().mean().item() == pytest.approx(0.25, abs=0.02)
+    kept = dropped != 0
+    assert close(dropped[kept], added[kept] / 0.75)
+    assert torch.equal(model.eval().through(model.blocks, x), model.blocks[0](x))
+
+
 def test_rrwkv_without_mediums_is_rwkv() -> None:
     models = []
     for name, options in (("rwkv", {}), ("rrwkv", {"interval": "none"})):

@@ -42,11 +42,13 @@ def test_the_same_cell_gives_the_same_numbers(cell: Cell, tmp_path: Path) -> Non
     assert [point.step for point in first.curve] == [2, 4, 6] and [t.length for t in first.tests] == [24, 40]
 
 
-@pytest.mark.parametrize("model", ["rwkv", "transformer"])
+@pytest.mark.parametrize(("model", "dropout"), [("rwkv", 0.0), ("transformer", 0.2)])
 @pytest.mark.parametrize("stops", [[1], [2], [3, 1, 1], [5]])
-def test_stopped_and_gone_on_is_as_if_never_stopped(cell: Cell, tmp_path: Path, model: str, stops: list[int]) -> None:
-    """Loss curve and scores agree to the last bit."""
-    cell = cell.model_copy(update={"model": model})
+def test_stopped_and_gone_on_is_as_if_never_stopped(
+    cell: Cell, tmp_path: Path, model: str, dropout: float, stops: list[int]
+) -> None:
+    """Loss curve and scores agree to the last bit, what is dropped at random included."""
+    cell = cell.model_copy(update={"model": model, "dropout": dropout})
     whole = learned(cell, tmp_path / "whole")
     for steps in stops:
         with pytest.raises(InterruptedRunError):
