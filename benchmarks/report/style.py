@@ -93,6 +93,8 @@ def legend(figure: Figure, axes: Iterable[Axes], n: str) -> None:
             entries.setdefault(name, handle)
     inches = 0.075 * max(len(name) for name in entries) + 0.6  # what an entry takes, at the width of most letters
     columns = max(1, min(len(entries), int(figure.get_figwidth() / inches)))
+    rows = -(-len(entries) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.18 * (rows - 1))  # the panels keep theirs
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, title=n)
 
 
