@@ -180,8 +180,9 @@ def _step_through(block: Any, x: Tensor) -> tuple[Tensor, State]:
 
 
 def state_bytes(state: State) -> int:
-    """Bytes of all tensors of a state."""
-    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(state) if isinstance(leaf, Tensor))
+    """Bytes of memory that a state keeps: what its tensors are views of counts whole, and once."""
+    storages = [leaf.untyped_storage() for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from models.model import register_model
-from models.rwkv import RECIPE, ChannelMix, RWKVBlock, TimeMix, TimeMixState, orthogonal, shift
+from models.rwkv import RECIPE, ChannelMix, RWKVBlock, TimeMix, TimeMixState, last, orthogonal, shift
 from models.wkv import empty_state, wkv, wkv_step
 
 RETROSPECTIONS = ("recurrent", "attention", "none")
@@ -106,7 +106,7 @@ class Mediums(nn.Module):
         segments = length // interval
         finished = h[:, : segments * interval].unflatten(1, (segments, interval))
         mediums = self.squeeze(finished.mean(2))
-        latest = mediums[:, -1] if segments else torch.zeros_like(h[:, 0])
+        latest = last(mediums) if segments else torch.zeros_like(h[:, 0])
         return mediums, Stream(h[:, segments * interval :].sum(1), latest, length, interval)
 
     def initial_stream(self, like: Tensor) -> Stream:
@@ -146,7 +146,7 @@ class RetrospectiveTimeMix(TimeMix):
         answer, state = wkv(self.decay.exp(), self.bonus, key, value)
         found, memory = self.look_back(receptance, mediums, stream.interval)
         return self.finish(h, receptance, answer, found), RetrospectiveState(
-            TimeMixState(h[:, -1], state), stream, memory
+            TimeMixState(last(h), state), stream, memory
         )
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Any:
@@ -187,7 +187,7 @@ class RetrospectiveTimeMix(TimeMix):
         if self.retrospection == "attention":
             return self.attend(query, key, value, interval), Memory((key, value), None)
         answers, state = wkv(self.medium_decay.exp(), self.medium_bonus, key, value)
-        return as_seen(answers, interval, query.shape[1]), Memory(state, answers[:, -1])
+        return as_seen(answers, interval, query.shape[1]), Memory(state, last(answers))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, interval: int) -> Tensor:
         position = torch.arange(interval, query.shape[1], device=query.device)  # before that, no medium is finished
@@ -225,7 +225,7 @@ class RetrospectiveChannelMix(ChannelMix):
     def prefill(self, y: Tensor) -> tuple[Tensor, Any]:
         mediums, stream = self.mediums.of_sequence(y)
         inputs = self.mediums.add(self.mixed(y, shift(y)), as_seen(mediums, stream.interval, y.shape[1]))
-        return self.respond(*inputs), RetrospectiveState(y[:, -1], stream, NO_MEMORY)
+        return self.respond(*inputs), RetrospectiveState(last(y), stream, NO_MEMORY)
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Any:
         plain = super().initial_state(batch_size, device, dtype)

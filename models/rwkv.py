@@ -28,6 +28,11 @@ def shift(x: Tensor) -> Tensor:
     return nn.functional.pad(x, (0, 0, 1, -1))
 
 
+def last(x: Tensor) -> Tensor:
+    """The last position, (batch, length, width) -> (batch, width), in memory of its own: a view would keep all of x."""
+    return x[:, -1].clone()
+
+
 def orthogonal(linear: nn.Linear) -> None:
     out, into = linear.weight.shape
     nn.init.orthogonal_(linear.weight, gain=max(1.0, out / into) ** 0.5)
@@ -65,7 +70,7 @@ class TimeMix(nn.Module):
     def prefill(self, h: Tensor) -> tuple[Tensor, TimeMixState]:
         receptance, key, value = self.project(*self.mixed(h, shift(h)))
         answer, state = wkv(self.decay.exp(), self.bonus, key, value)
-        return self.output(receptance.sigmoid() * answer), TimeMixState(h[:, -1], state)
+        return self.output(receptance.sigmoid() * answer), TimeMixState(last(h), state)
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> TimeMixState:
         width = len(self.decay)
@@ -98,7 +103,7 @@ class ChannelMix(nn.Module):
         return self.receptance(for_receptance).sigmoid() * self.value(self.key(for_key).relu().square())
 
     def prefill(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self.respond(*self.mixed(y, shift(y))), y[:, -1]
+        return self.respond(*self.mixed(y, shift(y))), last(y)
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         return torch.zeros(batch_size, self.receptance.in_features, device=device, dtype=dtype)
