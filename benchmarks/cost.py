@@ -68,10 +68,10 @@ def _prepare(name: str, model: SequenceModel, batch: Batch, cell: Cell) -> tuple
     if name == "prefill":
         return _quietly(lambda: model.prefill(tokens), cell), alive_in(model), tokens.numel()
     _, states = _quietly(lambda: model.prefill(tokens), cell)()
-    stream = [states]
+    stream, token = [states], tokens[:, -1].clone()  # of its own, so that the prompt does not count
 
     def one_token() -> None:
-        _, stream[0] = model.step(tokens[:, -1], stream[0])
+        _, stream[0] = model.step(token, stream[0])
 
     return _quietly(one_token, cell), [alive_in(model), states], len(tokens)
 

@@ -85,6 +85,16 @@ def test_phases_hold_what_they_must(cell: Cell) -> None:
     assert all(phase.seconds.n == 5 for phase in numbers.phases.values())
 
 
+@pytest.mark.parametrize(
+    ("model", "constant"), [("rwkv", True), ("rrwkv", True), ("lstm", True), ("transformer", False)]
+)
+def test_memory_of_decoding_is_constant_where_the_state_is(cell: Cell, model: str, constant: bool) -> None:
+    """To the byte: nothing of what was read before is kept alive by a view."""
+    cells = [cell.model_copy(update={"kind": "cost", "model": model, "length": n, "repeats": 1}) for n in (64, 1024)]
+    short, long = (cost(c, get_task("copy"), lambda *_: None).phases["decode"].peak_bytes for c in cells)
+    assert (short == long) == constant
+
+
 def test_scratch_inside_our_operator_is_counted() -> None:
     """WKV computes in float64 inside: a count that stopped at the operator's door would miss it."""
     from models.wkv import wkv
