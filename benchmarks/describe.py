@@ -13,8 +13,6 @@ from benchmarks.spec import spec
 from models.model import build_model, model_names, model_options, parameter_count, registered_block
 from tasks.task import IGNORE, Batch, Task, get_task, task_names
 
-EXAMPLE_WIDTH = 100  # characters
-
 
 def card(name: str, plugins: Sequence[str] = ()) -> str:
     """The card of a task or of a model; raises ValueError when nothing has this name."""
