@@ -26,6 +26,18 @@ def machine(device: str) -> Machine:
     return Machine(slug=_slug(gpu["gpu"]), device=gpu["gpu"], facts={**cpu, **gpu})
 
 
+def joules(device: str) -> float | None:
+    """What the first visible GPU has used since its driver was loaded; None on a CPU, or where nobody tells."""
+    if device != "cuda":
+        return None
+    import pynvml
+
+    try:
+        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(_gpu_handle())) / 1000
+    except pynvml.NVMLError:
+        return None
+
+
 def load() -> float:
     """Processes that want a core, averaged over the last minute."""
     return round(os.getloadavg()[0], 2)
@@ -71,14 +83,21 @@ def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def _gpu_handle() -> Any:
+    """NVML's handle of the first visible GPU; raises NVMLError where there is none."""
+    import pynvml
+
+    pynvml.nvmlInit()  # counted, and cheap when it was called before
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    return pynvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdigit() else 0)
+
+
 def _gpu() -> dict[str, Any]:
     """Facts of the first visible GPU, as its driver states them."""
     import pynvml
 
     try:
-        pynvml.nvmlInit()
-        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-        handle = pynvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdigit() else 0)
+        handle = _gpu_handle()
         name = pynvml.nvmlDeviceGetName(handle)
     except pynvml.NVMLError as error:
         raise ValueError(f"no CUDA GPU here ({error}): use --device cpu") from None

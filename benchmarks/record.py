@@ -25,6 +25,10 @@ FINAL = ("ok", "oom", "nan", "timeout")
 """Results, all of them, and plotted as such. The other two, `error` and `killed`, are tried again."""
 
 
+LIST_FIELDS = ("test_lengths", "learning_rates")
+"""Fields of a cell that hold a list, where a list in a suite otherwise means several cells."""
+
+
 class Value(BaseModel):
     """A frozen value that refuses what it does not know."""
 
@@ -34,8 +38,7 @@ class Value(BaseModel):
 class Cell(Value):
     """What is measured. Two cells are the same measurement when all their fields are equal.
 
-    Fields that only `learn` cells use: test_lengths, steps, learning_rate, weight_decay, dropout, warmup, validations,
-    validation_examples, test_examples. Only `cost` cells use `repeats`.
+    Fields that only `learn` cells use stand behind `test_lengths`, those that only `cost` cells use behind `repeats`.
     """
 
     kind: Literal["learn", "cost"]
@@ -46,37 +49,51 @@ class Cell(Value):
     width: int = Field(ge=1)
     depth: int = Field(ge=1)
     length: int = Field(ge=1)  # tokens: of training in a `learn` cell, of measuring in a `cost` cell
-    batch_size: int = Field(ge=1)  # sequences
+    batch_tokens: int | None = Field(default=None, ge=1)  # the batch is as many sequences as hold so many tokens
+    batch_size: int = Field(ge=1)  # sequences; follows from batch_tokens and length where that is given
     seed: int = Field(default=0, ge=0)
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["float32", "bfloat16"] = "float32"  # of autocast; weights stay float32
     time_limit: float = Field(default=3600, gt=0)  # seconds
     pooling: Literal["last", "mean"] = "last"  # of one label a sequence: what of it is kept, see models.reading
     direction: Literal["causal", "bidirectional"] = "causal"
+    compile: bool = False  # the blocks by torch.compile
+    deterministic: bool = False  # only kernels that give the same bits again
 
     test_lengths: tuple[int, ...] = ()  # tokens; () for the training length alone
     test_examples: int = Field(default=512, ge=1)  # sequences at each test length
     steps: int = Field(default=1000, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rates: tuple[float, ...] = ()  # each tried from the same weights; the best on validation is tested
+    stop_at: float | None = None  # training is over when validation is this good
     weight_decay: float = Field(default=0.01, ge=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)  # of what each layer adds
     warmup: int = Field(default=100, ge=0)  # steps
     validations: int = Field(default=10, ge=1)  # how often in training
     validation_examples: int = Field(default=128, ge=1)  # sequences each time
+    reach: bool = False  # how much of an output's gradient arrives how far back, before training and after
 
     repeats: int = Field(default=20, ge=1)  # timed runs of each phase
+    generate: bool = False  # tokens one by one, as many as the length, and what each of them took
 
     @model_validator(mode="before")
     @classmethod
-    def _lists_are_tuples(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("test_lengths"), list):
-            data = {**data, "test_lengths": tuple(data["test_lengths"])}
+    def _work_out(cls, data: Any) -> Any:
+        """Lists as TOML and JSON bring them become tuples; the batch follows from its tokens."""
+        if not isinstance(data, dict):
+            return data
+        data = {k: tuple(v) if k in LIST_FIELDS and isinstance(v, list) else v for k, v in data.items()}
+        tokens, length = data.get("batch_tokens"), data.get("length")
+        if isinstance(tokens, int) and isinstance(length, int) and length > 0:
+            data["batch_size"] = max(1, tokens // length)
         return data
 
     @model_validator(mode="after")
-    def _lengths_are_positive(self) -> Cell:
+    def _values_are_positive(self) -> Cell:
         if any(length < 1 for length in self.test_lengths):
             raise ValueError(f"test_lengths {list(self.test_lengths)}: expected positive lengths")
+        if any(rate <= 0 for rate in self.learning_rates) or len(set(self.learning_rates)) < len(self.learning_rates):
+            raise ValueError(f"learning_rates {list(self.learning_rates)}: expected positive rates, each once")
         return self
 
     @model_validator(mode="after")
@@ -120,6 +137,15 @@ class DistanceScore(Value):
     count: int
 
 
+class PositionScore(Value):
+    """Answers at positions `low` to `high` of the sequence, both included, counted from 0."""
+
+    low: int
+    high: int
+    loss: float  # mean cross entropy, nats
+    count: int
+
+
 class Score(Value):
     """Answers to unseen examples of one length."""
 
@@ -131,6 +157,7 @@ class Score(Value):
     score: float | None  # in the task's unit: accuracy, or bits per byte
     seen_in_training: int = 0  # examples that also stood in a training batch
     by_distance: tuple[DistanceScore, ...] = ()
+    by_position: tuple[PositionScore, ...] = ()  # of language modelling
 
 
 class CurvePoint(Value):
@@ -141,13 +168,49 @@ class CurvePoint(Value):
     validation: float
 
 
+class Trial(Value):
+    """Training at one learning rate of several, and how it validated at its end; None where it was not finite."""
+
+    learning_rate: float
+    steps: int
+    seconds: float
+    validation: float | None
+
+
+class Reached(Value):
+    """What had been spent at the first validation that was as good as `score` or better."""
+
+    score: float
+    step: int
+    seconds: float
+    tokens: int
+    joules: float | None = None  # of the GPU; None where nobody tells
+
+
+class ReachBin(Value):
+    """Of the gradient of an output, what arrives `low` to `high` positions back (both included), of that at 0."""
+
+    low: int
+    high: int
+    share: float  # root mean square over positions, outputs and examples
+
+
 class LearnNumbers(Value):
+    """With several learning rates, all but `trials` is of the one picked."""
+
     parameters: int
     steps: int  # steps taken
     seconds: float  # in training steps, data and start-up included, validation not
+    waiting: float | None = None  # seconds of them outside the step: for the batch, above all
+    joules: float | None = None  # of the GPU, in all steps; None where nobody tells
+    learning_rate: float | None = None  # None in records from before rates were compared: the cell's
+    trials: tuple[Trial, ...] = ()
+    reached: tuple[Reached, ...] = ()
     curve: tuple[CurvePoint, ...]
     validation: Score | None
     tests: tuple[Score, ...]
+    reach_before: tuple[ReachBin, ...] = ()
+    reach_after: tuple[ReachBin, ...] = ()
 
 
 class Timing(Value):
@@ -171,6 +234,17 @@ class Phase(Value):
     seconds: Timing
     peak_bytes: int
     reserved_bytes: int | None = None
+    flops: int | None = None  # floating-point operations of one repeat, a multiplication and an addition being two
+    joules: float | None = None  # of the GPU in one repeat, on average; None where nobody tells
+
+
+class Generated(Value):
+    """Where generation stood after `tokens` tokens for every sequence, from an empty state."""
+
+    tokens: int
+    seconds: float  # since the first token
+    state_bytes: int  # of the whole batch
+    alive_bytes: int | None = None  # of tensors alive then, weights included, where they are counted
 
 
 class CostNumbers(Value):
@@ -180,6 +254,7 @@ class CostNumbers(Value):
     phases: dict[str, Phase]
     failed: dict[str, Status] = {}  # phases that ended otherwise than ok
     state_bytes: int | None = None  # of the whole batch, after the cell's length; None where prefill failed
+    generation: tuple[Generated, ...] = ()
 
 
 class Outcome(Value):

@@ -5,7 +5,7 @@ title = "How far back can they recall?"
 [defaults]                     # every cell
 width = 64
 
-[[grid]]                       # lists are multiplied; a list field (test_lengths) takes a list of lists
+[[grid]]                       # lists are multiplied; a list field (test_lengths, learning_rates) takes a list of lists
 kind = "learn"
 task = ["copy", "recall"]
 model = ["transformer", "rwkv"]
@@ -25,12 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import Cell, make_cell
+from benchmarks.record import LIST_FIELDS, Cell, make_cell
 
 FOLDER = Path(__file__).parent / "suites"
 DEFAULT_SCALE = "small"
 FIRST = ("kind", "task", "task_options", "length", "seed")  # slowest to change; models alternate at each length
-LIST_FIELDS = ("test_lengths",)
 
 
 @dataclass(frozen=True)
