@@ -178,6 +178,9 @@ def main() -> None:
     torch.set_num_threads(job["threads"])
     load_plugins(job["plugins"])
     cell = Cell.model_validate(job["cell"])
+    if cell.deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when CUDA starts
+        torch.use_deterministic_algorithms(True)
     try:
         outcome = measure(cell, Path(job["folder"]), Reporter(job["progress"]), stop)
     except InterruptedRunError:

@@ -166,6 +166,8 @@ class CurvePoint(Value):
     step: int
     loss: float
     validation: float
+    seconds: float | None = None  # in training steps until then
+    joules: float | None = None
 
 
 class Trial(Value):

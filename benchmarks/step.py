@@ -21,7 +21,11 @@ BETAS, EPSILON, CLIP = (0.9, 0.99), 1e-8, 1.0
 def make_model(cell: Cell, task: Task) -> SequenceModel:
     """The cell's model with weights drawn from its seed, on its device."""
     torch.manual_seed(cell.seed)
-    return model_of(cell, task).to(cell.device)
+    model = model_of(cell, task).to(cell.device)
+    if cell.compile:
+        for block in (*model.blocks, *model.backward_blocks):
+            block.compile()
+    return model
 
 
 def model_of(cell: Cell, task: Task) -> SequenceModel:

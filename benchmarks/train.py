@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from benchmarks.record import Cell, CurvePoint, DistanceScore, LearnNumbers, Score
-from benchmarks.step import answers, make_model, make_optimizer, training_step
+from benchmarks.checkpoint import State, load, save
+from benchmarks.evaluate import evaluate, fingerprints
+from benchmarks.machine import joules
+from benchmarks.record import Cell, CurvePoint, LearnNumbers, ReachBin, Reached, Trial
+from benchmarks.step import make_model, make_optimizer, training_step
 from models.model import SequenceModel, parameter_count
 from tasks.task import Batch, Task
 
-EVALUATION_BATCH = 32  # sequences; fixed, so that the test examples are the same for every cell
-EVALUATION_TOKENS = 65536  # at most so many go through a model at once
-EVALUATION_SEED = 0
 CHECKPOINT_SECONDS = 60.0
-HASH = 0x9E3779B97F4A7C15 - (1 << 64)  # an odd number whose powers spread over 64 bits
+GOALS = (0.9, 0.99)  # accuracies whose price is recorded
 
 Progress = Callable[[int, int, str], None]
 """Called with what is done, what there is to do, and a word on it."""
@@ -36,198 +35,196 @@ class InterruptedRunError(Exception):
     """Asked to stop; everything needed to go on is saved."""
 
 
-@dataclass
-class State:
-    """Where a training run stands, besides model and optimizer."""
+class Run(NamedTuple):
+    """A finished training at one learning rate."""
 
-    step: int = 0
-    seconds: float = 0.0
-    loss_sum: Tensor | float = 0.0
-    loss_count: int = 0
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    seen: list[Tensor] = field(default_factory=list)
+    cell: Cell
+    model: SequenceModel
+    state: State
 
 
 def learn(cell: Cell, task: Task, folder: Path, progress: Progress, stop: Callable[[], bool]) -> LearnNumbers:
     """Train the cell's model, validating on the way, and test it once, at the end, at every test length.
 
+    Of several learning rates each is tried from the same weights and on the same batches; the one that validates best
+    at its end is tested, and of equals the one that took fewest steps.
+
     Args:
         folder: where checkpoints lie while the cell is not finished.
         stop: asked after every step; when it says yes, the state is saved and InterruptedRunError raised.
 
-    Raises NotFiniteError when the loss is not finite, and whatever torch raises, out of memory among it.
+    Raises NotFiniteError when the loss is finite at none of the rates, and whatever torch raises, out of memory too.
     """
-    model = make_model(cell, task)
-    optimizer = make_optimizer(model, cell)
-    state = load(folder, model, optimizer, cell)
-    _train(cell, task, model, optimizer, state, folder, progress, stop)
+    before = _reach(make_model(cell, task), cell, task) if cell.reach else ()
+    rates = cell.learning_rates or (cell.learning_rate,)
+    best, trials = None, []
+    for number, rate in enumerate(rates):
+        here = Here(number * cell.steps, len(rates) * cell.steps, f" at rate {rate:g}" if len(rates) > 1 else "")
+        trial = cell.model_copy(update={"learning_rate": rate, "learning_rates": ()})
+        run = _train(trial, task, folder / f"rate-{number}", here, progress, stop)
+        trials.append(_trial(run))
+        if not run.state.failure and (best is None or _goodness(run, task) > _goodness(best, task)):
+            best = run
+        failure = run.state.failure
+    if best is None:
+        raise NotFiniteError(failure)
+    progress(1, 1, "tests")
+    return _numbers(cell, task, best, tuple(trials) if len(rates) > 1 else (), before)
+
+
+class Here(NamedTuple):
+    """Where a training run stands among those of its cell, for whoever watches."""
+
+    before: int  # steps of the runs before it
+    total: int  # steps of all
+    word: str
+
+
+def _trial(run: Run) -> Trial:
+    last = None if run.state.failure else run.state.curve[-1]["validation"]
+    return Trial(learning_rate=run.cell.learning_rate, steps=run.state.step, seconds=run.state.seconds, validation=last)
+
+
+def _goodness(run: Run, task: Task) -> tuple[float, int]:
+    """Greater is better: the last validation, then fewer steps."""
+    last = run.state.curve[-1]["validation"]
+    return (last if task.score == "accuracy" else -last), -run.state.step
+
+
+def _numbers(cell: Cell, task: Task, run: Run, trials: tuple[Trial, ...], before: tuple[ReachBin, ...]) -> LearnNumbers:
+    model, state = run.model, run.state
     lengths = cell.test_lengths or (cell.length,)
-    tests = []
-    for done, length in enumerate(lengths):
-        progress(cell.steps, cell.steps, f"test {done + 1}/{len(lengths)}")
-        tests.append(evaluate(model, cell, task, "test", length, cell.test_examples, state.seen))
     return LearnNumbers(
         parameters=parameter_count(model),
         steps=state.step,
         seconds=state.seconds,
+        waiting=state.waiting,
+        joules=state.joules,
+        learning_rate=run.cell.learning_rate,
+        trials=trials,
+        reached=_reached(run, task),
         curve=tuple(CurvePoint(**point) for point in state.curve),
         validation=evaluate(model, cell, task, "validation", cell.length, cell.validation_examples),
-        tests=tuple(tests),
+        tests=tuple(evaluate(model, cell, task, "test", n, cell.test_examples, state.seen) for n in lengths),
+        reach_before=before,
+        reach_after=_reach(model, cell, task) if cell.reach else (),
     )
 
 
-def _train(
-    cell: Cell, task: Task, model: SequenceModel, optimizer: torch.optim.Optimizer, state: State, folder: Path,
-    progress: Progress, stop: Callable[[], bool],
-) -> None:  # fmt: skip
+def _reach(model: SequenceModel, cell: Cell, task: Task) -> tuple[ReachBin, ...]:
+    from benchmarks.reach import reach
+
+    return reach(model, cell, task)
+
+
+def _reached(run: Run, task: Task) -> tuple[Reached, ...]:
+    """What each of the goals had cost at the validation that first met it; goals are of accuracy."""
+    found = []
+    for goal in GOALS if task.score == "accuracy" else ():
+        there = [point for point in run.state.curve if point["validation"] >= goal]
+        if there:
+            spent = {key: there[0][key] for key in ("step", "seconds", "joules")}
+            found.append(Reached(score=goal, tokens=_tokens(run.cell, task, spent["step"]), **spent))
+    return tuple(found)
+
+
+def _tokens(cell: Cell, task: Task, steps: int) -> int:
+    return steps * cell.batch_size * cell.length * task.documents
+
+
+def _train(cell: Cell, task: Task, folder: Path, here: Here, progress: Progress, stop: Callable[[], bool]) -> Run:
+    """Train at one learning rate, or go on with it, to its end."""
+    model = make_model(cell, task)
+    optimizer = make_optimizer(model, cell)
+    state = load(folder, model, optimizer, cell)
     points = {round(cell.steps * (i + 1) / cell.validations) for i in range(cell.validations)}
-    saved = time.monotonic()
-    started = time.perf_counter()
-    while state.step < cell.steps:
-        batch = task.batch("train", cell.seed, state.step, cell.batch_size, cell.length)
-        state.loss_sum = state.loss_sum + training_step(model, optimizer, batch, cell, state.step)
+    clock = Clock(cell.device)
+    for batch, prints in () if state.finished else batches(cell, task, state.step):
+        with clock:
+            loss = training_step(model, optimizer, batch, cell, state.step)
+        state.loss_sum = state.loss_sum + loss
         state.loss_count += 1
-        state.seen.append(fingerprints(batch.tokens))
+        state.seen.append(prints)
         state.step += 1
-        progress(state.step, cell.steps, f"step {state.step}")
+        progress(here.before + state.step, here.total, f"step {state.step}{here.word}")
         at_point, stopping = state.step in points, stop()
-        if at_point or stopping or time.monotonic() - saved > CHECKPOINT_SECONDS:
-            state.seconds += elapsed(started, cell.device)
+        if at_point or stopping or clock.since_start() > CHECKPOINT_SECONDS:
+            clock.add_to(state)
             if at_point:
                 _close_segment(cell, task, model, state)
             save(folder, model, optimizer, state)
+            if state.finished:
+                break
             if stopping:
                 raise InterruptedRunError(f"stopped after step {state.step} of {cell.steps}")
-            saved, started = time.monotonic(), time.perf_counter()
+            clock = Clock(cell.device)
+    return Run(cell, model, state)
+
+
+def batches(cell: Cell, task: Task, first: int) -> Iterator[tuple[Batch, Tensor]]:
+    """Training batches from number `first` on with the fingerprints of their examples, each made a step ahead."""
+
+    def make(index: int) -> tuple[Batch, Tensor]:
+        batch = task.batch("train", cell.seed, index, cell.batch_size, cell.length)
+        return batch, fingerprints(batch.tokens)
+
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(make, first)
+        for index in range(first, cell.steps):
+            made = following.result()
+            if index + 1 < cell.steps:
+                following = pool.submit(make, index + 1)
+            yield made
+
+
+class Clock:
+    """Seconds and joules from its making on, and how many of the seconds were spent outside the training step."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.inside = device, 0.0
+        self.joules = joules(device)
+        self.started = time.perf_counter()
+
+    def __enter__(self) -> None:
+        self.entered = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.inside += time.perf_counter() - self.entered
+
+    def since_start(self) -> float:
+        return time.perf_counter() - self.started
+
+    def add_to(self, state: State) -> None:
+        """Add what has passed, all work on the device done, to that of the run.
+
+        What a GPU still had to do when it was asked counts as inside: the host was ahead of it.
+        """
+        waited = time.perf_counter()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        self.inside += time.perf_counter() - waited
+        seconds, used = self.since_start(), joules(self.device)
+        state.seconds += seconds
+        state.waiting += seconds - self.inside
+        if used is not None and self.joules is not None:
+            state.joules = (state.joules or 0.0) + used - self.joules
 
 
 def _close_segment(cell: Cell, task: Task, model: SequenceModel, state: State) -> None:
-    """Add a point to the curve: the mean loss since the last one, and a validation."""
+    """Add a point to the curve: the mean loss since the last one, and a validation; see whether this was the end."""
     loss = float(state.loss_sum) / state.loss_count
-    if not math.isfinite(loss):
-        raise NotFiniteError(f"the loss is {loss} at step {state.step}")
     score = evaluate(model, cell, task, "validation", cell.length, cell.validation_examples).score
-    if score is None:
-        raise NotFiniteError(f"the validation loss is not finite at step {state.step}")
-    state.curve.append({"step": state.step, "loss": loss, "validation": score})
+    if not math.isfinite(loss) or score is None:
+        what = f"the loss is {loss}" if not math.isfinite(loss) else "the validation loss is not finite"
+        state.failure = f"{what} at step {state.step}"
+    else:
+        point = {"step": state.step, "loss": loss, "validation": score}
+        state.curve.append({**point, "seconds": state.seconds, "joules": state.joules})
+    state.finished = bool(state.failure) or state.step >= cell.steps or _solved(cell, task, score)
     state.loss_sum, state.loss_count = 0.0, 0
 
 
-def elapsed(started: float, device: str) -> float:
-    """Seconds since `started` (time.perf_counter), with all work on the device done."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def fingerprints(tokens: Tensor) -> Tensor:
-    """A 64-bit number for every sequence of a batch, (batch,), equal for equal sequences."""
-    tokens = tokens.flatten(1)
-    power = torch.full((tokens.shape[1],), HASH).cumprod(0)  # wraps around, as it should
-    return (tokens * power).sum(1)
-
-
-@torch.no_grad()
-def evaluate(
-    model: SequenceModel,
-    cell: Cell,
-    task: Task,
-    split: str,
-    length: int,
-    examples: int,
-    seen: list[Tensor] | None = None,
-) -> Score:
-    """Score `examples` sequences of a split, or all where it has no more; the same ones for every model and seed.
-
-    `seen` holds fingerprints of the training examples: how many of those scored stood among them is counted.
-    """
-    model.eval()
-    examples = min(examples, task.sizes.get(split, examples))
-    losses, correct, distances, doubles = [], [], [], 0
-    for index in range(-(-examples // EVALUATION_BATCH)):
-        batch = task.batch(split, EVALUATION_SEED, index, EVALUATION_BATCH, length)
-        batch = _rows(batch, 0, min(EVALUATION_BATCH, examples - index * EVALUATION_BATCH))
-        if seen:
-            doubles += int(torch.isin(fingerprints(batch.tokens), torch.cat(seen)).sum())
-        rows = max(1, EVALUATION_TOKENS // batch.tokens[0].numel())
-        for first in range(0, len(batch.tokens), rows):
-            part = _rows(batch, first, first + rows)
-            logits, targets = answers(model, part, cell)
-            losses.append(cross_entropy(logits, targets, reduction="none").cpu())
-            correct.append((logits.argmax(-1) == targets).cpu())
-            if part.distances is not None:
-                distances.append(part.distances.flatten()[part.asked()])
-    model.train()
-    loss, right = torch.cat(losses).double().mean().item(), torch.cat(correct)
-    accuracy = right.double().mean().item()
-    finite = math.isfinite(loss)
-    return Score(
-        length=length,
-        examples=examples,
-        count=len(right),
-        correct=int(right.sum()),
-        loss=loss if finite else None,
-        score=accuracy if task.score == "accuracy" else loss / math.log(2) if finite else None,
-        seen_in_training=doubles,
-        by_distance=by_distance(right, torch.cat(distances)) if distances else (),
-    )
-
-
-def _rows(batch: Batch, first: int, last: int) -> Batch:
-    rows: dict[str, Any] = {name: x if x is None else x[first:last] for name, x in vars(batch).items()}
-    return Batch(**rows)
-
-
-def by_distance(correct: Tensor, distances: Tensor) -> tuple[DistanceScore, ...]:
-    """Right answers counted in bins of distance: 0, 1, 2, 3, 4-5, 6-7, 8-11, 12-15, ... two to an octave."""
-    octaves = torch.arange(1, 40)
-    edges = torch.cat([torch.tensor([0, 1]), torch.stack([2**octaves, 2**octaves + 2 ** (octaves - 1)], 1).flatten()])
-    bins = torch.bucketize(distances, edges, right=True) - 1
-    count = torch.bincount(bins, minlength=len(edges))
-    right = torch.bincount(bins, weights=correct.double(), minlength=len(edges)).long()
-    return tuple(
-        DistanceScore(low=int(edges[i]), high=int(edges[i + 1]) - 1, correct=int(right[i]), count=int(count[i]))
-        for i in count.nonzero().flatten().tolist()
-    )
-
-
-def save(folder: Path, model: SequenceModel, optimizer: torch.optim.Optimizer, state: State) -> None:
-    """Write a checkpoint, keeping the one before it, which serves when this one turns out torn."""
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "state": {**vars(state), "loss_sum": float(state.loss_sum), "seen": torch.cat(state.seen)},
-    }
-    fresh, newest = folder / "checkpoint.tmp", folder / "checkpoint.pt"
-    torch.save(content, fresh)
-    if newest.exists():
-        newest.replace(folder / "checkpoint.before.pt")
-    fresh.replace(newest)
-
-
-def load(folder: Path, model: SequenceModel, optimizer: torch.optim.Optimizer, cell: Cell) -> State:
-    """Go on from the newest checkpoint that can be read and fits the model, or from the beginning."""
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    for name in ("checkpoint.pt", "checkpoint.before.pt"):
-        try:
-            content = torch.load(folder / name, map_location=cell.device, weights_only=True)
-            fits = {name: tensor.shape for name, tensor in content["model"].items()} == shapes
-        except FileNotFoundError:
-            continue
-        except Exception:  # torn, or no checkpoint at all: whatever it is, it is nothing to go on from
-            fits = False
-        if fits:
-            return _resume(content, model, optimizer)
-    return State()
-
-
-def _resume(content: dict[str, Any], model: SequenceModel, optimizer: torch.optim.Optimizer) -> State:
-    model.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
-    torch.set_rng_state(content["random"].cpu())
-    if content["random_cuda"]:
-        torch.cuda.set_rng_state_all([state.cpu() for state in content["random_cuda"]])
-    return State(**{**content["state"], "seen": [content["state"]["seen"].cpu()]})
+def _solved(cell: Cell, task: Task, score: float | None) -> bool:
+    if cell.stop_at is None or score is None:
+        return False
+    return score >= cell.stop_at if task.score == "accuracy" else score <= cell.stop_at

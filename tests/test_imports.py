@@ -18,7 +18,10 @@ ALLOWED = {
     "benchmarks.machine": {"benchmarks.record"},
     "benchmarks.suite": {"benchmarks.record"},
     "benchmarks.step": {"tasks", "models", "benchmarks.record"},
-    "benchmarks.train": MEASURING,
+    "benchmarks.evaluate": MEASURING,
+    "benchmarks.checkpoint": MEASURING,
+    "benchmarks.train": MEASURING
+    | {"benchmarks.evaluate", "benchmarks.checkpoint", "benchmarks.machine", "benchmarks.reach"},
     "benchmarks.cost": MEASURING,
     "benchmarks.run": {"benchmarks.suite", "benchmarks.record", "benchmarks.machine"},
     "benchmarks.report": {"benchmarks.report", "benchmarks.record"},

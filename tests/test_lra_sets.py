@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from benchmarks.evaluate import evaluate
 from benchmarks.pictures import PLACE, pathfinder_grid
 from benchmarks.record import Cell
 from benchmarks.spec import doubles, histogram
 from benchmarks.step import answers, make_model
-from benchmarks.train import evaluate
 from models.model import build_model, model_names
 from models.reading import joined, pooled, turned
 from tasks.lra.source import _files

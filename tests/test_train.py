@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import train
+from benchmarks import evaluate as evaluating
+from benchmarks.evaluate import by_distance, by_position, evaluate, fingerprints
 from benchmarks.record import Cell, LearnNumbers
 from benchmarks.step import answers, learning_rate, make_model, make_optimizer, training_step
-from benchmarks.train import InterruptedRunError, NotFiniteError, by_distance, evaluate, fingerprints, learn
+from benchmarks.train import InterruptedRunError, NotFiniteError, batches, learn
 from tasks.task import IGNORE, Batch, get_task
 
 
@@ -30,8 +31,18 @@ def learned(cell: Cell, folder: Path, stop: object = never) -> LearnNumbers:
     return learn(cell, get_task(cell.task, cell.task_options), folder, quiet, stop)  # type: ignore[arg-type]
 
 
+TIMES = {"seconds", "waiting"}
+
+
+def untimed(value: object) -> object:
+    """Numbers of a run without those that no second run has the same."""
+    if isinstance(value, dict):
+        return {key: untimed(part) for key, part in value.items() if key not in TIMES}
+    return [untimed(part) for part in value] if isinstance(value, list | tuple) else value
+
+
 def same(a: LearnNumbers, b: LearnNumbers) -> bool:
-    return a.model_dump(exclude={"seconds"}) == b.model_dump(exclude={"seconds"})
+    return untimed(a.model_dump()) == untimed(b.model_dump())
 
 
 def test_the_same_cell_gives_the_same_numbers(cell: Cell, tmp_path: Path) -> None:
@@ -61,11 +72,11 @@ def test_a_torn_checkpoint_falls_back_on_the_one_before(cell: Cell, tmp_path: Pa
     for _ in range(2):
         with pytest.raises(InterruptedRunError):
             learned(cell, tmp_path / "torn", stop_after(2))
-    newest = tmp_path / "torn" / "checkpoint.pt"
+    newest = tmp_path / "torn" / "rate-0" / "checkpoint.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
     assert same(learned(cell, tmp_path / "torn"), whole)
     newest.write_bytes(b"")
-    (tmp_path / "torn" / "checkpoint.before.pt").write_bytes(b"nonsense")
+    newest.with_name("checkpoint.before.pt").write_bytes(b"nonsense")
     assert same(learned(cell, tmp_path / "torn"), whole)
 
 
@@ -78,6 +89,82 @@ def test_a_checkpoint_of_another_shape_is_not_gone_on_from(cell: Cell, tmp_path:
 def test_a_loss_that_is_no_number_ends_the_run(cell: Cell, tmp_path: Path) -> None:
     with pytest.raises(NotFiniteError, match="at step"):
         learned(cell.model_copy(update={"learning_rate": 1e30, "warmup": 0}), tmp_path)
+
+
+RATES = (1e-3, 3e-2, 1e30)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cell, LearnNumbers]:
+    cell = Cell(
+        kind="learn", task="copy", task_options={"symbols": 3, "alphabet": 2}, model="transformer", width=32, depth=2,
+        length=10, batch_size=32, steps=80, warmup=0, validations=8, test_examples=64, learning_rates=RATES,
+    )  # fmt: skip
+    return cell, learned(cell, tmp_path_factory.mktemp("swept"))
+
+
+def test_of_several_rates_the_best_on_validation_is_tested(swept: tuple[Cell, LearnNumbers], tmp_path: Path) -> None:
+    """Against cells that were trained at one rate each; a rate at which nothing is finite loses."""
+    cell, numbers = swept
+    assert [trial.learning_rate for trial in numbers.trials] == list(RATES)
+    assert numbers.trials[-1].validation is None
+    alone = {}
+    for rate in RATES[:-1]:
+        one = cell.model_copy(update={"learning_rates": (), "learning_rate": rate})
+        alone[rate] = learned(one, tmp_path / f"{rate}")
+    best = max(alone, key=lambda rate: alone[rate].curve[-1].validation)
+    assert numbers.learning_rate == best
+    assert [trial.validation for trial in numbers.trials[:-1]] == [a.curve[-1].validation for a in alone.values()]
+    assert same(numbers.model_copy(update={"trials": ()}), alone[best])
+
+
+def test_a_sweep_stopped_anywhere_goes_on_as_if_never_stopped(swept: tuple[Cell, LearnNumbers], tmp_path: Path) -> None:
+    cell, whole = swept
+    for steps in (30, 70):  # within the first rate, and within the second
+        with pytest.raises(InterruptedRunError):
+            learned(cell, tmp_path, stop_after(steps))
+    assert same(learned(cell, tmp_path), whole)
+
+
+def test_no_rate_at_all_that_ends_well_is_not_a_number(cell: Cell, tmp_path: Path) -> None:
+    with pytest.raises(NotFiniteError, match="at step"):
+        learned(cell.model_copy(update={"learning_rates": (1e29, 1e30), "warmup": 0}), tmp_path)
+
+
+def test_training_ends_when_validation_is_solved(swept: tuple[Cell, LearnNumbers], tmp_path: Path) -> None:
+    cell, _ = swept
+    cell = cell.model_copy(update={"learning_rates": (), "learning_rate": 3e-3, "steps": 400, "validations": 40})
+    whole = learned(cell, tmp_path / "whole")
+    early = learned(cell.model_copy(update={"stop_at": 0.9}), tmp_path / "early")
+    met = next(point for point in whole.curve if point.validation >= 0.9)
+    assert early.steps == met.step < whole.steps and untimed(early.curve[-1].model_dump()) == untimed(met.model_dump())
+    assert whole.reached[0].step == met.step and whole.reached[0].tokens == met.step * 32 * 10
+    assert [goal.score for goal in whole.reached] == [0.9, 0.99]
+    assert whole.reached[0].seconds == met.seconds and 0 < met.seconds < whole.seconds  # type: ignore[operator]
+    assert whole.reached[1].step == next(point.step for point in whole.curve if point.validation >= 0.99)
+
+
+def test_batches_made_ahead_are_those_of_the_task(cell: Cell) -> None:
+    task = get_task(cell.task)
+    made = list(batches(cell, task, 2))
+    assert len(made) == cell.steps - 2
+    for index, (batch, prints) in enumerate(made, start=2):
+        expected = task.batch("train", cell.seed, index, cell.batch_size, cell.length)
+        assert torch.equal(batch.tokens, expected.tokens) and torch.equal(prints, fingerprints(expected.tokens))
+
+
+def test_time_outside_the_step_is_part_of_all(cell: Cell, tmp_path: Path) -> None:
+    numbers = learned(cell, tmp_path)
+    assert numbers.waiting is not None and 0 < numbers.waiting < numbers.seconds
+    seconds = [point.seconds for point in numbers.curve]
+    assert seconds == sorted(seconds) and seconds[-1] == numbers.seconds  # type: ignore[type-var]
+
+
+@pytest.mark.slow
+def test_compiled_blocks_learn_the_same(cell: Cell, tmp_path: Path) -> None:
+    plain = learned(cell, tmp_path / "plain")
+    compiled = learned(cell.model_copy(update={"compile": True}), tmp_path / "compiled")
+    assert [p.loss for p in compiled.curve] == pytest.approx([p.loss for p in plain.curve], rel=1e-4)
 
 
 def test_models_learn_what_a_few_steps_can_teach(tmp_path: Path) -> None:
@@ -122,7 +209,7 @@ def test_the_score_does_not_depend_on_how_rows_are_split(cell: Cell, monkeypatch
     cell = cell.model_copy(update={"task": "recall"})
     model = make_model(cell, task)
     whole = evaluate(model, cell, task, "test", 64, 40)
-    monkeypatch.setattr(train, "EVALUATION_TOKENS", 64 * 5)
+    monkeypatch.setattr(evaluating, "EVALUATION_TOKENS", 64 * 5)
     parts = evaluate(model, cell, task, "test", 64, 40)
     assert whole.correct == parts.correct and whole.loss == pytest.approx(parts.loss)
     assert whole.by_distance == parts.by_distance
@@ -156,6 +243,31 @@ def test_bins_of_distance_hold_everything_once() -> None:
     for b in bins[:-1]:
         inside = range(b.low, b.high + 1)
         assert b.count == len(inside) and b.correct == sum(d % 3 == 0 for d in inside)
+
+
+def test_loss_by_position_is_the_mean_at_each(cell: Cell) -> None:
+    """Against a loop, and put together again it is the loss of all."""
+    losses, positions = torch.rand(60, dtype=torch.float64), torch.arange(20).repeat(3)
+    bins = by_position(losses, positions)
+    assert [(b.low, b.high) for b in bins] == [
+        (0, 0),
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (4, 5),
+        (6, 7),
+        (8, 11),
+        (12, 15),
+        (16, 19),
+    ]
+    for b in bins:
+        inside = [float(x) for x, p in zip(losses, positions, strict=True) if b.low <= p <= b.high]
+        assert b.count == len(inside) and b.loss == pytest.approx(sum(inside) / len(inside))
+    task = get_task("python")
+    score = evaluate(make_model(cell, task), cell, task, "test", 50, 33)
+    assert sum(b.loss * b.count for b in score.by_position) / score.count == pytest.approx(score.loss)
+    assert score.by_position[-1].high == 49 and score.by_position[0].count == 33
+    assert not evaluate(make_model(cell, get_task("copy")), cell, get_task("copy"), "test", 24, 3).by_position
 
 
 def test_learning_rate_rises_then_falls_as_a_cosine(cell: Cell) -> None:
