@@ -3,17 +3,20 @@
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from benchmarks.record import Cell, Outcome, write_record
-from benchmarks.report import make_reports
+from benchmarks.record import Cell, Outcome, Record, write_record
+from benchmarks.report import make_reports, page
 from benchmarks.report.frames import differences, over_seeds, scores
-from benchmarks.report.page import number, size
+from benchmarks.report.page import make_page
+from benchmarks.report.parts import Part
 from benchmarks.report.statistics import t_interval, wilson_interval
-from benchmarks.report.style import in_order, looks
+from benchmarks.report.style import in_order, looks, panels
+from benchmarks.report.tables import number, safe, size
 from tests.records import cost_record, learn_record, record
 
 ROOT = Path(__file__).parent.parent
@@ -143,9 +146,33 @@ def test_numbers_read_well() -> None:
     assert number(26427.3) == "26,427" and number(pd.NA) == ""
 
 
-def test_text_that_a_spreadsheet_would_run_is_marked(tmp_path: Path, cell: Cell) -> None:
-    changed = cell.model_copy(update={"model_options": {"a": "b"}, "task_options": {}})
-    write_record(tmp_path, learn_record(changed))
-    (made,) = make_reports(tmp_path, tmp_path / "reports", [])
-    data = pd.read_csv(made.path.parent / "score-by-length.csv")
-    assert not data.select_dtypes(exclude="number").map(lambda v: str(v)[:1] in "=+-@").any().any()
+def test_text_that_a_spreadsheet_would_run_is_marked() -> None:
+    table = safe(pd.DataFrame({"text": ["=1+1", "-x", "@a", "+2", "", "a=b"], "number": [-1, 0, 1, 2, 3, 4]}))
+    assert list(table["text"]) == ["'=1+1", "'-x", "'@a", "'+2", "", "a=b"] and table["number"][0] == -1
+
+
+def test_a_page_is_made_of_parts_and_leaves_out_empty_ones(
+    tmp_path: Path, cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pd.DataFrame({"model": ["a|b"], "score": ["0.5"]})
+    data = pd.DataFrame({"x": [1, 2]})
+    figure, (axes,) = panels(1)
+    axes.plot([1, 2])
+
+    def parts(records: Sequence[Record]) -> list[Part]:
+        return [
+            Part("Nothing", "Only words."), Part("A table", "Words.", table=table),
+            Part("Data", name="data", data=data),
+            Part("A figure", "What it shows.", "drawn", figure), Part("Empty", table=table[:0], data=data[:0]),
+        ]  # fmt: skip
+
+    monkeypatch.setattr(page, "PARTS", (parts,))
+    text = make_page([learn_record(cell)], tmp_path).path.read_text()
+    assert text[text.index("## ") :] == (
+        "## A table\n\nWords.\n\n| model | score |\n| --- | ---: |\n| a\\|b | 0.5 |\n\n"
+        "## Data\n\nData: [data.csv](data.csv).\n\n"
+        "## A figure\n\n![A figure: What it shows.](drawn.svg)\n\nWhat it shows.\n"
+    )
+    assert (tmp_path / "data.csv").read_text() == "x\n1\n2\n" and (tmp_path / "drawn.svg").stat().st_size > 100
+    with pytest.raises(ValueError, match="expected a name"):
+        Part("No name", data=data)

@@ -1,4 +1,4 @@
-"""The figures. Each takes a frame of frames.py and returns a figure, or None when there is nothing to show."""
+"""Figures of what was learned. Each takes a frame of frames.py; None when there is nothing to show."""
 
 from __future__ import annotations
 
@@ -12,16 +12,9 @@ from matplotlib.figure import Figure
 
 from benchmarks.report.frames import over_seeds
 from benchmarks.report.statistics import wilson_interval
-from benchmarks.report.style import RC, in_order, legend, length_axis, log_axis, looks, panels
+from benchmarks.report.style import RC, few, in_order, legend, length_axis, looks, panels
 
 CONSTANT: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 2)), "linewidth": 1.2, "label": "constant answer"}
-COSTS = (
-    ("training", "tokens_per_second", "training: tokens a second"),
-    ("training", "peak_bytes", "training: peak memory, MB"),
-    ("decode", "seconds", "decode: milliseconds a token"),
-    ("decode", "state_bytes", "decode: state, KB"),
-)
-UNITS = {"peak_bytes": 1e-6, "state_bytes": 1e-3, "seconds": 1e3}
 
 
 def score_by_length(scores: pd.DataFrame) -> Figure | None:
@@ -101,37 +94,11 @@ def learning_curves(curves: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def cost_by_length(costs: pd.DataFrame) -> Figure | None:
-    """What length costs, on two logarithmic axes; a cross at the top where memory ended."""
-    if costs.empty:
-        return None
-    with mpl.rc_context(RC):
-        figure, axes = panels(len(COSTS))
-        for one, (phase, column, title) in zip(axes, COSTS, strict=True):
-            rows = costs[costs["phase"] == phase]
-            style = looks(rows["model"])
-            for model in in_order(rows["model"]):
-                line = rows[rows["model"] == model].sort_values("length")
-                one.plot(line["length"], line[column].astype(float) * UNITS.get(column, 1), label=model, **style[model])
-                for length in line.loc[line["status"] != "ok", "length"]:
-                    at_top = one.get_xaxis_transform()
-                    one.plot(length, 0.97, "x", color=style[model]["color"], transform=at_top, clip_on=False)
-            log_axis(one)
-            one.set_title(title)
-            length_axis(one, rows["length"], "length, tokens")
-        legend(figure, axes, f"medians of n = {_few(costs['n'].dropna().astype(int))} runs")
-    return figure
-
-
 def of_seeds(frame: pd.DataFrame) -> str:
     """How many seeds, and test examples of each, a figure stands on."""
-    seeds = _few(frame.groupby(["task", "model", "length"])["seed"].nunique())
-    examples = f", {_few(frame['examples'])} examples each" if "examples" in frame else ""
+    seeds = few(frame.groupby(["task", "model", "length"])["seed"].nunique())
+    examples = f", {few(frame['examples'])} examples each" if "examples" in frame else ""
     return f"n = {seeds} seed{'' if seeds == '1' else 's'}{examples}"
-
-
-def _few(values: pd.Series) -> str:
-    return " to ".join(f"{value:,}" for value in sorted({int(values.min()), int(values.max())}))
 
 
 def _lines(axes: Axes, group: pd.DataFrame, x: str) -> None:

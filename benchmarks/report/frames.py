@@ -13,7 +13,6 @@ from benchmarks.record import Cell, Record, Score
 from benchmarks.report.statistics import t_interval, wilson_interval
 
 RUN = ["task", "model", "parameters", "length"]  # what the seeds of one mean have in common
-PHASES = ("training", "prefill", "decode")
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def scores(records: Sequence[Record]) -> pd.DataFrame:
     labels, rows = Labels.of(records), []
     for record in records:
         if record.outcome.learn:
-            rows += [{**_run(record, labels), **_score(test)} for test in record.outcome.learn.tests]
+            rows += [{**run_fields(record, labels), **_score(test)} for test in record.outcome.learn.tests]
     return pd.DataFrame(rows)
 
 
@@ -63,7 +62,7 @@ def distances(records: Sequence[Record]) -> pd.DataFrame:
     """A row for each bin of distance of each test."""
     labels = Labels.of(records)
     rows = [
-        {**_run(record, labels), "test_length": test.length, **part.model_dump()}
+        {**run_fields(record, labels), "test_length": test.length, **part.model_dump()}
         for record in records if record.outcome.learn
         for test in record.outcome.learn.tests
         for part in test.by_distance
@@ -75,38 +74,15 @@ def curves(records: Sequence[Record]) -> pd.DataFrame:
     """A row for each point of each learning curve."""
     labels = Labels.of(records)
     rows = [
-        {**_run(record, labels), **point.model_dump()}
+        {**run_fields(record, labels), **point.model_dump(exclude_none=True)}
         for record in records if record.outcome.learn
         for point in record.outcome.learn.curve
     ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def costs(records: Sequence[Record]) -> pd.DataFrame:
-    """A row for each `cost` cell and phase, measured or failed."""
-    labels, rows = Labels.of(records), []
-    for record in records:
-        if not record.outcome.cost:
-            continue
-        for name in PHASES:
-            row = {**_run(record, labels), "phase": name, "batch_size": record.cell.batch_size, "state_bytes": math.nan}
-            if phase := record.outcome.cost.phases.get(name):
-                seconds = phase.seconds
-                row |= {
-                    "status": "ok", "tokens_per_second": phase.tokens / seconds.median,
-                    "tokens_per_second_low": phase.tokens / seconds.high,
-                    "tokens_per_second_high": phase.tokens / seconds.low, "seconds": seconds.median, "n": seconds.n,
-                    "noisy": seconds.noisy, "peak_bytes": phase.peak_bytes, "reserved_bytes": phase.reserved_bytes,
-                }  # fmt: skip
-            else:
-                row["status"] = record.outcome.cost.failed.get(name, "missing")
-            if name == "decode" and record.outcome.cost.state_bytes is not None:
-                row["state_bytes"] = record.outcome.cost.state_bytes
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _run(record: Record, labels: Labels) -> dict[str, Any]:
+def run_fields(record: Record, labels: Labels) -> dict[str, Any]:
+    """Columns that tell what run a row is of."""
     cell, outcome = record.cell, record.outcome
     numbers = outcome.learn or outcome.cost
     assert numbers and outcome.task

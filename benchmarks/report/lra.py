@@ -12,8 +12,9 @@ import pandas as pd
 
 from benchmarks.record import Record, Score, read_record, record_files, write_atomically
 from benchmarks.report.frames import options
-from benchmarks.report.page import TEMPLATES, Made, markdown, plain
+from benchmarks.report.page import TEMPLATES, Made
 from benchmarks.report.statistics import t_interval, wilson_interval
+from benchmarks.report.tables import markdown, plain
 
 PUBLISHED = Path(__file__).parent.parent / "published.csv"
 TASKS = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")

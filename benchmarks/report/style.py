@@ -98,6 +98,11 @@ def legend(figure: Figure, axes: Iterable[Axes], n: str) -> None:
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, title=n)
 
 
+def few(values: Any) -> str:
+    """A number, or the least and the greatest of several."""
+    return " to ".join(f"{value:,}" for value in sorted({int(values.min()), int(values.max())}))
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write SVG, which is committed, and PNG and PDF beside it, which are not; no dates, so that bytes repeat."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,69 @@
+"""Tables as texts: for Markdown, for a terminal, for a spreadsheet; and numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+TEXT_COLUMNS = (
+    "model", "direction", "pooling", "task", "phase", "unit", "options", "source of the rule", "data", "cell", "status",
+    "message", "what", "",
+)  # fmt: skip
+FORMULA = ("=", "+", "-", "@")  # what a spreadsheet takes for the beginning of one
+
+
+def number(value: Any, digits: int = 0) -> str:
+    """Readable, with thousands apart; empty for nothing."""
+    return "" if pd.isna(value) else f"{float(value):,.{digits}f}"
+
+
+def size(value: Any) -> str:
+    """Bytes in the unit that reads best (decimal: 1 KB is 1000 bytes)."""
+    if pd.isna(value):
+        return ""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.1f} {unit}"
+    return f"{value:.0f} B"
+
+
+def span(values: pd.Series) -> str:
+    low, high = int(values.min()), int(values.max())
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def bounds(low: float, high: float, form: str = ".3f") -> str:
+    """An interval; empty where there is none."""
+    return "" if math.isnan(low) else f"{low:{form}} to {high:{form}}"
+
+
+def markdown(table: pd.DataFrame | None) -> str:
+    """A Markdown table; columns of numbers to the right."""
+    if table is None or table.empty:
+        return ""
+    cells = [[str(value).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)]
+    rule = [("---" if column in TEXT_COLUMNS else "---:") for column in table.columns]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [list(map(str, table.columns)), rule, *cells])
+
+
+def plain(table: pd.DataFrame) -> str:
+    """The same for a terminal."""
+    if table.empty:
+        return "no cell ended well"
+    rows = [list(map(str, table.columns)), *([str(value) for value in row] for row in table.itertuples(index=False))]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
+    return "\n".join(_aligned(row, widths) for row in rows)
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = zip(row, widths, strict=True)
+    return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]).rstrip()
+
+
+def safe(frame: pd.DataFrame) -> pd.DataFrame:
+    """Text that a spreadsheet would take for a formula is marked as text."""
+    texts = frame.select_dtypes(include=["object", "string"]).columns
+    return frame.assign(**{c: frame[c].map(lambda v: f"'{v}" if str(v).startswith(FORMULA) else v) for c in texts})
