@@ -17,12 +17,10 @@ keep their relative error, and shares down to 1e-10 were within 2e-6 of those in
 
 from __future__ import annotations
 
-import itertools
-import math
-
 import torch
 from torch import Tensor
 
+from benchmarks.evaluate import half_octaves
 from benchmarks.record import Cell, ReachBin
 from models.model import SequenceModel
 from tasks.task import IGNORE, Batch, Task
@@ -87,21 +85,13 @@ def squared_gradients(model: SequenceModel, tokens: Tensor, positions: Tensor, g
 
 def in_bins(squares: Tensor, positions: Tensor) -> tuple[ReachBin, ...]:
     """Root mean squares in bins of half an octave, relative to that at distance 0; squares are (batch, length)."""
-    farthest = int(positions.max())
     distances = positions[:, None] - torch.arange(squares.shape[1])
-    at = [squares[(low <= distances) & (distances <= high)].mean().sqrt().item() for low, high in bins(farthest)]
-    shares = [value / at[0] if at[0] else math.nan for value in at]
-    if not all(map(math.isfinite, shares)):
+    seen = distances >= 0
+    bins, edges = half_octaves(distances[seen])
+    shares = (torch.bincount(bins, weights=squares[seen]) / torch.bincount(bins)).sqrt()
+    shares = shares / shares[0]
+    if not shares.isfinite().all():
         return ()
-    return tuple(
-        ReachBin(low=low, high=high, share=share) for (low, high), share in zip(bins(farthest), shares, strict=True)
-    )
-
-
-def bins(farthest: int) -> list[tuple[int, int]]:
-    """Distances 0, 1, 2, 3, 4-5, 6-7, 8-11, 12-15, ... two bins to an octave, up to the farthest."""
-    lows = [0, 1, *(low for octave in range(1, 40) for low in (2**octave, 3 * 2 ** (octave - 1)))]
-    return [
-        (low, min(following - 1, farthest))
-        for low, following in itertools.pairwise(lows) if low <= farthest
-    ]  # fmt: skip
+    highs = (edges[1 : len(shares) + 1] - 1).clamp_max(int(positions.max()))
+    parts = zip(edges.tolist(), highs.tolist(), shares.tolist(), strict=False)
+    return tuple(ReachBin(low=low, high=high, share=share) for low, high, share in parts)

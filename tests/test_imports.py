@@ -22,6 +22,7 @@ ALLOWED = {
     "benchmarks.checkpoint": MEASURING,
     "benchmarks.train": MEASURING
     | {"benchmarks.evaluate", "benchmarks.checkpoint", "benchmarks.machine", "benchmarks.reach"},
+    "benchmarks.reach": MEASURING | {"benchmarks.evaluate"},
     "benchmarks.cost": MEASURING,
     "benchmarks.run": {"benchmarks.suite", "benchmarks.record", "benchmarks.machine"},
     "benchmarks.report": {"benchmarks.report", "benchmarks.record"},
