@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from benchmarks.measure import load_plugins
 from benchmarks.spec import spec
 from models.model import build_model, model_names, model_options, parameter_count, registered_block
-from tasks.task import IGNORE, Batch, Task, get_task, task_names
+from tasks.task import IGNORE, AbsentCorpusError, Batch, Task, get_task, task_names
 
 
 def card(name: str, plugins: Sequence[str] = ()) -> str:
@@ -25,18 +27,33 @@ def card(name: str, plugins: Sequence[str] = ()) -> str:
 
 
 def task_card(task: Task) -> str:
+    data, examples = _data(task)
     facts = {
         "rule": task.source,
         "vocabulary": f"{task.vocabulary} tokens",
         "answers": f"{task.classes} classes, one a sequence" if task.classes else "one at every position that is asked",
-        "score": f"{task.score}; a constant answer has {task.constant_score:.4g}",
+        "score": f"{task.score}; {_constant(task)}",
         "lengths": f"{', '.join(map(str, task.lengths))}{_other_lengths(task)}",
         "options": ", ".join(f"{key}={value!r}" for key, value in task.options.items()) or "none",
-        **{f"data {key}": value for key, value in task.data.items()},
+        **data,
     }
     lines = [f"{key:12} {value}" for key, value in facts.items()]
-    shown = [spec(task)] if task.classes and task.sizes else _examples(task)
-    return "\n\n".join([f"{task.name}: {inspect.getdoc(task.sampler)}", "\n".join(lines), *shown])
+    return "\n\n".join([f"{task.name}: {inspect.getdoc(task.sampler)}", "\n".join(lines), *examples])
+
+
+def _data(task: Task) -> tuple[dict[str, Any], list[str]]:
+    """What identifies a task's data, and examples; how to get the data, where they are not here."""
+    try:
+        facts = {f"data {key}": value for key, value in task.data.items()}
+        return facts, [spec(task)] if task.classes and task.sizes else _examples(task)
+    except AbsentCorpusError as error:
+        return {"data": f"not here: {error}"}, []
+
+
+def _constant(task: Task) -> str:
+    if math.isnan(task.constant_score):
+        return "what a constant answer has is known once the data are here"
+    return f"a constant answer has {task.constant_score:.4g}"
 
 
 def _other_lengths(task: Task) -> str:

@@ -118,6 +118,8 @@ def prefetched(name: str, length: int | None, options: list[str], plugins: list[
         return f"{name}: nothing to fetch"
     task.fetch(length, **task.options)
     facts = [f"{key} {value}" for key, value in task.data.items()]
+    if not task.sizes:
+        return "\n".join([f"{name}: windows of any length", *facts])
     sizes = ", ".join(f"{split} {size}" for split, size in task.sizes.items())
     return "\n".join([f"{name} at {length}: {sizes}", *facts, f"doubles: {all_doubles(task, length)}"])
 

@@ -129,7 +129,9 @@ class Task:
             self.check_length(length)
             rows = _rows(self.name, split, seed, index * batch_size, batch_size, self.sizes[split])
             return self.sampler(rows, length, split, **self.options)
-        key = json.dumps([self.name, self.options, split, seed, length, batch_size, index], sort_keys=True)
+        # Of a corpus, what is held out is read at the same places whatever the length, so that lengths compare.
+        drawn_for = None if self.reads_split and split != "train" else length
+        key = json.dumps([self.name, self.options, split, seed, drawn_for, batch_size, index], sort_keys=True)
         digest = hashlib.sha256(key.encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
         return self.sample(batch_size, length, generator, split)

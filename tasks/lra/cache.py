@@ -1,4 +1,4 @@
-"""Where data lie on this machine, and examples that are made once and kept.
+"""Examples that are made once and kept.
 
 A generator makes any example alone, so nothing has to be kept; but what is read in every epoch should not be drawn in
 every epoch. `Generated.fill` makes a whole set, part by part, in several processes; `Generated.read` takes an example
@@ -24,17 +24,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.files import data_folder
+
 PART = 1000  # examples
 ABANDONED_SECONDS = 600.0
 POLL_SECONDS = 0.2
 Integers = NDArray[np.int64]
 Examples = tuple[NDArray[np.uint8], Integers, Integers]
 """Tokens (examples, length), labels (examples,), and how many tokens of each are valid (examples,)."""
-
-
-def data_folder() -> Path:
-    """Where corpora and made sets lie: the folder `data` of the checkout, or the one that LOOKBACK_DATA names."""
-    return Path(os.environ.get("LOOKBACK_DATA") or Path(__file__).parents[2] / "data")
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tasks.files import data_folder, parquet_files
 from tasks.language import byte_symbols
-from tasks.lra.cache import Integers, data_folder
+from tasks.lra.cache import Integers
 from tasks.lra.examples import BYTES, grey_values, padded_bytes, picture, text_picture
 from tasks.lra.released import PAIRS_NAMES, Pairs, read_pairs, release
 from tasks.task import AbsentCorpusError, Batch, register_task
@@ -124,11 +125,8 @@ def _read_parquet(folder: Path, file: str) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    paths = sorted(folder.rglob(f"{file}*.parquet"))
-    if not paths:
-        raise ValueError(f"{folder}: expected files {file}*.parquet, found none")
     tables = []
-    for path in paths:
+    for path in parquet_files(folder, file):
         try:
             tables.append(pq.read_table(path))
         except (pa.ArrowException, OSError) as error:

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.lra.cache import Examples, Integers, data_folder
+from tasks.files import data_folder
+from tasks.lra.cache import Examples, Integers
 from tasks.lra.examples import grey_values
 from tasks.task import AbsentCorpusError
 
