@@ -6,10 +6,10 @@ SCALE ?= small
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-slow test-gpu lint format pictures paper-rwkv-lra report speed doctor clean
+.PHONY: help bench test test-slow test-gpu lint format pictures paper-rwkv-lra paper-rrwkv-reach report speed doctor clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/' | expand -t 26
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -46,6 +46,9 @@ paper-rwkv-lra: $(READY) ## the RWKV paper's Long Range Arena table beside our r
 	@test $(SCALE) = smoke || $(BIN)/lookback prefetch pathfinder
 	$(BIN)/lookback run lra --scale $(SCALE) || test $$? -eq 1
 	@$(BIN)/python -m benchmarks.report.lra --scale $(SCALE)
+
+paper-rrwkv-reach: $(READY) ## the RRWKV paper's path lengths as reach of gradients, measured (SCALE=smoke, small or paper)
+	@$(BIN)/lookback reach --scale $(SCALE)
 
 pictures: $(READY) ## make the documentation's pictures anew from the data
 	@$(BIN)/python -m benchmarks.pictures

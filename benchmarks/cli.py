@@ -102,6 +102,31 @@ def run(
     raise typer.Exit((runner.run() if cells else 0) or int(bool(absent)))
 
 
+@app.command()
+def reach(
+    suite: Annotated[str, typer.Argument(help="Name of a suite, or the path of a TOML file.")] = "reach",
+    model: Annotated[list[str] | None, typer.Option(help="These models only, or in place of the suite's.")] = None,
+    scale: Annotated[str, typer.Option(help="smoke, small or paper, where the suite has it.")] = DEFAULT_SCALE,
+    device: Device = Device.auto,
+    plugin: Plugins = None,
+    results: Results = RESULTS,
+    reports: Annotated[Path, typer.Option(help="Folder for what is made.")] = REPORTS,
+    threads: Annotated[int, typer.Option(help="Threads of torch in each cell; 0 for one a core.", min=0)] = 0,
+) -> None:
+    """Measure how much of an output's gradient arrives how far back, before training and after, and report it."""
+    chosen = read_suite(suite, scale)
+    if not any(cell.reach for cell in chosen.cells):
+        raise ValueError(f"suite {chosen.name!r} measures no reach: expected cells with reach = true")
+    code = 0
+    try:
+        run(suite, model=model, scale=scale, device=device, plugin=plugin, results=results, threads=threads)
+    except typer.Exit as ended:
+        code = ended.exit_code
+    if code <= 1:  # not interrupted
+        report([chosen.name], results, reports)
+    raise typer.Exit(code)
+
+
 def _device(device: Device) -> str:
     if device != Device.auto:
         return device.value
