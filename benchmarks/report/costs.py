@@ -1,86 +1,135 @@
-"""What length costs: time, memory and state of training, prefill and decode."""
+"""What length costs: time, memory, operations, energy and state of training, prefill and decode."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
-from benchmarks.record import Record
-from benchmarks.report.frames import Labels, run_fields
+from benchmarks.record import FINAL, Phase, Record
+from benchmarks.report import generation, growth
+from benchmarks.report.frames import Labels
 from benchmarks.report.parts import Part
+from benchmarks.report.setups import names_of, protocol_of
 from benchmarks.report.style import RC, few, in_order, legend, length_axis, log_axis, looks, panels
 from benchmarks.report.tables import number, size
 
 PHASES = ("training", "prefill", "decode")
-COSTS = (
-    ("training", "tokens_per_second", "training: tokens a second"),
-    ("training", "peak_bytes", "training: peak memory, MB"),
-    ("decode", "seconds", "decode: milliseconds a token"),
-    ("decode", "state_bytes", "decode: state, KB"),
-)
-UNITS = {"peak_bytes": 1e-6, "state_bytes": 1e-3, "seconds": 1e3}
+ROWS = (
+    (("tokens_per_second", "tokens a second", 1), ("tokens_per_second", "tokens a second", 1),
+     ("milliseconds", "milliseconds a token", 1)),
+    (("peak_bytes", "peak memory, MB", 1e-6), ("peak_bytes", "peak memory, MB", 1e-6),
+     ("state_bytes", "state a sequence, KB", 1e-3)),
+    (("flops_a_token", "operations a token, millions", 1e-6),) * 3,
+    (("joules_a_token", "energy a token, millijoules", 1e3),) * 3,
+)  # fmt: skip
+"""Rows of panels, in each one for training, prefill and decode: a column, its title and the scale of its unit."""
+READING = """Medians and quartiles of repeats; hollow where these are over a tenth of the median apart. Where a \
+measurement ended otherwise than well, a cross at the top marks the length. Peak memory is the most that was alive at \
+once, weights and optimizer state included; decode is one token after a context of that length."""
 
 
 def parts(records: Sequence[Record]) -> list[Part]:
     costs = costs_of(records)
     if costs.empty:
         return []
-    text = "Medians. Peak memory counts live tensors, weights and optimizer state included."
+    curves = growth.curves_of(costs)
     return [
-        Part("Cost against length", text, "cost-by-length", cost_by_length(costs), costs),
+        *growth.words(costs, curves), *_figures(costs), *generation.parts(records), *growth.parts(curves),
         Part("Costs", table=cost_table(costs)),
-    ]
+    ]  # fmt: skip
+
+
+def _figures(costs: pd.DataFrame) -> list[Part]:
+    """A figure a protocol; their data are in one file where there is one protocol, else in one each."""
+    several, found = costs["protocol"].nunique() > 1, []
+    for number_, (protocol, group) in enumerate(costs.groupby("protocol", sort=False)):
+        text = f"With {protocol}. {READING}"
+        name = "cost-by-length" + (f"-{number_ + 1}" if number_ else "")
+        title = "Cost against length" + (f": {protocol}" if several else "")
+        found.append(Part(title, text, name, cost_by_length(group), group))
+    return found
 
 
 def costs_of(records: Sequence[Record]) -> pd.DataFrame:
-    """A row for each `cost` cell and phase, measured or failed."""
-    labels, rows = Labels.of(records), []
+    """A row for each `cost` cell and phase, measured or ended otherwise.
+
+    Seconds, operations and joules are of one repeat; what is a token's is that, over the tokens of all sequences.
+    """
+    labels, names, rows = Labels.of(records), names_of(records), []
     for record in records:
-        if not record.outcome.cost:
+        cell, cost = record.cell, record.outcome.cost
+        if cell.kind != "cost" or (not cost and record.outcome.status not in FINAL):
             continue
         for name in PHASES:
-            batch = record.cell.batch_size
-            row = {**run_fields(record, labels), "phase": name, "batch_size": batch, "state_bytes": math.nan}
-            if phase := record.outcome.cost.phases.get(name):
-                seconds = phase.seconds
-                row |= {
-                    "status": "ok", "tokens_per_second": phase.tokens / seconds.median,
-                    "tokens_per_second_low": phase.tokens / seconds.high,
-                    "tokens_per_second_high": phase.tokens / seconds.low, "seconds": seconds.median, "n": seconds.n,
-                    "noisy": seconds.noisy, "peak_bytes": phase.peak_bytes, "reserved_bytes": phase.reserved_bytes,
-                }  # fmt: skip
+            phase = cost.phases.get(name) if cost else None
+            state = cost.state_bytes if cost and name == "decode" else None
+            row = {
+                "task": labels.task(cell), "model": names[record.cell_id], "family": cell.model,
+                "model_options": json.dumps(cell.model_options, sort_keys=True), "protocol": protocol_of(cell),
+                "parameters": cost.parameters if cost else math.nan, "width": cell.width, "depth": cell.depth,
+                "precision": cell.precision, "length": cell.length, "batch_size": cell.batch_size, "seed": cell.seed,
+                "phase": name, "status": "ok",
+                "state_bytes": math.nan if state is None else state / cell.batch_size,
+            }  # fmt: skip
+            if phase:
+                row |= _measured(phase)
             else:
-                row["status"] = record.outcome.cost.failed.get(name, "missing")
-            if name == "decode" and record.outcome.cost.state_bytes is not None:
-                row["state_bytes"] = record.outcome.cost.state_bytes
+                row["status"] = cost.failed.get(name, "missing") if cost else record.outcome.status
             rows.append(row)
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    measured = list(_measured_columns())
+    return frame.reindex(columns=[*frame.columns, *(c for c in measured if c not in frame)]) if rows else frame
+
+
+def _measured(phase: Phase) -> dict[str, Any]:
+    seconds, tokens = phase.seconds, phase.tokens
+    return {
+        "tokens_per_second": tokens / seconds.median, "tokens_per_second_low": tokens / seconds.high,
+        "tokens_per_second_high": tokens / seconds.low, "seconds": seconds.median, "seconds_low": seconds.low,
+        "seconds_high": seconds.high, "milliseconds": 1e3 * seconds.median / tokens,
+        "milliseconds_low": 1e3 * seconds.low / tokens, "milliseconds_high": 1e3 * seconds.high / tokens,
+        "n": seconds.n, "noisy": seconds.noisy, "peak_bytes": phase.peak_bytes,
+        "reserved_bytes": math.nan if phase.reserved_bytes is None else phase.reserved_bytes,
+        "flops_a_token": math.nan if phase.flops is None else phase.flops / tokens,
+        "joules_a_token": math.nan if phase.joules is None else phase.joules / tokens,
+    }  # fmt: skip
+
+
+def _measured_columns() -> tuple[str, ...]:
+    names = ("tokens_per_second", "seconds", "milliseconds")
+    spread = tuple(f"{name}{end}" for name in names for end in ("", "_low", "_high"))
+    return (*spread, "n", "noisy", "peak_bytes", "reserved_bytes", "flops_a_token", "joules_a_token")
 
 
 def summary(records: Sequence[Record]) -> dict[str, dict[str, str]]:
-    """Columns of the page's first table, by model: what the longest length costs."""
+    """Columns of the page's first table, by model: what the longest length costs, in the first protocol there is."""
     costs = costs_of(records)
     if costs.empty:
         return {}
+    costs = costs[costs["protocol"] == costs["protocol"].iloc[0]]
     longest = costs["length"].max()
     found = {}
     for model, group in costs[costs["length"] == longest].groupby("model", sort=False):
-        here = group.set_index("phase")
+        here = group.groupby("phase").first()
         found[str(model)] = {
             f"train tok/s @{longest}": number(here.loc["training", "tokens_per_second"]),
             f"train peak @{longest}": size(here.loc["training", "peak_bytes"]),
-            f"ms/token @{longest}": number(here.loc["decode", "seconds"] * 1e3, 2),
+            f"ms/token @{longest}": number(here.loc["decode", "milliseconds"], 2),
             f"state @{longest}": size(here.loc["decode", "state_bytes"]),
         }
     return found
 
 
 def cost_table(costs: pd.DataFrame) -> pd.DataFrame:
-    """Every phase measured: throughput with quartiles and n, memory, state."""
+    """Every phase measured: throughput with quartiles and n, memory, operations, energy, state."""
     rows = []
     for row in costs.sort_values(["phase", "length"], kind="stable", key=_phases_first).itertuples():
         ok = row.status == "ok"
@@ -89,9 +138,11 @@ def cost_table(costs: pd.DataFrame) -> pd.DataFrame:
             "tokens/s": number(row.tokens_per_second) if ok else row.status,
             "quartiles": f"{number(row.tokens_per_second_low)} to {number(row.tokens_per_second_high)}" if ok else "",
             "n": f"{row.n:.0f}{' (noisy)' if row.noisy else ''}" if ok else "",
-            "peak memory": size(row.peak_bytes) if ok else "", "state": size(row.state_bytes),
+            "peak memory": size(row.peak_bytes), "reserved": size(row.reserved_bytes), "state": size(row.state_bytes),
+            "MFLOP a token": number(row.flops_a_token / 1e6, 2), "mJ a token": number(row.joules_a_token * 1e3, 2),
         })  # fmt: skip
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table.drop(columns=[c for c in ("reserved", "MFLOP a token", "mJ a token") if (table[c] == "").all()])
 
 
 def _phases_first(column: pd.Series) -> pd.Series:
@@ -99,22 +150,58 @@ def _phases_first(column: pd.Series) -> pd.Series:
 
 
 def cost_by_length(costs: pd.DataFrame) -> Figure | None:
-    """What length costs, on two logarithmic axes; a cross at the top where memory ended."""
-    if costs.empty:
+    """What length costs in one protocol: a column of panels a phase, a row a quantity that was measured."""
+    kept = [row for row in ROWS if any(costs[column].notna().any() for column, _, _ in row)]
+    if not kept:
         return None
+    style = looks(costs["model"])
     with mpl.rc_context(RC):
-        figure, axes = panels(len(COSTS))
-        for one, (phase, column, title) in zip(axes, COSTS, strict=True):
-            rows = costs[costs["phase"] == phase]
-            style = looks(rows["model"])
-            for model in in_order(rows["model"]):
-                line = rows[rows["model"] == model].sort_values("length")
-                one.plot(line["length"], line[column].astype(float) * UNITS.get(column, 1), label=model, **style[model])
-                for length in line.loc[line["status"] != "ok", "length"]:
-                    at_top = one.get_xaxis_transform()
-                    one.plot(length, 0.97, "x", color=style[model]["color"], transform=at_top, clip_on=False)
-            log_axis(one)
-            one.set_title(title)
-            length_axis(one, rows["length"], "length, tokens")
-        legend(figure, axes, f"medians of n = {few(costs['n'].dropna().astype(int))} runs")
+        figure, axes = panels(3 * len(kept), rows=len(kept))
+        cells = [(phase, *panel) for row in kept for phase, panel in zip(PHASES, row, strict=True)]
+        for one, (phase, column, title, scale) in zip(axes, cells, strict=True):
+            _panel(one, costs[costs["phase"] == phase], column, scale, style)
+            one.set_title(f"{phase}: {title}")
+        legend(figure, axes, f"medians of n = {few(costs['n'].dropna().astype(int))} runs; hollow: noisy")
     return figure
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, column: str, scale: float, style: dict[str, dict[str, Any]]) -> None:
+    """One quantity of one phase, a line a model."""
+    ended = 0
+    for model in in_order(rows["model"]):
+        line = rows[rows["model"] == model].sort_values("length")
+        _line(axes, line, column, scale, model, style[model])
+        broken = line[line["status"] != "ok"]
+        if len(broken):
+            _endings(axes, broken, ended, style[model])
+            ended += 1
+    log_axis(axes)
+    low, high = axes.get_ylim()
+    if high < 8 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+    if ended:
+        axes.set_ylim(low, high * (high / low) ** (0.09 * ended + 0.05))  # room for the endings above the lines
+    length_axis(axes, rows["length"], "length, tokens")
+
+
+def _line(axes: Axes, line: pd.DataFrame, column: str, scale: float, model: str, look: dict[str, Any]) -> None:
+    values = line[column].astype(float) * scale
+    axes.plot(line["length"], values, label=model, **look)
+    if f"{column}_low" in line:
+        spread = [line[f"{column}{end}"].astype(float) * scale for end in ("_low", "_high")]
+        axes.vlines(line["length"], *spread, color=look["color"], linewidth=1)
+        noisy = line["noisy"].fillna(False).astype(bool)
+        hollow = {**look, "linestyle": "", "markerfacecolor": "white", "zorder": 3}
+        axes.plot(line["length"][noisy], values[noisy], **hollow)
+
+
+def _endings(axes: Axes, broken: pd.DataFrame, place: int, look: dict[str, Any]) -> None:
+    """Marks at the top, a line of them a model, at the lengths that ended otherwise, and how the first of them did."""
+    height, at_top = 0.96 - 0.085 * place, axes.get_xaxis_transform()
+    crosses = {"color": look["color"], "marker": "x", "linestyle": "", "markersize": 5, "transform": at_top}
+    axes.plot(broken["length"], [height] * len(broken), **crosses, clip_on=False)
+    first = broken.iloc[0]
+    axes.annotate(
+        str(first["status"]), (first["length"], height), xycoords=at_top, xytext=(-5, 0), textcoords="offset points",
+        ha="right", va="center", fontsize=7, color=look["color"],
+    )  # fmt: skip

@@ -1,0 +1,339 @@
+"""Growth with length as tables and in words: exponents beside theory, crossings, and what the longest length costs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.report.parts import Part
+from benchmarks.report.scaling import Crossing, Growth, Point, crossing, fit, theory
+from benchmarks.report.style import in_order
+
+BASELINE = "transformer"
+MANY = 5  # models: with more, only pairs with the baseline are compared
+
+EXPONENTS = """Fitted to y(T) on logarithmic axes; time, operations and state are those of a sequence (decode: of a \
+token). *Slope*: the straight line through all lengths; *tail*: through the three longest; *exponent*: p of \
+y = c + a·T^p, of what grows when what does not (weights, launches) is taken away; its share of the whole at the \
+longest length is the *constant part*. In brackets 95 % intervals, from the curve's own scatter between lengths. The \
+*verdict* is what all of p's interval allows: constant up to 0.25, linear from 0.75 to 1.25, quadratic from 1.75 to \
+2.25, or between them; constant too where no growth is seen and the slope's interval lies within 0.25 of zero. It is \
+of the lengths measured. *Theory* is the exponent once T is large, and the terms that a layer has: where T·13d² \
+outweighs T²d, at lengths below some ten widths, attention too is nearly linear, and the exponent of the operations \
+says what to expect of the time. Attention is fused here: its T×T matrix is never kept, so its memory is linear."""
+
+CROSSINGS = """Which is the cheaper one, and from what length on, by lines between medians on logarithmic axes; in \
+brackets the lengths at which the two were last and first told apart. Two timings differ where their quartiles do not \
+overlap and their medians are further apart than twice the scatter of both curves between lengths; *always*: at every \
+length measured. What is *extrapolated* was not measured: there the fits of the table above would meet, said only \
+where both are good and grow differently, and up to 16 times the longest length."""
+
+RATIOS = """Ratios of medians at the longest length that both have; in brackets what the quartiles of both allow at \
+most; (noisy) where the quartiles of one of the timings were over a tenth of its median apart. Two models are told \
+apart where quartiles do not overlap and the ratio is more than twice the scatter of both curves between lengths; \
+*about* stands where a timing was noisy or that scatter is over a tenth."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One thing that length costs: of a phase, in a column of the frame of costs, with quartiles where it is timed."""
+
+    name: str
+    phase: str
+    column: str
+    spread: bool = False
+    a_sequence: bool = False  # the column is a token's, the quantity a sequence's
+
+
+QUANTITIES = (
+    Quantity("training time", "training", "milliseconds", True, True),
+    Quantity("training operations", "training", "flops_a_token", False, True),
+    Quantity("training memory", "training", "peak_bytes"),
+    Quantity("prefill time", "prefill", "milliseconds", True, True),
+    Quantity("prefill operations", "prefill", "flops_a_token", False, True),
+    Quantity("prefill memory", "prefill", "peak_bytes"),
+    Quantity("decode time", "decode", "milliseconds", True),
+    Quantity("decode operations", "decode", "flops_a_token"),
+    Quantity("state", "decode", "state_bytes"),
+)
+NAMES = tuple(quantity.name for quantity in QUANTITIES)
+COMPARED = ("training time", "training memory", "prefill time", "decode time", "state")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One quantity of one model against length, as measured: median and quartiles at each length."""
+
+    protocol: str
+    task: str
+    model: str
+    family: str
+    options: Mapping[str, Any]
+    quantity: str
+    points: Mapping[float, Point]
+    noisy: frozenset[float]
+
+    @cached_property
+    def growth(self) -> Growth:
+        return fit(list(self.points), [point[0] for point in self.points.values()])
+
+    @property
+    def scatter(self) -> float:
+        """Of log y between lengths, where it is timed and there are lengths enough to tell; bytes have none."""
+        return self.growth.scatter if "time" in self.quantity and len(self.points) > 3 else 0.0
+
+    @property
+    def exponent_in_theory(self) -> float:
+        """Memory at so many tokens a batch does not have the length in it."""
+        found = theory(self.family, self.options).get(self.quantity)
+        fixed = self.protocol.endswith("tokens a batch") and self.quantity.endswith("memory")
+        return math.nan if found is None else found.exponent - (1 if fixed else 0)
+
+    @property
+    def terms(self) -> str:
+        found = theory(self.family, self.options).get(self.quantity)
+        return found.terms if found else ""
+
+
+def curves_of(costs: pd.DataFrame) -> list[Curve]:
+    """Every quantity that was measured, of every model and protocol; over seeds medians of medians."""
+    found = []
+    keys = ["protocol", "task", "model", "family", "model_options"]
+    for names, group in costs[costs["status"] == "ok"].groupby(keys, sort=False):
+        for quantity in QUANTITIES:
+            rows = group[(group["phase"] == quantity.phase) & (group[quantity.column].astype(float) > 0)]
+            points = {float(length): _point(same, quantity) for length, same in rows.groupby("length")}
+            noisy = (
+                frozenset(rows.loc[rows["noisy"].astype(bool), "length"].map(float)) if quantity.spread else frozenset()
+            )
+            if points:
+                protocol, task, model, family, options = map(str, names)
+                found.append(
+                    Curve(protocol, task, model, family, json.loads(options), quantity.name, points, frozenset(noisy))
+                )
+    return sorted(found, key=lambda curve: NAMES.index(curve.quantity))  # stable: protocols stay in their order
+
+
+def _point(rows: pd.DataFrame, quantity: Quantity) -> Point:
+    columns = [quantity.column + (end if quantity.spread else "") for end in ("", "_low", "_high")]
+    times = float(rows["length"].iloc[0]) if quantity.a_sequence else 1.0
+    median, low, high = (times * float(rows[column].median()) for column in columns)
+    return median, low, high
+
+
+def parts(curves: list[Curve]) -> list[Part]:
+    """Exponents and crossings; nothing where fewer than three lengths were measured."""
+    curves = [curve for curve in curves if len(curve.points) >= 3]
+    if not curves:
+        return []
+    return [
+        Part("How costs grow", EXPONENTS, "cost-growth", data=growth_data(curves), table=growth_table(curves)),
+        Part("Where one overtakes another", CROSSINGS, table=crossing_table(curves)),
+    ]
+
+
+def growth_data(curves: list[Curve]) -> pd.DataFrame:
+    """All fitted numbers, a row a curve."""
+    rows = []
+    for curve in curves:
+        growth = curve.growth
+        row: dict[str, Any] = {
+            "protocol": curve.protocol, "task": curve.task, "quantity": curve.quantity, "model": curve.model,
+            "lengths": growth.n, "shortest": min(curve.points), "longest": growth.longest,
+        }  # fmt: skip
+        for name in ("slope", "tail", "exponent"):
+            estimate = getattr(growth, name)
+            row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        rows.append(row | {
+            "constant_part": growth.constant_share, "scatter": growth.scatter, "verdict": growth.verdict,
+            "theory": curve.exponent_in_theory, "terms": curve.terms,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def growth_table(curves: list[Curve]) -> pd.DataFrame:
+    rows = []
+    for curve in curves:
+        growth = curve.growth
+        share = growth.constant_share
+        rows.append({
+            "protocol": curve.protocol, "task": curve.task, "what": curve.quantity, "model": curve.model,
+            "lengths": f"{min(curve.points):.0f} to {growth.longest:.0f} ({growth.n})",
+            "slope": str(growth.slope), "tail": str(growth.tail),
+            "exponent": str(growth.exponent) if growth.grows else "no growth seen" if growth.n > 3 else "",
+            "constant part": "" if math.isnan(share) else f"{100 * share:.0f} %", "verdict": growth.verdict,
+            "theory": _of_theory(curve),
+        })  # fmt: skip
+    return without_single(pd.DataFrame(rows), "protocol", "task")
+
+
+def _of_theory(curve: Curve) -> str:
+    return "" if math.isnan(curve.exponent_in_theory) else f"{curve.exponent_in_theory:g} ({curve.terms})"
+
+
+def without_single(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """A table without those columns that say the same in all rows."""
+    return table.drop(columns=[column for column in columns if column in table and table[column].nunique() < 2])
+
+
+def crossing_table(curves: list[Curve]) -> pd.DataFrame:
+    """A row a pair of models, a column a quantity."""
+    rows = []
+    for (protocol, task), here in _groups(curves):
+        for first, second in pairs(list(here)):
+            row = {"protocol": protocol, "task": task, "first": first, "second": second}
+            for name in COMPARED:
+                one, two = here[first].get(name), here[second].get(name)
+                row[name] = said(_crossing(one, two), first, second) if one and two else ""
+            rows.append(row)
+    return without_single(pd.DataFrame(rows), "protocol", "task")
+
+
+def _crossing(one: Curve, two: Curve) -> Crossing:
+    return crossing(one.points, two.points, 2 * _scatter(one, two))
+
+
+def _scatter(one: Curve, two: Curve) -> float:
+    return math.hypot(one.scatter, two.scatter)
+
+
+def _groups(curves: list[Curve]) -> Iterator[tuple[tuple[str, str], dict[str, dict[str, Curve]]]]:
+    """Of each protocol and task: curves by model, ours first, and by quantity."""
+    for key in dict.fromkeys((curve.protocol, curve.task) for curve in curves):
+        here = [curve for curve in curves if (curve.protocol, curve.task) == key]
+        models = in_order(curve.model for curve in here)
+        yield key, {model: {c.quantity: c for c in here if c.model == model} for model in models}
+
+
+def pairs(models: list[str]) -> list[tuple[str, str]]:
+    """All pairs of a few models; of many, each with the baseline, or with the first where that is absent."""
+    if len(models) <= MANY:
+        return list(itertools.combinations(models, 2))
+    base = BASELINE if BASELINE in models else models[0]
+    return [(base, model) for model in models if model != base]
+
+
+def said(found: Crossing, first: str, second: str) -> str:
+    """A crossing in a few words: which of the two is the cheaper one, and from what length on."""
+    before, later = (first, second) if found.rises else (second, first)
+    if found.kind == "crossing":
+        return f"{later} from {found.length:,.0f} on ({found.low:,.0f} to {found.high:,.0f})"
+    if found.kind == "beyond":
+        return f"{before} up to {found.low:,.0f}; extrapolated: {later} from {float(f'{found.length:.2g}'):,.0f} on"
+    if found.kind in ("below", "above"):
+        cheaper = first if found.kind == "below" else second
+        span = f"{found.low:,.0f}" + (f" to {found.high:,.0f}" if found.high > found.low else "")
+        return f"{cheaper} always" if found.throughout else f"{cheaper}, as far as told apart (at {span})"
+    return {"alike": "not told apart", "several": "not clear: changes more than once", "none": ""}[found.kind]
+
+
+def words(costs: pd.DataFrame, curves: list[Curve]) -> list[Part]:
+    """What the longest length costs, the baseline beside each other model: ratios with what is known of their noise."""
+    lines, rows = [], []
+    for (protocol, task), here in _groups(curves):
+        base = BASELINE if BASELINE in here else next(iter(here))
+        sentences = []
+        for model in here:
+            ratios = {name: r for name in COMPARED if (r := _ratio(here[base].get(name), here[model].get(name)))}
+            if model != base and ratios:
+                found = {name: str(ratios[name]) if name in ratios else "" for name in COMPARED}
+                length = f"{max(ratio.length for ratio in ratios.values()):,.0f}"
+                rows.append({"protocol": protocol, "task": task, "at": length, "model": f"{base} / {model}", **found})
+                sentences.append(sentence(base, model, ratios))
+        if sentences:
+            lines.append(" ".join([f"With {protocol}:", *sentences]))
+    if not rows:
+        return []
+    text = "\n\n".join([*lines, " ".join([_sizes(costs), *_endings(costs), RATIOS])])
+    return [Part("What length costs, in words", text, table=without_single(pd.DataFrame(rows), "protocol", "task"))]
+
+
+def _sizes(costs: pd.DataFrame) -> str:
+    sizes = costs["parameters"].dropna()
+    low, high = int(sizes.min()), int(sizes.max())
+    return f"The models have {low:,} to {high:,} parameters, {100 * (high / low - 1):.1f} % apart at most."
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One model's cost over another's at one length, and the least and the most that the quartiles of both allow."""
+
+    length: float
+    value: float
+    low: float
+    high: float
+    noisy: bool
+    scatter: float  # of the logarithm, from how both curves scatter between lengths
+
+    @property
+    def apart(self) -> bool:
+        return (self.low > 1 or self.high < 1) and abs(math.log(self.value)) > 2 * self.scatter
+
+    @property
+    def rough(self) -> bool:
+        return self.noisy or self.scatter > 0.1
+
+    def __str__(self) -> str:
+        spread = "" if self.low == self.high else f" ({times(self.low)} to {times(self.high)})"
+        return f"{times(self.value)}{spread}{' (noisy)' if self.noisy else ''}"
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}" if ratio >= 10 else f"{ratio:.2f}"
+
+
+def _ratio(one: Curve | None, two: Curve | None) -> Ratio | None:
+    if one is None or two is None or not set(one.points) & set(two.points):
+        return None
+    length = max(set(one.points) & set(two.points))
+    (median, low, high), (under, under_low, under_high) = one.points[length], two.points[length]
+    noisy = length in one.noisy | two.noisy
+    return Ratio(length, median / under, low / under_high, high / under_low, noisy, _scatter(one, two))
+
+
+SAID = {
+    "training time": "the time of a training step", "training memory": "its memory",
+    "prefill time": "the time of prefill", "decode time": "the time of a decoded token", "state": "the state",
+}  # fmt: skip
+
+
+def sentence(base: str, model: str, ratios: Mapping[str, Ratio]) -> str:
+    """One sentence on a pair, at the longest length they share; what noise leaves open is said to be so."""
+    length = max(ratio.length for ratio in ratios.values())
+    there = {name: ratio for name, ratio in ratios.items() if ratio.length == length}
+    clear = [
+        f"{f'about {ratio.value:.2g}' if ratio.rough else times(ratio.value)} times {_thing(name, there)}"
+        for name, ratio in there.items() if ratio.apart
+    ]  # fmt: skip
+    open_ = [_thing(name, there) for name, ratio in there.items() if not ratio.apart]
+    text = f"at {length:,.0f} tokens {base} needs {_and(clear)} of {model}" if clear else ""
+    if open_ and clear:
+        text += f"; in {_and(open_)} they are not told apart"
+    elif open_:
+        text = f"at {length:,.0f} tokens {base} and {model} are not told apart in {_and(open_)}"
+    return text[0].upper() + text[1:] + "."
+
+
+def _thing(name: str, there: Mapping[str, Ratio]) -> str:
+    return "the memory of a training step" if name == "training memory" and "training time" not in there else SAID[name]
+
+
+def _and(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _endings(costs: pd.DataFrame) -> list[str]:
+    """A sentence for each model and protocol that ended otherwise than well at some length."""
+    lines = []
+    broken = costs[~costs["status"].isin(["ok", "missing"])]
+    for (protocol, model, status), group in broken.groupby(["protocol", "model", "status"], sort=False):
+        phase = group.sort_values("length").iloc[0]
+        lines.append(f"With {protocol}, {model} ended in {status} at {phase['length']:,} tokens ({phase['phase']}).")
+    return lines
