@@ -292,6 +292,7 @@ def test_the_verb_measures_and_reports(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.cli", "reach"]
     done = subprocess.run([*command, str(suite), "--device", "cpu", *where], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+    assert "copy reach @24" in done.stdout
     (file,) = record_files(tmp_path / "results")
     numbers = read_record(file).outcome.learn
     assert numbers and numbers.reach_before[-1].high == numbers.reach_after[-1].high == 23

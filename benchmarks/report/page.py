@@ -10,7 +10,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.record import Record, read_record, record_files, write_atomically
-from benchmarks.report import about, costs, frames, learning, style
+from benchmarks.report import about, costs, frames, learning, reach, style
 from benchmarks.report.parts import Part
 from benchmarks.report.tables import markdown, plain, span
 
@@ -20,9 +20,11 @@ TEMPLATES = Environment(
 )  # fmt: skip
 TEMPLATES.filters["markdown"] = markdown
 
-PARTS: tuple[Callable[[Sequence[Record]], list[Part]], ...] = (learning.parts, costs.parts, about.parts)
+PARTS: tuple[Callable[[Sequence[Record]], list[Part]], ...] = (learning.parts, reach.parts, costs.parts, about.parts)
 """What a page is made of, in its order."""
-COLUMNS: tuple[Callable[[Sequence[Record]], dict[str, dict[str, str]]], ...] = (learning.summary, costs.summary)
+COLUMNS: tuple[Callable[[Sequence[Record]], dict[str, dict[str, str]]], ...] = (
+    learning.summary, reach.summary, costs.summary,
+)  # fmt: skip
 """Columns of its first table, by model."""
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 TEXT_COLUMNS = (
     "model", "direction", "pooling", "task", "phase", "unit", "options", "source of the rule", "data", "cell", "status",
-    "message", "what", "",
+    "message", "what", "path", "",
 )  # fmt: skip
 FORMULA = ("=", "+", "-", "@")  # what a spreadsheet takes for the beginning of one
 
