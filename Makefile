@@ -6,7 +6,7 @@ SCALE ?= small
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-slow test-gpu lint format pictures paper-rwkv-lra paper-rrwkv-reach report speed doctor clean
+.PHONY: help bench test test-slow test-gpu lint format pictures paper-rwkv-lra paper-rwkv-enwik8 paper-rrwkv-reach report speed doctor clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/' | expand -t 26
@@ -46,6 +46,11 @@ paper-rwkv-lra: $(READY) ## the RWKV paper's Long Range Arena table beside our r
 	@test $(SCALE) = smoke || $(BIN)/lookback prefetch pathfinder
 	$(BIN)/lookback run lra --scale $(SCALE) || test $$? -eq 1
 	@$(BIN)/python -m benchmarks.report.lra --scale $(SCALE)
+
+paper-rwkv-enwik8: $(READY) ## the RWKV paper's table of enwik8 beside our runs (SCALE=smoke, small or paper)
+	@test $(SCALE) = smoke || $(BIN)/lookback prefetch enwik8
+	$(BIN)/lookback run paper-rwkv-enwik8 --scale $(SCALE)
+	@$(BIN)/python -m benchmarks.report.enwik8 --scale $(SCALE)
 
 paper-rrwkv-reach: $(READY) ## the RRWKV paper's path lengths as reach of gradients, measured (SCALE=smoke, small or paper)
 	@$(BIN)/lookback reach --scale $(SCALE)
