@@ -73,7 +73,8 @@ def _guarded(what: str, load: object) -> None:
 def check(cell: Cell) -> int:
     """Raise ValueError when the cell asks for what does not exist; the number of parameters of its model otherwise."""
     task = get_task(cell.task, cell.task_options)
-    for length in (cell.length, *(cell.test_lengths if cell.kind == "learn" else ())):
+    learning = (*cell.test_lengths, *([cell.first_length] if cell.first_length else []))
+    for length in (cell.length, *(learning if cell.kind == "learn" else ())):
         task.check_length(length)
     if cell.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("the torch installed here sees no CUDA GPU: use --device cpu")

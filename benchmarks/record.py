@@ -38,7 +38,7 @@ class Value(BaseModel):
 class Cell(Value):
     """What is measured. Two cells are the same measurement when all their fields are equal.
 
-    Fields that only `learn` cells use stand behind `test_lengths`, those that only `cost` cells use behind `repeats`.
+    Fields that only `learn` cells use stand from `test_lengths` on, those that only `cost` cells use from `repeats` on.
     """
 
     kind: Literal["learn", "cost"]
@@ -61,6 +61,7 @@ class Cell(Value):
     deterministic: bool = False  # only kernels that give the same bits again
 
     test_lengths: tuple[int, ...] = ()  # tokens; () for the training length alone
+    first_length: int | None = Field(default=None, ge=1)  # training begins here and grows to `length` by half its steps
     test_examples: int = Field(default=512, ge=1)  # sequences at each test length
     steps: int = Field(default=1000, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -92,6 +93,8 @@ class Cell(Value):
     def _values_are_positive(self) -> Cell:
         if any(length < 1 for length in self.test_lengths):
             raise ValueError(f"test_lengths {list(self.test_lengths)}: expected positive lengths")
+        if self.first_length is not None and self.first_length > self.length:
+            raise ValueError(f"first_length {self.first_length}: expected at most the length, {self.length}")
         if any(rate <= 0 for rate in self.learning_rates) or len(set(self.learning_rates)) < len(self.learning_rates):
             raise ValueError(f"learning_rates {list(self.learning_rates)}: expected positive rates, each once")
         return self

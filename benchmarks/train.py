@@ -129,7 +129,8 @@ def _reached(run: Run, task: Task) -> tuple[Reached, ...]:
 
 
 def _tokens(cell: Cell, task: Task, steps: int) -> int:
-    return steps * cell.batch_size * cell.length * task.documents
+    """What so many steps have read."""
+    return cell.batch_size * task.documents * sum(length_at(cell, task, step) for step in range(steps))
 
 
 def _train(cell: Cell, task: Task, folder: Path, here: Here, progress: Progress, stop: Callable[[], bool]) -> Run:
@@ -165,7 +166,7 @@ def batches(cell: Cell, task: Task, first: int) -> Iterator[tuple[Batch, Tensor]
     """Training batches from number `first` on with the fingerprints of their examples, each made a step ahead."""
 
     def make(index: int) -> tuple[Batch, Tensor]:
-        batch = task.batch("train", cell.seed, index, cell.batch_size, cell.length)
+        batch = task.batch("train", cell.seed, index, cell.batch_size, length_at(cell, task, index))
         return batch, fingerprints(batch.tokens)
 
     with ThreadPoolExecutor(1) as pool:
@@ -175,6 +176,14 @@ def batches(cell: Cell, task: Task, first: int) -> Iterator[tuple[Batch, Tensor]
             if index + 1 < cell.steps:
                 following = pool.submit(make, index + 1)
             yield made
+
+
+def length_at(cell: Cell, task: Task, step: int) -> int:
+    """Tokens of each sequence of a training step: growing over the first half of the steps, where the cell asks so."""
+    if cell.first_length is None:
+        return cell.length
+    grown = min(1.0, 2 * step / cell.steps)
+    return cell.first_length + int((cell.length - cell.first_length) * grown) // task.multiple * task.multiple
 
 
 class Clock:

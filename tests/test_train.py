@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import evaluate as evaluating
 from benchmarks.evaluate import by_distance, by_position, evaluate, fingerprints
-from benchmarks.record import Cell, LearnNumbers
+from benchmarks.record import Cell, LearnNumbers, make_cell
 from benchmarks.step import answers, learning_rate, make_model, make_optimizer, training_step
 from benchmarks.train import InterruptedRunError, NotFiniteError, batches, learn
 from tasks.task import IGNORE, Batch, get_task
@@ -151,6 +151,16 @@ def test_batches_made_ahead_are_those_of_the_task(cell: Cell) -> None:
     for index, (batch, prints) in enumerate(made, start=2):
         expected = task.batch("train", cell.seed, index, cell.batch_size, cell.length)
         assert torch.equal(batch.tokens, expected.tokens) and torch.equal(prints, fingerprints(expected.tokens))
+
+
+def test_lengths_grow_over_the_first_half(cell: Cell) -> None:
+    task = get_task("mqar", {"pairs": 2, "vocabulary": 32})
+    cell = cell.model_copy(update={"first_length": 12, "length": 32, "steps": 20})
+    lengths = [batch.tokens.shape[1] for batch, _ in batches(cell, task, 0)]
+    assert lengths[0] == 12 and lengths[5] == 22 and set(lengths[10:]) == {32}
+    assert lengths == sorted(lengths) and all(length % 2 == 0 for length in lengths)  # of mqar
+    with pytest.raises(ValueError, match="first_length 33: expected at most the length, 32"):
+        make_cell({**cell.model_dump(), "first_length": 33})
 
 
 def test_time_outside_the_step_is_part_of_all(cell: Cell, tmp_path: Path) -> None:
