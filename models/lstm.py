@@ -6,6 +6,7 @@ Behind the recurrence stands a layer 2.5 widths wide, so that a block has the 13
 import torch
 from torch import Tensor, nn
 
+from models.lean import normed, own, parts, product
 from models.model import register_model
 
 LSTMState = tuple[Tensor, Tensor]  # hidden and cell, each (batch, width)
@@ -38,5 +39,8 @@ class LSTMBlock(nn.Module):
         return zeros, zeros.clone()
 
     def step(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
-        hidden, cell = torch.lstm_cell(self.recurrence_norm(x), state, *self.recurrence.parameters())
-        return self.finish(x, hidden), (hidden, cell)
+        layers = parts(self)
+        hidden, cell = torch.lstm_cell(normed(layers["recurrence_norm"], x), state, *own(layers["recurrence"]).values())
+        x = x + hidden
+        widen, activation, narrow = parts(layers["mlp"]).values()
+        return x + product(narrow, activation(product(widen, normed(layers["mlp_norm"], x)))), (hidden, cell)

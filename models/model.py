@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from models.lean import normed, parts, product
 from models.reading import DIRECTIONS, POOLINGS, joined, pooled, turned
 
 State = Any
@@ -125,11 +126,12 @@ class SequenceModel(nn.Module):
 
         A state is used once: blocks may write into it.
         """
-        x, following = self.embed(token), []
-        for block, before in zip(self.blocks, state, strict=True):
-            x, after = block.step(x, before)  # type: ignore[operator]
+        layers, following = parts(self), []
+        x = self.embed(token)
+        for block, before in zip(layers["blocks"], state, strict=True):
+            x, after = block.step(x, before)
             following.append(after)
-        return self.answer(x), following
+        return product(layers["head"], normed(layers["norm"], x)), following
 
     def prefill(self, tokens: Tensor) -> tuple[Tensor, list[State]]:
         """Read (batch, length) tokens at once: logits after the last one, and the state to go on from.

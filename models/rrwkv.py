@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from models.lean import own, parts, product
 from models.model import register_model
 from models.rwkv import RECIPE, ChannelMix, RWKVBlock, TimeMix, TimeMixState, last, orthogonal, shift
 from models.wkv import empty_state, wkv, wkv_step
@@ -99,6 +100,11 @@ class Mediums(nn.Module):
             return inputs
         return tuple(torch.addcmul(x, nu, medium) for x, nu in zip(inputs, self.shares, strict=True))
 
+    def add_once(self, inputs: tuple[Tensor, ...], medium: Tensor) -> tuple[Tensor, ...]:
+        """`add` for `step`."""
+        shares = own(parts(self)["shares"]).values()
+        return tuple([torch.addcmul(x, nu, medium) for x, nu in zip(inputs, shares, strict=True)]) if shares else inputs
+
     def of_sequence(self, h: Tensor) -> tuple[Tensor, Stream]:
         """Mediums of all finished segments of h, (batch, segments, width), and what a stream holds at the end."""
         length = h.shape[1]
@@ -120,7 +126,7 @@ class Mediums(nn.Module):
         """The stream after one more input (batch, width), and whether that finished a segment."""
         total, position = stream.total + h, stream.position + 1
         if position % stream.interval:
-            return stream._replace(total=total, position=position), False
+            return Stream(total, stream.latest, position, stream.interval), False
         medium = self.squeeze(total / stream.interval)
         return Stream(torch.zeros_like(total), medium, position, stream.interval), True
 
@@ -156,11 +162,12 @@ class RetrospectiveTimeMix(TimeMix):
 
     def step(self, h: Tensor, state: Any) -> tuple[Tensor, Any]:
         plain, stream, memory = state
-        inputs = self.mediums.add(self.mixed(h, plain.before), stream.latest)
-        receptance, key, value = self.project(*inputs)
-        answer, after = wkv_step(self.decay.exp(), self.bonus, key, value, plain.wkv)
-        mixed = self.finish(h, receptance, answer, self.look_back_once(receptance, memory))
-        stream, finished = self.mediums.advance(h, stream)
+        mediums = parts(self)["mediums"]
+        inputs = mediums.add_once(self.mixed_once(h, plain.before), stream.latest)
+        receptance, key, value = self.project_once(*inputs)
+        answer, after = self.wkv_once(key, value, plain.wkv)
+        mixed = self.finish_once(h, receptance, answer, self.look_back_once(receptance, memory))
+        stream, finished = mediums.advance(h, stream)
         if finished:
             memory = self.remember(stream.latest, memory)
         return mixed, RetrospectiveState(TimeMixState(h, after), stream, memory)
@@ -169,6 +176,12 @@ class RetrospectiveTimeMix(TimeMix):
         if found is not None:
             answer = answer + self.gate(h).sigmoid() * found
         return self.output(receptance.sigmoid() * answer)
+
+    def finish_once(self, h: Tensor, receptance: Tensor, answer: Tensor, found: Tensor | None) -> Tensor:
+        layers = parts(self)
+        if found is not None:
+            answer = torch.addcmul(answer, product(layers["gate"], h).sigmoid(), found)
+        return product(layers["output"], receptance.sigmoid() * answer)
 
     def empty_memory(self, like: Tensor) -> Memory:
         """Before the first medium; `like` is (batch, width)."""
@@ -232,9 +245,10 @@ class RetrospectiveChannelMix(ChannelMix):
         return RetrospectiveState(plain, self.mediums.initial_stream(plain), NO_MEMORY)
 
     def step(self, y: Tensor, state: Any) -> tuple[Tensor, Any]:
-        inputs = self.mediums.add(self.mixed(y, state.plain), state.stream.latest)
-        stream, _ = self.mediums.advance(y, state.stream)
-        return self.respond(*inputs), RetrospectiveState(y, stream, NO_MEMORY)
+        before, stream, memory = state
+        mediums = parts(self)["mediums"]
+        inputs = mediums.add_once(self.mixed_once(y, before), stream.latest)
+        return self.respond_once(*inputs), RetrospectiveState(y, mediums.advance(y, stream)[0], memory)
 
 
 @register_model("rrwkv", RECIPE)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.lean import normed, own, parts, product
 from models.model import Recipe, register_model
 from models.wkv import WKVState, empty_state, wkv, wkv_step
 
@@ -78,9 +79,30 @@ class TimeMix(nn.Module):
         return TimeMixState(zeros, empty_state(batch_size, width, device))
 
     def step(self, h: Tensor, state: TimeMixState) -> tuple[Tensor, TimeMixState]:
-        receptance, key, value = self.project(*self.mixed(h, state.before))
-        answer, after = wkv_step(self.decay.exp(), self.bonus, key, value, state.wkv)
-        return self.output(receptance.sigmoid() * answer), TimeMixState(h, after)
+        receptance, key, value = self.project_once(*self.mixed_once(h, state.before))
+        answer, after = self.wkv_once(key, value, state.wkv)
+        return product(parts(self)["output"], receptance.sigmoid() * answer), TimeMixState(h, after)
+
+    def mixed_once(self, h: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`mixed` for `step`, and so on for what follows."""
+        share = own(self)
+        return (
+            torch.lerp(before, h, share["mix_receptance"]),
+            torch.lerp(before, h, share["mix_key"]),
+            torch.lerp(before, h, share["mix_value"]),
+        )
+
+    def project_once(self, for_receptance: Tensor, for_key: Tensor, for_value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        layers = parts(self)
+        return (
+            product(layers["receptance"], for_receptance),
+            product(layers["key"], for_key),
+            product(layers["value"], for_value),
+        )
+
+    def wkv_once(self, key: Tensor, value: Tensor, state: WKVState) -> tuple[Tensor, WKVState]:
+        weights = own(self)
+        return wkv_step(weights["decay"].exp(), weights["bonus"], key, value, state)
 
 
 class ChannelMix(nn.Module):
@@ -109,7 +131,16 @@ class ChannelMix(nn.Module):
         return torch.zeros(batch_size, self.receptance.in_features, device=device, dtype=dtype)
 
     def step(self, y: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        return self.respond(*self.mixed(y, before)), y
+        return self.respond_once(*self.mixed_once(y, before)), y
+
+    def mixed_once(self, y: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        share = own(self)
+        return torch.lerp(before, y, share["mix_receptance"]), torch.lerp(before, y, share["mix_key"])
+
+    def respond_once(self, for_receptance: Tensor, for_key: Tensor) -> Tensor:
+        layers = parts(self)
+        key = product(layers["key"], for_key).relu()
+        return product(layers["receptance"], for_receptance).sigmoid() * product(layers["value"], key * key)
 
 
 def _embedding_init(weight: Tensor) -> None:
@@ -153,7 +184,8 @@ class RWKVBlock(nn.Module):
         return self.time_mix.initial_state(*arguments), self.channel_mix.initial_state(*arguments)
 
     def step(self, x: Tensor, state: RWKVState) -> tuple[Tensor, RWKVState]:
-        mixed, time = self.time_mix.step(self.time_norm(x), state[0])
+        layers = parts(self)
+        mixed, time = layers["time_mix"].step(normed(layers["time_norm"], x), state[0])
         x = x + mixed
-        mixed, channel = self.channel_mix.step(self.channel_norm(x), state[1])
+        mixed, channel = layers["channel_mix"].step(normed(layers["channel_norm"], x), state[1])
         return x + mixed, (time, channel)

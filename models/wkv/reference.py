@@ -29,7 +29,9 @@ def wkv_step(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: WKVState) -> tup
     what they must be.
     """
     numerator, denominator, exponent = state
-    key, value = k.to(exponent.dtype), v.to(exponent.dtype)
+    dtype, asked = exponent.dtype, v.dtype
+    key = k if k.dtype == dtype else k.to(dtype)  # to ask is cheaper than to convert to the same
+    value = v if asked == dtype else v.to(dtype)
     weight = (key + u - exponent).clamp_max(LARGEST_LOG_WEIGHT).exp()  # of this position against the past
     y = torch.addcmul(numerator, weight, value) / (denominator + weight)
 
@@ -39,4 +41,4 @@ def wkv_step(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: WKVState) -> tup
     kept = (exponent - largest - w).exp()
     added = (key - largest).exp()
     numerator = torch.addcmul(numerator * kept, added, value)
-    return y.to(v.dtype), WKVState(numerator, torch.addcmul(added, denominator, kept), largest)
+    return y if asked == dtype else y.to(asked), WKVState(numerator, torch.addcmul(added, denominator, kept), largest)
