@@ -11,8 +11,16 @@ task = ["copy", "recall"]
 model = ["transformer", "rwkv"]
 scales = ["small", "paper"]    # only at these scales; at all, when left out
 
+[match]                        # the other models' widths are worked out, so that parameters agree within 2 %
+by = "parameters"              # or "flops", of a training step, or "state_bytes", at the cell's length
+to = "transformer"             # whose width is the suite's; its `options` and the `tolerance` (0.02) may be given too
+
 [scales.smoke]                 # what a scale changes in every cell of every grid
 steps = 3
+match = { tolerance = 0.2 }    # and in [match]
+
+The batch is given by `batch_size` or by `batch_tokens`; what a grid says counts before the defaults, and what a scale
+says before both.
 """
 
 from __future__ import annotations
@@ -23,22 +31,42 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from benchmarks.record import LIST_FIELDS, Cell, make_cell
+from pydantic import Field, ValidationError
+
+from benchmarks.record import LIST_FIELDS, Cell, Name, Value, make_cell, one_line
 
 FOLDER = Path(__file__).parent / "suites"
 DEFAULT_SCALE = "small"
 FIRST = ("kind", "task", "task_options", "length", "seed")  # slowest to change; models alternate at each length
 
 
+class Match(Value):
+    """What makes the suite's models comparable; see benchmarks.sizes, which works the widths out."""
+
+    by: Literal["parameters", "flops", "state_bytes"] = "parameters"
+    to: Name
+    options: dict[str, Any] = Field(default_factory=dict)  # of that model
+    tolerance: float = Field(default=0.02, gt=0, lt=1)
+
+    def __str__(self) -> str:
+        measured = {"flops": "operations of a training step", "state_bytes": "bytes of state at the cell's length"}
+        what = measured.get(self.by, self.by)
+        return f"widths are worked out so that {what} agree with those of {self.to} within {100 * self.tolerance:g} %"
+
+
 @dataclass(frozen=True)
 class Suite:
-    """A named list of cells; `name` carries the scale, unless it is the default one."""
+    """A named list of cells; `name` carries the scale, unless it is the default one.
+
+    With a `match`, widths stand as the file has them until benchmarks.sizes has worked them out.
+    """
 
     name: str
     title: str
     cells: tuple[Cell, ...]
+    match: Match | None = None
 
 
 def suite_names() -> list[str]:
@@ -70,16 +98,16 @@ def read_suite(name: str, scale: str = DEFAULT_SCALE, device: str = "cpu") -> Su
     if not cells:
         raise ValueError(f"{path}: no cells at scale {scale!r}")
     stem = path.stem if scale == DEFAULT_SCALE else f"{path.stem}-{scale}"
-    return Suite(stem, content.get("title", path.stem), tuple(cells))
+    return Suite(stem, content.get("title", path.stem), tuple(cells), _match(path, content, scale))
 
 
 def _check_keys(path: Path, content: Mapping[str, Any], scale: str) -> None:
-    unknown = set(content) - {"title", "defaults", "grid", "scales"}
+    unknown = set(content) - {"title", "defaults", "grid", "match", "scales"}
     if unknown:
-        raise ValueError(f"{path}: unknown key {sorted(unknown)[0]!r}: expected title, defaults, grid or scales")
+        raise ValueError(f"{path}: unknown key {sorted(unknown)[0]!r}: expected title, defaults, grid, match or scales")
     if not isinstance(content.get("grid"), list) or not all(isinstance(grid, dict) for grid in content["grid"]):
         raise ValueError(f"{path}: grid: expected at least one [[grid]] table")
-    for key in ("defaults", "scales"):
+    for key in ("defaults", "match", "scales"):
         if not isinstance(content.get(key, {}), dict):
             raise ValueError(f"{path}: {key}: expected a table")
     known = set(content.get("scales", {})) | {s for grid in content["grid"] for s in grid.get("scales", [])}
@@ -87,17 +115,44 @@ def _check_keys(path: Path, content: Mapping[str, Any], scale: str) -> None:
         raise ValueError(f"{path}: no scale {scale!r}: expected one of {', '.join(sorted(known | {DEFAULT_SCALE}))}")
 
 
+def _match(path: Path, content: Mapping[str, Any], scale: str) -> Match | None:
+    """What the suite asks to be matched at a scale; nothing where it has no table [match]."""
+    if "match" not in content:
+        return None
+    changed = content.get("scales", {}).get(scale, {}).get("match", {})
+    try:
+        return Match.model_validate({**content["match"], **changed})
+    except (ValidationError, TypeError) as error:
+        told = one_line(error, Match.model_fields) if isinstance(error, ValidationError) else "expected a table"
+        raise ValueError(f"{path}: match: {told}") from None
+
+
 def _cells(path: Path, content: Mapping[str, Any], scale: str, device: str) -> Iterator[Cell]:
     for number, grid in enumerate(content["grid"], start=1):
         if scale not in grid.get("scales", [scale]):
             continue
-        fields = {**content.get("defaults", {}), **grid, **content.get("scales", {}).get(scale, {})}
-        fields.pop("scales", None)
+        changed = content.get("scales", {}).get(scale, {})
+        try:
+            fields = _layered(content.get("defaults", {}), grid, changed)
+        except ValueError as error:
+            raise ValueError(f"{path}: grid {number}: {error}") from None
         for values in multiply(fields):
             try:
                 yield make_cell({"device": device, **values})
             except ValueError as error:
                 raise ValueError(f"{path}: grid {number}: {error}") from None
+
+
+def _layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of all layers, later ones first, where the size of a batch and its tokens exclude each other."""
+    fields: dict[str, Any] = {}
+    for layer in layers:
+        if "batch_size" in layer and "batch_tokens" in layer:
+            raise ValueError("batch_size and batch_tokens: expected one of them, the other follows from it")
+        if "batch_size" in layer:
+            fields.pop("batch_tokens", None)
+        fields |= layer
+    return {key: value for key, value in fields.items() if key not in ("scales", "match")}
 
 
 def multiply(fields: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
