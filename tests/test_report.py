@@ -65,7 +65,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path, cell: Cell) -> Non
         command = [sys.executable, "-m", "benchmarks.cli", "report", "--results", str(tmp_path / "results"),
                    "--reports", str(tmp_path / name)]  # fmt: skip
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    assert contents(tmp_path / "a") == contents(tmp_path / "b") and len(contents(tmp_path / "a")) == 9
+    assert contents(tmp_path / "a") == contents(tmp_path / "b") and len(contents(tmp_path / "a")) >= 11
 
 
 def test_one_kind_of_cell_is_enough(tmp_path: Path, cell: Cell) -> None:

@@ -9,14 +9,17 @@ import pandas as pd
 from benchmarks.record import Record
 from benchmarks.report.frames import Labels, options
 from benchmarks.report.parts import Part
+from benchmarks.report.style import in_order
 from benchmarks.report.tables import span
+
+MATCH = 0.02  # parameters this close count as matched
 
 
 def parts(records: Sequence[Record]) -> list[Part]:
     return [
         Part("What did not end well", table=failed_table(records)),
         Part("Tasks", table=task_table(records)),
-        Part("Models", table=model_table(records)),
+        Part("Models", matched(records), table=model_table(records)),
         Part("How it was measured", table=pd.DataFrame(facts(records).items(), columns=["what", ""])),
     ]
 
@@ -43,7 +46,7 @@ def task_table(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def model_table(records: Sequence[Record]) -> pd.DataFrame:
-    """Each model with its options and sizes; parameters vary with the tasks' vocabularies."""
+    """Each model with its options and sizes, which vary with the tasks' vocabularies, and those beside the first's."""
     labels = Labels.of(records)
     rows = [
         {"model": labels.model(r.cell), "options": options(r.cell.model_options), "width": r.cell.width,
@@ -53,7 +56,61 @@ def model_table(records: Sequence[Record]) -> pd.DataFrame:
     if not rows:
         return pd.DataFrame()
     groups = pd.DataFrame(rows).groupby(["model", "options", "width", "depth"], sort=False, as_index=False)
-    return groups["parameters"].agg(span)
+    table = groups["parameters"].agg(span)
+    first, deviations = sizes_beside(records)
+    if deviations:
+        table[f"beside {first}"] = [_range(deviations.get(model, [])) for model in table["model"]]
+    return table
+
+
+def sizes(records: Sequence[Record]) -> list[dict[str, int]]:
+    """Parameters by model of each place where models meet: a task, a length, and a setting where there are several."""
+    labels = Labels.of(records)
+    places: dict[tuple[object, ...], dict[str, int]] = {}
+    for record in records:
+        if numbers := record.outcome.learn or record.outcome.cost:
+            cell = record.cell
+            place = cell.kind, labels.task(cell), labels.setting(cell), cell.length
+            places.setdefault(place, {})[labels.model(cell)] = numbers.parameters
+    return [models for models in places.values() if len(models) > 1]
+
+
+def sizes_beside(records: Sequence[Record]) -> tuple[str, dict[str, list[float]]]:
+    """The model that sizes are held against, and how far every other one's deviates, in each place they meet."""
+    found: dict[str, list[float]] = {}
+    firsts = {in_order(models)[0] for models in sizes(records)}
+    first = in_order({name.split(" ")[0] for name in firsts})[:1]
+    for models in sizes(records):
+        of_first, *others = in_order(models)
+        for model in others if of_first.split(" ")[0] in first else ():
+            found.setdefault(model, []).append(models[model] / models[of_first] - 1)
+    return (first or [""])[0], found
+
+
+def matched(records: Sequence[Record]) -> str:
+    """A sentence: within what the sizes of models that meet are matched, or which are how much larger or smaller."""
+    spreads = [max(models.values()) / min(models.values()) - 1 for models in sizes(records)]
+    if not spreads:
+        return ""
+    if max(spreads) <= MATCH:
+        return f"Parameters are matched within {_percent(max(spreads))}."
+    first, deviations = sizes_beside(records)
+    worst = {model: max(found, key=abs) for model, found in deviations.items()}
+    unmatched = [
+        f"{model} has up to {_percent(abs(off))} {'more' if off > 0 else 'fewer'}"
+        for model, off in worst.items() if abs(off) > MATCH
+    ]  # fmt: skip
+    names = ", ".join(unmatched) or f"they are up to {_percent(max(spreads))} apart"
+    return f"**Sizes are not matched** within {_percent(MATCH, 0)}: beside {first}, {names}."
+
+
+def _range(deviations: Sequence[float]) -> str:
+    ends = dict.fromkeys(_percent(end, 1, "+") for end in (min(deviations), max(deviations))) if deviations else ()
+    return " to ".join(ends)
+
+
+def _percent(share: float, digits: int = 1, sign: str = "") -> str:
+    return f"{100 * share:{sign}.{digits}f} %"
 
 
 def facts(records: Sequence[Record]) -> dict[str, str]:
@@ -61,7 +118,7 @@ def facts(records: Sequence[Record]) -> dict[str, str]:
     machine = records[0].machine
     loads = [r.machine.facts["load_before"] for r in records if "load_before" in r.machine.facts]
     versions = {name: _every(r.versions.get(name, "") for r in records) for name in sorted(records[0].versions)}
-    return {
+    found = {
         "device": machine.device,
         "machine": ", ".join(
             f"{k} {v}" for k, v in machine.facts.items() if not k.startswith("load") and v is not None
@@ -70,11 +127,22 @@ def facts(records: Sequence[Record]) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "kernels": _every(kernel for r in records for kernel in r.outcome.kernels),
         "precision": _every(r.cell.precision for r in records),
+        "time outside the training step": waited(records),
         "measured": f"{min(r.started for r in records)} to {max(r.ended for r in records)}",
         "commits": _every(
             (r.commit or "none")[:12] + (" with changes" if r.uncommitted_changes else "") for r in records
         ),
     }
+    return {name: value for name, value in found.items() if value}
+
+
+def waited(records: Sequence[Record]) -> str:
+    """The largest share that a run spent outside its training steps, waiting for batches above all."""
+    shares = [
+        (numbers.waiting / numbers.seconds, r.cell_id) for r in records
+        if (numbers := r.outcome.learn) and numbers.waiting is not None and numbers.seconds > 0
+    ]  # fmt: skip
+    return f"at most {_percent(max(shares)[0])} ({max(shares)[1]})" if shares else ""
 
 
 def _every(values: Iterable[object]) -> str:

@@ -1,97 +1,22 @@
-"""Figures of what was learned. Each takes a frame of frames.py; None when there is nothing to show."""
+"""What figures of learned scores share: lines with intervals, seeds as points, heatmaps."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from benchmarks.report.frames import over_seeds
-from benchmarks.report.statistics import wilson_interval
-from benchmarks.report.style import RC, few, in_order, legend, length_axis, looks, panels
+from benchmarks.report.style import few, in_order, looks
 
 CONSTANT: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 2)), "linewidth": 1.2, "label": "constant answer"}
-
-
-def score_by_length(scores: pd.DataFrame) -> Figure | None:
-    """The score at each test length, a panel a task; a vertical line at the training length."""
-    if scores.empty:
-        return None
-    means = over_seeds(scores, ["task", "model", "length", "test_length"], "score")
-    groups = list(means.groupby(["task", "length"], sort=False))
-    with mpl.rc_context(RC):
-        figure, axes = panels(len(groups), rows=-(-len(groups) // 4))
-        for one, ((task, trained), group) in zip(axes, groups, strict=True):
-            _lines(one, group, "test_length")
-            one.axvline(trained, color="#bbbbbb", linewidth=1, zorder=0)
-            one.axhline(group["constant"].iloc[0], **CONSTANT)
-            _score_axis(one, group["score_unit"].iloc[0])
-            one.set_title(f"{task}\ntrained at {trained}")
-            length_axis(one, group["test_length"], "test length, tokens")
-        legend(figure, axes, of_seeds(scores))
-    return figure
-
-
-def score_by_distance(distances: pd.DataFrame) -> Figure | None:
-    """Accuracy against how far back the information lay: a row a task, a column a test length."""
-    if distances.empty:
-        return None
-    bins = distances.groupby(["task", "length", "test_length"], sort=False)["low"].transform("nunique")
-    distances = distances[bins > 1]  # copying has one distance at each length: the figure by length shows it
-    if distances.empty:
-        return None
-    rows = list(distances.groupby(["task", "length"], sort=False))
-    columns = max(group["test_length"].nunique() for _, group in rows)
-    with mpl.rc_context(RC):
-        figure, axes = panels(len(rows) * columns, rows=len(rows))
-        for row, ((task, trained), group) in enumerate(rows):
-            lengths = sorted(group["test_length"].unique())
-            for column, one in enumerate(axes[row * columns : (row + 1) * columns]):
-                if column >= len(lengths):
-                    one.set_visible(False)
-                    continue
-                _distance_panel(one, group[group["test_length"] == lengths[column]])
-                one.set_title(f"{task} at {lengths[column]}\ntrained at {trained}")
-        legend(figure, axes, of_seeds(distances))
-    return figure
-
-
-def _distance_panel(axes: Axes, group: pd.DataFrame) -> None:
-    counts = group.groupby(["model", "low", "high", "constant"], as_index=False, sort=False)[["correct", "count"]].sum()
-    counts["distance"] = (counts["low"].clip(lower=1) * counts["high"].clip(lower=1)) ** 0.5
-    counts["mean"] = counts["correct"] / counts["count"]
-    bounds = [wilson_interval(int(c), int(n)) for c, n in zip(counts["correct"], counts["count"], strict=True)]
-    counts["low"], counts["high"] = [low for low, _ in bounds], [high for _, high in bounds]
-    _lines(axes, counts.sort_values("distance"), "distance")
-    axes.axhline(group["constant"].iloc[0], **CONSTANT)
-    _score_axis(axes, "accuracy")
-    top = int(group["high"].max())
-    length_axis(axes, [2**i for i in range(top.bit_length()) if 2**i >= group["low"].clip(lower=1).min()], "distance")
-
-
-def learning_curves(curves: pd.DataFrame) -> Figure | None:
-    """The validation score on the way, a panel a task; a thin line a seed."""
-    if curves.empty:
-        return None
-    groups = list(curves.groupby(["task", "length"], sort=False))
-    with mpl.rc_context(RC):
-        figure, axes = panels(len(groups), rows=-(-len(groups) // 4))
-        for one, ((task, trained), group) in zip(axes, groups, strict=True):
-            style = looks(group["model"])
-            for model in in_order(group["model"]):
-                for number, (_, run) in enumerate(group[group["model"] == model].groupby("seed")):
-                    shown = {**style[model], "marker": "", "label": None if number else model}
-                    one.plot(run["step"], run["validation"], **shown)
-            one.axhline(group["constant"].iloc[0], **CONSTANT)
-            _score_axis(one, group["score_unit"].iloc[0])
-            one.set_title(f"{task}\ntrained at {trained}")
-            one.set_xlabel("training step")
-        legend(figure, axes, of_seeds(curves))
-    return figure
+FEW_MODELS = 5  # up to so many, seeds can be told apart in a figure
+SHADES = "YlGnBu"  # from light to dark throughout, so that it is also read in grey
 
 
 def of_seeds(frame: pd.DataFrame) -> str:
@@ -101,7 +26,7 @@ def of_seeds(frame: pd.DataFrame) -> str:
     return f"n = {seeds} seed{'' if seeds == '1' else 's'}{examples}"
 
 
-def _lines(axes: Axes, group: pd.DataFrame, x: str) -> None:
+def lines(axes: Axes, group: pd.DataFrame, x: str) -> None:
     """A line a model with its interval: columns mean, low, high."""
     style = looks(group["model"])
     for model in in_order(group["model"]):
@@ -111,7 +36,61 @@ def _lines(axes: Axes, group: pd.DataFrame, x: str) -> None:
             axes.fill_between(line[x], line["low"], line["high"], color=style[model]["color"], alpha=0.15, linewidth=0)
 
 
-def _score_axis(axes: Axes, unit: str) -> None:
+def seed_points(axes: Axes, runs: pd.DataFrame, x: str, y: str) -> None:
+    """A small point a seed, where there are several seeds and so few models that one can tell whose they are."""
+    if runs["model"].nunique() > FEW_MODELS or runs["seed"].nunique() < 2:
+        return
+    style = looks(runs["model"])
+    for model in in_order(runs["model"]):
+        of_model, look = runs[runs["model"] == model], style[model]
+        axes.plot(
+            of_model[x], of_model[y], linestyle="none", marker=look["marker"], markersize=3, alpha=0.6,
+            markerfacecolor="none", color=look["color"], zorder=1,
+        )  # fmt: skip
+
+
+def score_axis(axes: Axes, unit: str) -> None:
     axes.set_ylabel(unit if unit == "accuracy" else f"{unit} (lower is better)")
     if unit == "accuracy":
         axes.set_ylim(-0.02, 1.02)
+
+
+def quality(values: pd.DataFrame, constant: float, best: float) -> pd.DataFrame:
+    """0 for the constant answer and whatever is worse, 1 for the best there can be; for either direction of a score."""
+    reach = best - constant
+    return ((values - constant) / reach if reach else values * 0).clip(0, 1)
+
+
+def heat(axes: Axes, values: pd.DataFrame, constant: float, best: float, form: str = ".2f") -> None:
+    """A heatmap of a table of scores, first row at the top, with the numbers in it; hatched where there is none."""
+    shades = mpl.colormaps[SHADES]
+    how_good = quality(values, constant, best)
+    axes.grid(False)
+    axes.set_facecolor("white")
+    rows, columns = values.shape
+    axes.fill_between([0, columns], 0, rows, facecolor="none", edgecolor="#d9d9d9", hatch="////", linewidth=0)
+    axes.pcolor(how_good.to_numpy(dtype=float), cmap=shades, vmin=0, vmax=1, edgecolors="white", linewidth=0.6)
+    for row in range(rows):
+        for column in range(columns):
+            value, good = values.iat[row, column], how_good.iat[row, column]
+            if not math.isnan(value):
+                text = f"{value:{form}}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:{form}}"
+                ink = "white" if good > 0.55 else "black"
+                axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6.5, color=ink)
+    axes.set_xlim(0, columns)
+    axes.set_ylim(rows, 0)
+    axes.set_xticks([i + 0.5 for i in range(columns)], [str(name) for name in values.columns], fontsize=7)
+    axes.set_yticks([i + 0.5 for i in range(rows)], [str(name) for name in values.index], fontsize=7)
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def shade_bar(figure: Figure, axes: Sequence[Axes], best: str) -> None:
+    """The scale that all heatmaps of a figure share."""
+    scale = mpl.cm.ScalarMappable(Normalize(0, 1), mpl.colormaps[SHADES])
+    bar = figure.colorbar(
+        scale, ax=list(axes), orientation="horizontal", fraction=0.05, shrink=0.5, aspect=30, pad=0.02
+    )
+    bar.set_ticks([0, 0.5, 1], labels=["constant answer", "half-way", best], fontsize=7)
+    bar.outline.set_visible(False)

@@ -17,26 +17,59 @@ RUN = ["task", "model", "parameters", "length"]  # what the seeds of one mean ha
 
 @dataclass(frozen=True)
 class Labels:
-    """What tasks and models are called on a page: by name, with their options where a name has several sets of them."""
+    """What tasks and models are called on a page, so that cells of one name differ in nothing but length and seed.
+
+    By name; with their options where a name has several sets of them; and with any other field (width, steps, ...) by
+    which a model has several cells that are otherwise the same.
+    """
 
     several: frozenset[str]
+    varied: dict[str, tuple[str, ...]]
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Labels:
         sets: dict[str, set[str]] = {}
+        same: dict[tuple[str, ...], list[Cell]] = {}
         for cell in (record.cell for record in records):
-            sets.setdefault(cell.task, set()).add(options(cell.task_options))
-            sets.setdefault(cell.model, set()).add(options(settings(cell)))
-        return cls(frozenset(name for name, found in sets.items() if len(found) > 1))
+            names = options(cell.task_options), options(settings(cell))
+            sets.setdefault(cell.task, set()).add(names[0])
+            sets.setdefault(cell.model, set()).add(names[1])
+            key = (cell.kind, cell.task, cell.model, *names, str(cell.length), str(cell.seed))
+            same.setdefault(key, []).append(cell)
+        varied: dict[str, set[str]] = {}
+        for cells in same.values():
+            varied.setdefault(cells[0].model, set()).update(_differing(cells))
+        return cls(
+            frozenset(name for name, found in sets.items() if len(found) > 1),
+            {model: tuple(sorted(fields)) for model, fields in varied.items()},
+        )
 
     def task(self, cell: Cell) -> str:
         return self._label(cell.task, cell.task_options)
 
     def model(self, cell: Cell) -> str:
-        return self._label(cell.model, settings(cell))
+        return f"{self._label(cell.model, settings(cell))} {self.setting(cell)}".rstrip()
+
+    def setting(self, cell: Cell) -> str:
+        """The fields that tell apart cells of the same model with the same options; empty where nothing has to."""
+        return options({field: getattr(cell, field) for field in self.varied.get(cell.model, ())})
 
     def _label(self, name: str, given: dict[str, Any]) -> str:
         return f"{name} {options(given)}".rstrip() if name in self.several else name
+
+
+TOLD_APART = {
+    "learn": frozenset(Cell.model_fields) - {"batch_tokens", "time_limit", "reach"},
+    "cost": frozenset({"width", "depth", "precision", "compile"}),  # batches and the like are for the report of costs
+}
+
+
+def _differing(cells: Sequence[Cell]) -> set[str]:
+    """Fields in which these cells are not all equal."""
+    return {
+        field for field in TOLD_APART[cells[0].kind]
+        if any(getattr(cell, field) != getattr(cells[0], field) for cell in cells)
+    }  # fmt: skip
 
 
 def settings(cell: Cell) -> dict[str, Any]:
@@ -60,14 +93,23 @@ def scores(records: Sequence[Record]) -> pd.DataFrame:
 
 def distances(records: Sequence[Record]) -> pd.DataFrame:
     """A row for each bin of distance of each test."""
+    return _bins(records, "by_distance")
+
+
+def positions(records: Sequence[Record]) -> pd.DataFrame:
+    """A row for each bin of position of each test, its loss (nats) also in bits."""
+    found = _bins(records, "by_position")
+    return found.assign(bits=found["loss"] / math.log(2)) if len(found) else found
+
+
+def _bins(records: Sequence[Record], name: str) -> pd.DataFrame:
     labels = Labels.of(records)
-    rows = [
+    return pd.DataFrame([
         {**run_fields(record, labels), "test_length": test.length, **part.model_dump()}
         for record in records if record.outcome.learn
         for test in record.outcome.learn.tests
-        for part in test.by_distance
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
+        for part in getattr(test, name)
+    ])  # fmt: skip
 
 
 def curves(records: Sequence[Record]) -> pd.DataFrame:
@@ -87,8 +129,9 @@ def run_fields(record: Record, labels: Labels) -> dict[str, Any]:
     numbers = outcome.learn or outcome.cost
     assert numbers and outcome.task
     return {
-        "task": labels.task(cell), "model": labels.model(cell), "parameters": numbers.parameters, "length": cell.length,
-        "seed": cell.seed, "steps": cell.steps, "score_unit": outcome.task.score,
+        "task": labels.task(cell), "model": labels.model(cell), "setting": labels.setting(cell),
+        "parameters": numbers.parameters, "length": cell.length, "seed": cell.seed, "steps": cell.steps,
+        "score_unit": outcome.task.score,
         "constant": outcome.task.constant_score, "direction": cell.direction,
         "pooling": cell.pooling if outcome.task.classes else "",
     }  # fmt: skip
@@ -99,6 +142,20 @@ def _score(test: Score) -> dict[str, Any]:
         "test_length": test.length, "score": test.score, "loss": test.loss, "examples": test.examples,
         "count": test.count, "correct": test.correct, "seen_in_training": test.seen_in_training,
     }  # fmt: skip
+
+
+Failures = dict[tuple[str, int, str], int]
+"""How many runs of a task, training length and model ended without a score."""
+
+
+def failures(records: Sequence[Record]) -> Failures:
+    labels = Labels.of(records)
+    found: Failures = {}
+    for record in records:
+        if record.cell.kind == "learn" and record.outcome.status in ("nan", "oom", "timeout"):
+            key = labels.task(record.cell), record.cell.length, labels.model(record.cell)
+            found[key] = found.get(key, 0) + 1
+    return found
 
 
 def over_seeds(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
@@ -121,14 +178,18 @@ def over_seeds(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFra
 
 
 def differences(scores: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Score of each model minus the baseline's, paired by seed, with a t interval: columns mean, low, high, seeds."""
-    keys = ["task", "length", "test_length", "seed"]
-    against = scores.loc[scores["model"] == baseline, [*keys, "score"]]
-    pairs = scores[scores["model"] != baseline].merge(against, on=keys, suffixes=("", "_of_baseline"))
+    """Score of each model minus the baseline's, paired by seed, with a t interval: columns mean, low, high, seeds.
+
+    Where models were measured at several settings (of width, say), each is paired with the baseline at its own.
+    """
+    keys = ["task", "length", "test_length", "setting", "seed"]
+    own = scores["model"] == (f"{baseline} " + scores["setting"]).str.rstrip()
+    pairs = scores[~own].merge(scores.loc[own, [*keys, "score"]], on=keys, suffixes=("", "_of_baseline"))
     rows = []
     for names, group in pairs.groupby([*keys[:3], "model"], sort=False):
         values = [float(x) for x in group["score"] - group["score_of_baseline"]]
         low, high = t_interval(values)
         row = dict(zip(["task", "trained at", "tested at", "model"], names, strict=True))
+        row |= {"against": baseline, "score_unit": group["score_unit"].iloc[0]}
         rows.append(row | {"mean": math.fsum(values) / len(values), "low": low, "high": high, "seeds": len(values)})
     return pd.DataFrame(rows)

@@ -10,7 +10,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.record import Record, read_record, record_files, write_atomically
-from benchmarks.report import about, costs, frames, learning, reach, style
+from benchmarks.report import about, costs, distance, extrapolation, frames, learning, reach, style, training
 from benchmarks.report.parts import Part
 from benchmarks.report.tables import markdown, plain, span
 
@@ -20,10 +20,12 @@ TEMPLATES = Environment(
 )  # fmt: skip
 TEMPLATES.filters["markdown"] = markdown
 
-PARTS: tuple[Callable[[Sequence[Record]], list[Part]], ...] = (learning.parts, reach.parts, costs.parts, about.parts)
+PARTS: tuple[Callable[[Sequence[Record]], list[Part]], ...] = (
+    learning.parts, distance.parts, extrapolation.parts, training.parts, reach.parts, costs.parts, about.parts,
+)  # fmt: skip
 """What a page is made of, in its order."""
 COLUMNS: tuple[Callable[[Sequence[Record]], dict[str, dict[str, str]]], ...] = (
-    learning.summary, reach.summary, costs.summary,
+    learning.summary, distance.summary, reach.summary, costs.summary,
 )  # fmt: skip
 """Columns of its first table, by model."""
 
@@ -48,7 +50,8 @@ class Page:
     def of(cls, records: Sequence[Record]) -> Page:
         labels = frames.Labels.of(records)
         order = style.in_order(labels.model(record.cell) for record in records)
-        records = sorted(records, key=lambda record: (order.index(labels.model(record.cell)), record.cell.id))
+        records = sorted(records, key=lambda r: (labels.task(r.cell), r.cell.length, r.cell.seed, r.cell.id))
+        records.sort(key=lambda record: order.index(labels.model(record.cell)))
         found = [part for make in PARTS for part in make(records)]
         return cls(records, summarise(records), [part for part in found if not part.empty])
 

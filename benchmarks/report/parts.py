@@ -33,6 +33,11 @@ class Part:
             raise ValueError(f"part {self.title!r} has a figure or data: expected a name for their files")
 
     @property
+    def alternative(self) -> str:
+        """What stands for the figure where it cannot be seen."""
+        return f"{self.title}: {self.text.split('. ')[0].rstrip('.')}." if self.text else self.title
+
+    @property
     def has_data(self) -> bool:
         return self.data is not None and not self.data.empty
 

@@ -25,3 +25,8 @@ def wilson_interval(correct: int, count: int) -> tuple[float, float]:
         return math.nan, math.nan
     low, high = stats.binomtest(correct, count).proportion_ci(LEVEL, method="wilson")
     return float(low), float(high)
+
+
+def halfway(constant: float) -> float:
+    """The accuracy half-way between that of a constant answer and one: above it, something was learned."""
+    return constant + (1 - constant) / 2

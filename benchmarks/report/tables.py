@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 TEXT_COLUMNS = (
     "model", "direction", "pooling", "task", "phase", "unit", "options", "source of the rule", "data", "cell", "status",
-    "message", "what", "path", "",
+    "message", "what", "path", "", "minus", "better",
 )  # fmt: skip
 FORMULA = ("=", "+", "-", "@")  # what a spreadsheet takes for the beginning of one
 
@@ -38,6 +38,12 @@ def span(values: pd.Series) -> str:
 def bounds(low: float, high: float, form: str = ".3f") -> str:
     """An interval; empty where there is none."""
     return "" if math.isnan(low) else f"{low:{form}} to {high:{form}}"
+
+
+def by_place(rows: Sequence[Mapping[str, Any]], *columns: str) -> pd.DataFrame:
+    """A table whose rows stand by these columns, and else (models, above all) in the order in which they came."""
+    table = pd.DataFrame(list(rows))
+    return table.sort_values(list(columns), kind="stable") if len(table) else table
 
 
 def markdown(table: pd.DataFrame | None) -> str:
