@@ -28,7 +28,7 @@ from scipy import stats
 from benchmarks.report.statistics import LEVEL
 
 TAIL = 3  # of the longest lengths
-POWERS = np.arange(0.01, 4.0001, 0.01)  # exponents looked at
+POWERS = np.arange(1, 201) / 50  # exponents looked at, and closer by around the best of them
 EXACT = 1e-5  # the least scatter of log y that is reckoned with: bytes and operations have none of their own
 BANDS = (
     (0.25, "constant"), (0.75, "between constant and linear"), (1.25, "linear"), (1.75, "between linear and quadratic"),
@@ -120,10 +120,10 @@ def fit(lengths: Sequence[float], values: Sequence[float]) -> Growth:
 
     Below three lengths nothing has an interval, below four the exponent has none.
     """
-    order = np.argsort(lengths)
-    x, y = np.asarray(lengths, dtype=float)[order], np.asarray(values, dtype=float)[order]
-    if len(x) != len(y) or len(x) < 2 or (y <= 0).any() or (x <= 0).any() or (np.diff(x) == 0).any():
+    x, y = np.asarray(lengths, dtype=float), np.asarray(values, dtype=float)
+    if len(x) != len(y) or len(x) < 2 or min(x.min(), y.min()) <= 0 or len(set(x)) < len(x):
         raise ValueError(f"expected a positive value at each of two or more different lengths, not {y} at {x}")
+    x, y = x[np.argsort(x)], y[np.argsort(x)]
     slope, level = _line(x, y, len(x) - 2), math.exp(float(np.log(y).mean()))
     if len(x) < 4:
         return Growth(len(x), x[-1], slope, slope, Estimate(), math.nan, math.nan, math.nan, level)
@@ -152,44 +152,40 @@ def _student(degrees: int) -> float:
 def _power(x: Array, y: Array) -> tuple[Estimate, float, float, float]:
     """Exponent, offset, factor and scatter of y = c + a x^p; a bound is infinite where all further exponents fit."""
     degrees, ratio, logs = len(x) - 3, x / x[0], np.log(y)
-    squares, _ = _profile(ratio, logs, POWERS)
-    near = POWERS[squares.argmin()] + np.linspace(-0.01, 0.01, 41)
-    fine, fine_shares = _profile(ratio, logs, near[near > 0])
-    best = int(fine.argmin())
-    power, share = float(near[near > 0][best]), float(fine_shares[best])
-    least = max(float(fine[best]), EXACT**2 * degrees)
-    inside = np.flatnonzero(squares <= least * (1 + _student(degrees) ** 2 / degrees))
-    low, high = _bounds(inside, power)
+    coarse, _ = _profile(ratio, logs, POWERS, 10)
+    near = POWERS[coarse.argmin()] + np.arange(-50, 51) / 1000
+    near = near[near > 0]
+    fine, shares = _profile(ratio, logs, near, 32)
+    power, share = float(near[fine.argmin()]), float(shares[fine.argmin()])
+    least = max(float(fine.min()), EXACT**2 * degrees)
+    allowed = least * (1 + _student(degrees) ** 2 / degrees)
+    low, high = _bounds(np.concatenate([POWERS, near]), np.concatenate([coarse, fine]) <= allowed)
     scale = math.exp(float((logs - np.log((1 - share) * ratio**power + share)).mean()))
     factor = scale * (1 - share) / x[0] ** power
     return Estimate(power, low, high), scale * share, factor, math.sqrt(least / degrees)
 
 
-def _bounds(inside: NDArray[np.intp], power: float) -> tuple[float, float]:
-    """Ends of the exponents that fit, one step outside of them; without an end where the last one looked at fits."""
-    if not len(inside):  # the best lies between two of them
-        return power - 0.01, power + 0.01
-    first, last = inside[0] - 1, inside[-1] + 1
-    return (
-        float(POWERS[first]) if first >= 0 else -math.inf,
-        float(POWERS[last]) if last < len(POWERS) else math.inf,
-    )
+def _bounds(powers: Array, inside: NDArray[np.bool_]) -> tuple[float, float]:
+    """Ends of the exponents that fit, the next ones outside of them; without an end where the last looked at fits."""
+    below, above = powers[powers < powers[inside].min()], powers[powers > powers[inside].max()]
+    return float(below.max()) if len(below) else -math.inf, float(above.min()) if len(above) else math.inf
 
 
-def _profile(ratio: Array, logs: Array, powers: Array) -> tuple[Array, Array]:
+def _profile(ratio: Array, logs: Array, powers: Array, passes: int) -> tuple[Array, Array]:
     """For each exponent the least sum of squares over all offsets, and the offset's share of the first value."""
+    raised = (ratio ** powers[:, None])[:, None]  # (powers, 1, lengths)
 
     def squares(growing: Array) -> Array:  # log10 of what is left for the growing part, (powers, tried)
         part = 10.0 ** growing[..., None]
-        rest = logs - np.log(part * (ratio ** powers[:, None])[:, None] + (1 - part))
+        rest = logs - np.log(part * raised + (1 - part))
         rest -= rest.mean(-1, keepdims=True)
         return np.square(rest).sum(-1)
 
     least = -8 - powers * math.log10(ratio[-1])  # there the growing part is nothing even at the longest length
-    tried = least[:, None] * np.linspace(1, 0, 49)
+    tried = least[:, None] * np.linspace(1, 0, 25)
     at, row = squares(tried).argmin(1), np.arange(len(powers))
-    low, high = tried[row, np.maximum(at - 1, 0)], tried[row, np.minimum(at + 1, 48)]
-    for _ in range(30):  # thirds: each pass keeps two of them
+    low, high = tried[row, np.maximum(at - 1, 0)], tried[row, np.minimum(at + 1, 24)]
+    for _ in range(passes):  # thirds: each pass keeps two of them
         left, right = low + (high - low) / 3, high - (high - low) / 3
         found = squares(np.stack([left, right], 1))
         better = found[:, 0] < found[:, 1]
