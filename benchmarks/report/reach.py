@@ -121,7 +121,7 @@ def reach_table(shares: pd.DataFrame) -> pd.DataFrame:
         row = {"task": task, "length": length, "model": model, "path": group["path"].iloc[0]}
         for when in WHEN:
             row[f"below 1/1000, {when}"] = _end(group[group["when"] == when])
-        rows.append(row | _shares_at(group[group["when"] == "trained"]) | {"seeds": group["seed"].nunique()})
+        rows.append(row | {"seeds": group["seed"].nunique()} | _shares_at(group[group["when"] == "trained"]))
     return pd.DataFrame(rows).fillna("")
 
 
@@ -131,7 +131,7 @@ def _shares_at(group: pd.DataFrame) -> dict[str, str]:
     for distance in SHOWN:
         here = group[(group["low"] <= distance) & (group["high"] >= distance)]
         if len(here):
-            found[f"share at {distance}"] = f"{geometric_mean(here['share']):.1e}"
+            found[f"share at {distance}"] = f"{geometric_mean(here['share']):.2g}"
     return found
 
 
@@ -147,7 +147,7 @@ def reach_by_distance(shares: pd.DataFrame) -> Figure:
         for row, ((task, length), group) in enumerate(tasks):
             for one, when in zip(axes[2 * row : 2 * row + 2], WHEN, strict=True):
                 _panel(one, group[(group["when"] == when) & (group["low"] > 0)])
-                _share_axis(one, shares.loc[shares["share"] > 0, "share"].min())
+                _share_axis(one, group.loc[group["share"] > 0, "share"].min())
                 one.set_title(f"{task} at {length}, {when}")
                 one.set_xlim(0.9, 1.1 * length)
                 marks = [4**i for i in range(length.bit_length()) if 4**i <= length]
@@ -177,6 +177,8 @@ def _share_axis(axes: Axes, least: float) -> None:
     axes.set_yscale("log")
     axes.set_ylim(max(FLOOR, min(least / 2, LIMIT / 10)), 2)
     axes.yaxis.set_major_locator(LogLocator(numticks=10))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value > 0.005 else f"{value:.0e}"))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:g}" if value > LIMIT / 2 else f"{value:.0e}")
+    )
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("share of the gradient at 0")
