@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from benchmarks.record import Cell, CostNumbers, Generated, Outcome, Phase, Record, Timing
-from benchmarks.report import costs, generation, growth
+from benchmarks.record import Cell, CostNumbers, Generated, Outcome, Phase, Record, Timing, write_record
+from benchmarks.report import costs, generation, growth, papers
+from benchmarks.report.lra import published
 from benchmarks.report.parts import Part
 from benchmarks.report.scaling import Point, crossing, fit, theory, verdict
 from tests.records import FACTS, record
@@ -307,8 +308,7 @@ def test_what_is_not_measured_takes_no_room() -> None:
 def test_precisions_and_sizes_of_one_model_are_curves_of_their_own() -> None:
     records = [*suite(("rwkv",)), *suite(("rwkv",), precision="bfloat16")]
     models = {curve.model for curve in growth.curves_of(costs.costs_of(records))}
-    found = sorted(name.partition("rwkv")[2].rpartition("float")[2] for name in models)
-    assert len(models) == 2 and found == ["16", "32"]
+    assert models == {"rwkv precision=float32", "rwkv precision=bfloat16"}
 
 
 def test_generation_is_straight_or_curved(tmp_path: Path) -> None:
@@ -330,3 +330,42 @@ def test_late_over_early_is_of_quarters() -> None:
     line = pd.DataFrame({"tokens": [250, 500, 750, 1000]})
     line["seconds"] = 1e-3 * line["tokens"] + 1e-5 * line["tokens"] ** 2 / 2
     assert generation.late_over_early(line) == pytest.approx(9.75 / 4.75)
+
+
+def test_the_published_table_holds_our_exponents(tmp_path: Path) -> None:
+    made = papers.complexity_page(suite(("transformer", "rwkv", "rrwkv", "mine")), tmp_path)
+    page = made.path.read_text()
+    lines = {line.split(" | ")[0].strip("| "): line for line in page.splitlines() if line.startswith("|")}
+    assert "| T²d | T² + Td | transformer |" in lines["Transformer"] and "Reformer" in lines and "MEGA" in lines
+    assert lines["RWKV"].endswith("| Td | d | rwkv | 1.00, linear | 1.00, linear | constant | constant |")
+    assert "| rrwkv | 1.00, linear" in page and "| mine | 1.00, linear" in page
+    assert "withdrawn" in page and (tmp_path / "cost-growth.csv").exists()
+
+
+def test_published_exponents_are_those_of_their_formulas() -> None:
+    """At d = 1, without logarithms, and with windows that do not grow."""
+    table = published().query("comparison == 'complexity'")
+    assert len(table) == 16
+    for line in table.itertuples():
+        terms = str(line.setting).split(" + ")
+        powers = [2 if "T²" in term else 1 if "T" in term else 0 for term in terms]
+        assert max(powers) == line.value, line
+
+
+def test_generation_stands_beside_the_paper(tmp_path: Path) -> None:
+    page = papers.generation_page(suite(generate=True), tmp_path).path.read_text()
+    assert "| RWKV-3B | 1,000 | 10 to 15 | a straight line | the paper |" in page
+    assert "| rwkv | 1,000 | 1 | straight | our records, 1 sequence a batch |" in page
+    assert "| transformer | 1,000 | 6.0" in page and "curved: a token's time is linear" in page
+    with pytest.raises(ValueError, match="no cell generated"):
+        papers.generation_page(suite(), tmp_path)
+
+
+def test_pages_of_papers_are_made_from_a_folder(tmp_path: Path) -> None:
+    for made in suite(generate=True):
+        write_record(tmp_path / "results", made)
+    for name in papers.PAGES:
+        (page,) = papers.make_pages(name, tmp_path / "results", tmp_path, "suite")
+        assert page.path == tmp_path / "some-machine" / f"{name}-suite" / "README.md"
+    with pytest.raises(ValueError, match="no records of costs of suite 'cost'"):
+        papers.make_pages("complexity", tmp_path / "results", tmp_path, "cost")

@@ -15,9 +15,8 @@ from matplotlib.ticker import LogLocator
 
 from benchmarks.record import FINAL, Phase, Record
 from benchmarks.report import generation, growth
-from benchmarks.report.frames import Labels
+from benchmarks.report.frames import Labels, protocol_of
 from benchmarks.report.parts import Part
-from benchmarks.report.setups import names_of, protocol_of
 from benchmarks.report.style import RC, few, in_order, legend, length_axis, log_axis, looks, panels
 from benchmarks.report.tables import number, size
 
@@ -63,7 +62,7 @@ def costs_of(records: Sequence[Record]) -> pd.DataFrame:
 
     Seconds, operations and joules are of one repeat; what is a token's is that, over the tokens of all sequences.
     """
-    labels, names, rows = Labels.of(records), names_of(records), []
+    labels, rows = Labels.of(records), []
     for record in records:
         cell, cost = record.cell, record.outcome.cost
         if cell.kind != "cost" or (not cost and record.outcome.status not in FINAL):
@@ -72,7 +71,7 @@ def costs_of(records: Sequence[Record]) -> pd.DataFrame:
             phase = cost.phases.get(name) if cost else None
             state = cost.state_bytes if cost and name == "decode" else None
             row = {
-                "task": labels.task(cell), "model": names[record.cell_id], "family": cell.model,
+                "task": labels.task(cell), "model": labels.model(cell), "family": cell.model,
                 "model_options": json.dumps(cell.model_options, sort_keys=True), "protocol": protocol_of(cell),
                 "parameters": cost.parameters if cost else math.nan, "width": cell.width, "depth": cell.depth,
                 "precision": cell.precision, "length": cell.length, "batch_size": cell.batch_size, "seed": cell.seed,

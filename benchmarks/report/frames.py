@@ -72,6 +72,13 @@ def _differing(cells: Sequence[Cell]) -> set[str]:
     }  # fmt: skip
 
 
+def protocol_of(cell: Cell) -> str:
+    """What a `cost` cell holds while the length grows."""
+    if cell.batch_tokens:
+        return f"{cell.batch_tokens:,} tokens a batch"
+    return f"{cell.batch_size} sequence{'' if cell.batch_size == 1 else 's'} a batch"
+
+
 def settings(cell: Cell) -> dict[str, Any]:
     """A model's options, and how it reads where that is not the common way."""
     reading = {"direction": cell.direction, "pooling": cell.pooling}

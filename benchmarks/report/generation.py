@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.record import Record
+from benchmarks.report.frames import Labels, protocol_of
 from benchmarks.report.parts import Part
 from benchmarks.report.scaling import Growth, fit
-from benchmarks.report.setups import names_of, protocol_of
 from benchmarks.report.style import RC, in_order, legend, log_axis, looks, panels
 from benchmarks.report.tables import number, size
 
@@ -41,10 +41,10 @@ def parts(records: Sequence[Record]) -> list[Part]:
 def generated_of(records: Sequence[Record]) -> pd.DataFrame:
     """A row for each mark of the longest generation of each model and protocol: what it took since the first token."""
     longest: dict[tuple[str, str], Record] = {}
-    names = names_of(records)
+    labels = Labels.of(records)
     for record in records:
         if record.outcome.cost and record.outcome.cost.generation:
-            key = protocol_of(record.cell), names[record.cell_id]
+            key = protocol_of(record.cell), labels.model(record.cell)
             before = longest.get(key)
             if before is None or _tokens(before) < _tokens(record):
                 longest[key] = record
