@@ -201,6 +201,17 @@ def test_pg19_is_books_that_end(tmp_path, monkeypatch):
     assert fetch("pg19") == {split: "".join(f"{book}\0" for book in books).encode() for split, books in BOOKS.items()}
 
 
+@pytest.mark.parametrize("card", ["", "---\nlicense: mit\n---\n"])
+def test_pg19_is_fetched_without_a_card_that_names_files(tmp_path, monkeypatch, card):
+    """Then `datasets` tells the splits by the names of the files."""
+    monkeypatch.setattr(language, "PG19_ROWS", {split: len(books) for split, books in BOOKS.items()})
+    monkeypatch.setattr(language, "PG19_HUB", str(tmp_path / "hub"))
+    write_parquet(tmp_path / "hub" / "data", BOOKS)
+    if card:
+        (tmp_path / "hub" / "README.md").write_text(card)
+    assert fetch("pg19")["test"] == b"Emma \0Persuasion\0"
+
+
 def broken_parquet(folder: Path) -> None:
     path = folder / "train-00001-of-00002.parquet"
     path.write_bytes(path.read_bytes()[:-20])
