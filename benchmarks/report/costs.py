@@ -26,8 +26,8 @@ ROWS = (
      ("milliseconds", "milliseconds a token", 1)),
     (("peak_bytes", "peak memory, MB", 1e-6), ("peak_bytes", "peak memory, MB", 1e-6),
      ("state_bytes", "state a sequence, KB", 1e-3)),
-    (("flops_a_token", "operations a token, millions", 1e-6),) * 3,
-    (("joules_a_token", "energy a token, millijoules", 1e3),) * 3,
+    (("flops_a_token", "MFLOP a token", 1e-6),) * 3,
+    (("joules_a_token", "energy a token, mJ", 1e3),) * 3,
 )  # fmt: skip
 """Rows of panels, in each one for training, prefill and decode: a column, its title and the scale of its unit."""
 READING = """Medians and quartiles of repeats; hollow where these are over a tenth of the median apart. Where a \
@@ -158,8 +158,11 @@ def cost_by_length(costs: pd.DataFrame) -> Figure | None:
         figure, axes = panels(3 * len(kept), rows=len(kept))
         cells = [(phase, *panel) for row in kept for phase, panel in zip(PHASES, row, strict=True)]
         for one, (phase, column, title, scale) in zip(axes, cells, strict=True):
-            _panel(one, costs[costs["phase"] == phase], column, scale, style)
-            one.set_title(f"{phase}: {title}")
+            rows = costs[costs["phase"] == phase]
+            one.set_visible(bool(rows[column].notna().any()))
+            if one.get_visible():
+                _panel(one, rows, column, scale, style)
+                one.set_title(f"{phase}: {title}")
         legend(figure, axes, f"medians of n = {few(costs['n'].dropna().astype(int))} runs; hollow: noisy")
     return figure
 
@@ -170,16 +173,17 @@ def _panel(axes: Axes, rows: pd.DataFrame, column: str, scale: float, style: dic
     for model in in_order(rows["model"]):
         line = rows[rows["model"] == model].sort_values("length")
         _line(axes, line, column, scale, model, style[model])
-        broken = line[line["status"] != "ok"]
+        broken = line[~line["status"].isin(["ok", "missing"])]
         if len(broken):
             _endings(axes, broken, ended, style[model])
             ended += 1
     log_axis(axes)
     low, high = axes.get_ylim()
-    if high < 8 * low:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
     if ended:
-        axes.set_ylim(low, high * (high / low) ** (0.09 * ended + 0.05))  # room for the endings above the lines
+        high *= (high / low) ** (0.09 * ended + 0.05)  # room for the endings above the lines
+        axes.set_ylim(low, high)
+    if not low * 8 < high < low * 1e4:  # marks neither so few nor so many that the axis has none to read
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7) if high < low * 1e4 else (1,)))
     length_axis(axes, rows["length"], "length, tokens")
 
 

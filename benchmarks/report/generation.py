@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.record import Record
@@ -113,9 +112,6 @@ def generation_table(generated: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns=[column for column in ("alive at the end",) if (table[column] == "").all()])
 
 
-Drawn = Callable[[Axes, pd.DataFrame, dict[str, Any]], None]
-
-
 def generation_figure(generated: pd.DataFrame) -> Figure:
     """Above, as in the paper, linear axes: seconds and memory; below, a token's time and the state, logarithmic."""
     memory, name = ("alive_bytes", "alive") if generated["alive_bytes"].notna().any() else ("state_bytes", "state")
@@ -128,8 +124,8 @@ def generation_figure(generated: pd.DataFrame) -> Figure:
             tokens = [0, *line["tokens"]]
             axes[0].plot(tokens, [0, *line["seconds"]], **look)
             axes[1].plot(line["tokens"], line[memory] * 1e-6, **look)
-            middles, each = zip(*rates(line), strict=True)
-            axes[2].plot(middles, each, **{**look, "markevery": 1})
+            stretches = rates(line)[1:]  # the first warms up
+            axes[2].plot(*np.transpose(stretches or [(math.nan, math.nan)]), **{**look, "markevery": 1})
             axes[3].plot(line["tokens"], line["state_bytes"] * 1e-3, **look)
         titles = ("seconds since the first token", f"memory: {name}, MB", "milliseconds a token", "state, KB")
         for one, title in zip(axes, titles, strict=True):
@@ -141,9 +137,9 @@ def generation_figure(generated: pd.DataFrame) -> Figure:
             one.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         for one in axes[2:]:
             one.set_xscale("log", base=2)
-            one.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
+            one.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
             log_axis(one)
-        legend(figure, axes, f"one run each, {generated['batch_size'].iloc[0]} at once")
+        legend(figure, axes, f"one run each, with {generated['protocol'].iloc[0]}")
     return figure
 
 

@@ -226,7 +226,7 @@ def said(found: Crossing, first: str, second: str) -> str:
     if found.kind == "crossing":
         return f"{later} from {found.length:,.0f} on ({found.low:,.0f} to {found.high:,.0f})"
     if found.kind == "beyond":
-        return f"{before} up to {found.low:,.0f}; extrapolated: {later} from {float(f'{found.length:.2g}'):,.0f} on"
+        return f"{before} up to {found.low:,.0f}; extrapolated: {later} from {roughly(found.length)} on"
     if found.kind in ("below", "above"):
         cheaper = first if found.kind == "below" else second
         span = f"{found.low:,.0f}" + (f" to {found.high:,.0f}" if found.high > found.low else "")
@@ -289,6 +289,11 @@ def times(ratio: float) -> str:
     return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}" if ratio >= 10 else f"{ratio:.2f}"
 
 
+def roughly(value: float) -> str:
+    """To two significant digits, in plain figures."""
+    return f"{float(f'{value:.2g}'):,.10g}"
+
+
 def _ratio(one: Curve | None, two: Curve | None) -> Ratio | None:
     if one is None or two is None or not set(one.points) & set(two.points):
         return None
@@ -309,7 +314,7 @@ def sentence(base: str, model: str, ratios: Mapping[str, Ratio]) -> str:
     length = max(ratio.length for ratio in ratios.values())
     there = {name: ratio for name, ratio in ratios.items() if ratio.length == length}
     clear = [
-        f"{f'about {ratio.value:.2g}' if ratio.rough else times(ratio.value)} times {_thing(name, there)}"
+        f"{f'about {roughly(ratio.value)}' if ratio.rough else times(ratio.value)} times {_thing(name, there)}"
         for name, ratio in there.items() if ratio.apart
     ]  # fmt: skip
     open_ = [_thing(name, there) for name, ratio in there.items() if not ratio.apart]
