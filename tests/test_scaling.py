@@ -2,14 +2,16 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 from scipy import stats
 
+from benchmarks.predict import need, state_bytes
 from benchmarks.record import Cell, CostNumbers, Generated, Outcome, Phase, Record, Timing, write_record
 from benchmarks.report import costs, generation, growth, papers
 from benchmarks.report.lra import published
@@ -19,6 +21,12 @@ from tests.records import FACTS, record
 
 OCTAVES = [256 * 2**k for k in range(8)]
 RUNS = 150
+
+
+@pytest.fixture(autouse=True)
+def _no_figures_stay() -> Iterator[None]:
+    yield
+    plt.close("all")
 
 
 def law(exponent: float, offset: float = 0.0, factor: float = 3.0) -> Callable[[float], float]:
@@ -271,10 +279,11 @@ def test_protocols_never_share_a_figure_or_a_fit() -> None:
     assert len({one.name for one in figures}) == 3
     for one in figures:
         assert one.data is not None and one.data["protocol"].nunique() == 1
-    table = part(parts, "How costs grow").table
-    found = row(table, protocol=protocols[1], what="training memory", model="rwkv")
+    table = part(parts, f"How costs grow: {protocols[1]}").table
+    found = row(table, what="training memory", model="rwkv")
     assert (found["verdict"], found["theory"]) == ("constant", "0 (T·d)")
-    assert row(table, protocol=protocols[1], what="training time", model="rwkv")["verdict"] == "linear"
+    assert row(table, what="training time", model="rwkv")["verdict"] == "linear"
+    assert set(part(parts, "Where one overtakes").table["protocol"]) == set(protocols)
 
 
 @pytest.mark.parametrize("status", ["oom", "timeout"])
@@ -325,11 +334,14 @@ def test_generation_is_straight_or_curved(tmp_path: Path) -> None:
     assert generation.parts(suite()) == []
 
 
-def test_late_over_early_is_of_quarters() -> None:
-    """With marks at the quarters' ends: tokens of the last quarter take 1 + 7/8 x 10 = 9.75, of the second 1 + 3.75."""
+def test_late_over_early_is_of_what_the_lines_say() -> None:
+    """Tokens of the last half take 1 + 750 / 100, those of the quarter before 1 + 375 / 100, with marks enough."""
     line = pd.DataFrame({"tokens": [250, 500, 750, 1000]})
     line["seconds"] = 1e-3 * line["tokens"] + 1e-5 * line["tokens"] ** 2 / 2
-    assert generation.late_over_early(line) == pytest.approx(9.75 / 4.75)
+    assert generation.late_over_early(line) == pytest.approx(8.5 / 4.75)
+    assert generation.late_over_early(line.assign(seconds=line["tokens"] ** 2)) == pytest.approx(2)
+    assert generation.late_over_early(line.assign(seconds=line["tokens"])) == pytest.approx(1)
+    assert math.isnan(generation.late_over_early(line[3:]))
 
 
 def test_the_published_table_holds_our_exponents(tmp_path: Path) -> None:
@@ -362,10 +374,25 @@ def test_generation_stands_beside_the_paper(tmp_path: Path) -> None:
 
 
 def test_pages_of_papers_are_made_from_a_folder(tmp_path: Path) -> None:
-    for made in suite(generate=True):
+    for made in suite(("rwkv",), generate=True):
         write_record(tmp_path / "results", made)
-    for name in papers.PAGES:
-        (page,) = papers.make_pages(name, tmp_path / "results", tmp_path, "suite")
-        assert page.path == tmp_path / "some-machine" / f"{name}-suite" / "README.md"
+    (page,) = papers.make_pages("generation", tmp_path / "results", tmp_path, "suite")
+    assert page.path == tmp_path / "some-machine" / "generation-suite" / "README.md"
     with pytest.raises(ValueError, match="no records of costs of suite 'cost'"):
         papers.make_pages("complexity", tmp_path / "results", tmp_path, "cost")
+
+
+@pytest.mark.parametrize("model", ["transformer", "rwkv", "rrwkv", "lstm"])
+def test_theory_is_what_the_models_do(model: str) -> None:
+    """Operations and bytes counted without computing anything, at lengths far above the width."""
+    cells = [cell(model, length, width=16, depth=1) for length in (2**10, 2**11, 2**12, 2**13)]
+    needs = [need(each) for each in cells]
+    expected = theory(model, {})
+    for name, counted in (
+        ("training operations", [each.step_flops for each in needs]),
+        ("training memory", [each.peak_bytes for each in needs]),
+        ("state", [state_bytes(each) for each in cells]),
+    ):
+        values = [float(value) for value in counted if value]
+        exponent = expected[name].exponent
+        assert fit([each.length for each in cells], values).verdict == verdict(exponent, exponent), name

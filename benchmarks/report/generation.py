@@ -17,10 +17,11 @@ from benchmarks.report.scaling import Growth, fit
 from benchmarks.report.style import RC, in_order, legend, log_axis, looks, panels
 from benchmarks.report.tables import number, size
 
-TEXT = """From an empty state, token by token, one run a model: the longest there is. A straight line is a token that \
-costs the same wherever it stands. Below, a token's time and the state on logarithmic axes. *Late / early* is a \
-token's time in the last quarter over that in the second (the first warms up); the *exponent* is that of a token's \
-time, fitted as all exponents here, and the *verdict* is on it: constant is a straight line above, more is a curve."""
+TEXT = """From an empty state, token by token, medians of a few passes: of each model the longest there is. A \
+straight line is a token that costs the same wherever it stands. Below, a token's time and the state on logarithmic \
+axes. *Late / early* is a token's time in the last half over that in the quarter before: 1 where all take the same, 2 \
+where each takes as long as there are tokens before it; the *exponent* is that of a token's time, fitted as all \
+exponents here, and the *verdict* is on it: constant is a straight line above, more is a curve."""
 SPACING = 2**0.5  # of the marks that a token's time is taken between
 
 
@@ -33,8 +34,19 @@ def parts(records: Sequence[Record]) -> list[Part]:
         several = generated["protocol"].nunique() > 1
         title = "Generation, token by token" + (f": {protocol}" if several else "")
         name = "generation" + (f"-{number_ + 1}" if number_ else "")
-        made.append(Part(title, TEXT, name, generation_figure(group), group, generation_table(group)))
+        text = " ".join([TEXT, *_endings(records, str(protocol))])
+        made.append(Part(title, text, name, generation_figure(group), group, generation_table(group)))
     return made
+
+
+def _endings(records: Sequence[Record], protocol: str) -> list[str]:
+    """A sentence for each generation that ended otherwise than well."""
+    labels = Labels.of(records)
+    return [
+        f"{labels.model(r.cell)} ended in {status} on the way to {r.cell.length:,} tokens."
+        for r in records
+        if r.outcome.cost and (status := r.outcome.cost.failed.get("generation")) and protocol_of(r.cell) == protocol
+    ]
 
 
 def generated_of(records: Sequence[Record]) -> pd.DataFrame:
@@ -85,14 +97,19 @@ def growth_of(line: pd.DataFrame) -> Growth | None:
 
 
 def late_over_early(line: pd.DataFrame) -> float:
-    """A token's time in the last quarter over that in the second, between the marks nearest to the quarters' ends."""
+    """A token's time in the last half over that in the quarter before, between the marks nearest to their ends.
+
+    1 where all tokens take the same, 2 where they take as long as there are tokens before them.
+    """
     last = line["tokens"].max()
-    ends = [line.iloc[(line["tokens"] - share * last).abs().argmin()] for share in (0.25, 0.5, 0.75, 1)]
-    steps = [b["tokens"] - a["tokens"] for a, b in ((ends[0], ends[1]), (ends[2], ends[3]))]
-    if min(steps) <= 0:
+    first, middle, end = (line.iloc[(line["tokens"] - share * last).abs().argmin()] for share in (0.25, 0.5, 1))
+    if not first["tokens"] < middle["tokens"] < end["tokens"] or first["seconds"] >= middle["seconds"]:
         return math.nan
-    early, late = ends[1]["seconds"] - ends[0]["seconds"], ends[3]["seconds"] - ends[2]["seconds"]
-    return float(late / steps[1] / (early / steps[0])) if early > 0 else math.nan
+    early, late = (
+        (to["seconds"] - since["seconds"]) / (to["tokens"] - since["tokens"])
+        for since, to in ((first, middle), (middle, end))
+    )
+    return float(late / early)
 
 
 def generation_table(generated: pd.DataFrame) -> pd.DataFrame:
@@ -139,7 +156,7 @@ def generation_figure(generated: pd.DataFrame) -> Figure:
             one.set_xscale("log", base=2)
             one.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
             log_axis(one)
-        legend(figure, axes, f"one run each, with {generated['protocol'].iloc[0]}")
+        legend(figure, axes, f"medians of a few passes, {generated['protocol'].iloc[0]}")
     return figure
 
 

@@ -10,24 +10,28 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import matplotlib as mpl
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from benchmarks.report.parts import Part
 from benchmarks.report.scaling import Crossing, Growth, Point, crossing, fit, theory
-from benchmarks.report.style import in_order
+from benchmarks.report.style import RC, in_order, looks, panels
 
 BASELINE = "transformer"
 MANY = 5  # models: with more, only pairs with the baseline are compared
 
 EXPONENTS = """Fitted to y(T) on logarithmic axes; time, operations and state are those of a sequence (decode: of a \
-token). *Slope*: the straight line through all lengths; *tail*: through the three longest; *exponent*: p of \
-y = c + a·T^p, of what grows when what does not (weights, launches) is taken away; its share of the whole at the \
-longest length is the *constant part*. In brackets 95 % intervals, from the curve's own scatter between lengths. The \
+token). *Slope*: the straight line through all lengths; *tail*: through the three longest; *exponent*: p of y = c + \
+a·T^p, of what grows when what does not (weights, launches) is taken away; its share of the whole at the longest \
+length is the *constant part*. In brackets 95 % intervals, from the curve's own scatter between lengths. The \
 *verdict* is what all of p's interval allows: constant up to 0.25, linear from 0.75 to 1.25, quadratic from 1.75 to \
 2.25, or between them; constant too where no growth is seen and the slope's interval lies within 0.25 of zero. It is \
 of the lengths measured. *Theory* is the exponent once T is large, and the terms that a layer has: where T·13d² \
 outweighs T²d, at lengths below some ten widths, attention too is nearly linear, and the exponent of the operations \
-says what to expect of the time. Attention is fused here: its T×T matrix is never kept, so its memory is linear."""
+says what to expect of the time. Attention is fused here: its T×T matrix is never kept, so its memory is linear. In \
+the figure: exponents with their intervals (hollow: slopes, where no growth is seen) and, as grey bars, theory."""
 
 CROSSINGS = """Which is the cheaper one, and from what length on, by lines between medians on logarithmic axes; in \
 brackets the lengths at which the two were last and first told apart. Two timings differ where their quartiles do not \
@@ -129,14 +133,47 @@ def _point(rows: pd.DataFrame, quantity: Quantity) -> Point:
 
 
 def parts(curves: list[Curve]) -> list[Part]:
-    """Exponents and crossings; nothing where fewer than three lengths were measured."""
+    """Exponents, of each protocol by itself, and crossings; nothing where fewer than three lengths were measured."""
     curves = [curve for curve in curves if len(curve.points) >= 3]
-    if not curves:
-        return []
-    return [
-        Part("How costs grow", EXPONENTS, "cost-growth", data=growth_data(curves), table=growth_table(curves)),
-        Part("Where one overtakes another", CROSSINGS, table=crossing_table(curves)),
-    ]
+    protocols, made = list(dict.fromkeys(curve.protocol for curve in curves)), []
+    for number, protocol in enumerate(protocols):
+        here = [curve for curve in curves if curve.protocol == protocol]
+        title = "How costs grow" + (f": {protocol}" if len(protocols) > 1 else "")
+        text = EXPONENTS if number == 0 else "Read as the table before it."
+        name = "cost-growth" + (f"-{number + 1}" if number else "")
+        made.append(Part(title, text, name, exponents_figure(here), growth_data(here), growth_table(here)))
+    return [*made, Part("Where one overtakes another", CROSSINGS, table=crossing_table(curves))] if made else []
+
+
+def exponents_figure(curves: list[Curve]) -> Figure:
+    """A panel a quantity, a line a model: its exponent with its interval, and a bar where theory puts it."""
+    names = [name for name in NAMES if any(curve.quantity == name for curve in curves)]
+    models = in_order(curve.model for curve in curves)
+    style = looks(models)
+    with mpl.rc_context(RC):
+        figure, axes = panels(len(names), rows=-(-len(names) // 3), height=0.7 + 0.27 * len(models))
+        for one, name in zip(axes, names, strict=True):
+            for curve in (curve for curve in curves if curve.quantity == name):
+                _exponent(one, curve, -models.index(curve.model), style[curve.model])
+            one.set_title(name)
+            one.set_xlim(-0.5, 3)
+            one.set_xticks([0, 1, 2], ["constant", "linear", "quadratic"])
+            one.set_ylim(-len(models) + 0.4, 0.6)
+            one.set_yticks([-place for place in range(len(models))], models)
+            one.grid(visible=False, axis="y")
+    return figure
+
+
+def _exponent(axes: Axes, curve: Curve, place: float, look: Mapping[str, Any]) -> None:
+    """Of what does not grow, the slope stands for the exponent, hollow; what the axis does not hold is cut off."""
+    growth = curve.growth
+    shown = growth.exponent if growth.grows else growth.slope
+    if not math.isnan(curve.exponent_in_theory):
+        axes.plot([curve.exponent_in_theory] * 2, [place - 0.38, place + 0.38], color="#999999", linewidth=3, zorder=1)
+    if shown.known:
+        axes.plot([shown.low, shown.high], [place] * 2, color=look["color"], linewidth=1.6)
+    inside = look["color"] if growth.grows else "white"
+    axes.plot(shown.value, place, marker=look["marker"], color=look["color"], markerfacecolor=inside)
 
 
 def growth_data(curves: list[Curve]) -> pd.DataFrame:
