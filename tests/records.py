@@ -1,5 +1,8 @@
 """Records made up for tests of what reads records."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from benchmarks.record import (
     Cell,
     CostNumbers,
@@ -54,3 +57,19 @@ def cost_record(cell: Cell, seconds: float = 0.5, failed: bool = False, suite: s
         parameters=1234, phases=phases, failed={"training": "oom"} if failed else {}, state_bytes=5000
     )
     return record(cell, Outcome(status="oom" if failed else "ok", task=FACTS, cost=numbers), suite)
+
+
+def asked(length: int, bins: Mapping[tuple[int, int], tuple[int, int]]) -> Score:
+    """A test that asked at these distances: first and last of each bin, and how many answers were right of how many."""
+    parts = tuple(DistanceScore(low=a, high=b, correct=right, count=n) for (a, b), (right, n) in bins.items())
+    right, n = sum(part.correct for part in parts), sum(part.count for part in parts)
+    return Score(length=length, examples=10, count=n, correct=right, loss=1.0, score=right / n, by_distance=parts)
+
+
+def trained(
+    cell: Cell, tests: Sequence[Score], task: TaskFacts = FACTS, suite: str = "suite", **numbers: Any
+) -> Record:
+    """A run with these tests, and whatever else is given of what was learned."""
+    fixed: dict[str, Any] = {"parameters": 1000, "steps": 6, "seconds": 1.5, "curve": (), "validation": None}
+    learned = LearnNumbers(**{**fixed, "tests": tuple(tests), **numbers})
+    return record(cell, Outcome(status="ok", task=task, learn=learned), suite)

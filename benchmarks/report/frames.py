@@ -19,12 +19,12 @@ RUN = ["task", "model", "parameters", "length"]  # what the seeds of one mean ha
 class Labels:
     """What tasks and models are called on a page, so that cells of one name differ in nothing but length and seed.
 
-    By name; with their options where a name has several sets of them; and with any other field (width, steps, ...) by
-    which a model has several cells that are otherwise the same.
+    By name; with their options where a name has several sets of them; and with any other field (width, steps, ...) in
+    which cells of some model differ that are otherwise the same.
     """
 
     several: frozenset[str]
-    varied: dict[str, tuple[str, ...]]
+    varied: frozenset[str]
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Labels:
@@ -36,13 +36,8 @@ class Labels:
             sets.setdefault(cell.model, set()).add(names[1])
             key = (cell.kind, cell.task, cell.model, *names, str(cell.length), str(cell.seed))
             same.setdefault(key, []).append(cell)
-        varied: dict[str, set[str]] = {}
-        for cells in same.values():
-            varied.setdefault(cells[0].model, set()).update(_differing(cells))
-        return cls(
-            frozenset(name for name, found in sets.items() if len(found) > 1),
-            {model: tuple(sorted(fields)) for model, fields in varied.items()},
-        )
+        several = frozenset(name for name, found in sets.items() if len(found) > 1)
+        return cls(several, frozenset(field for cells in same.values() for field in _differing(cells)))
 
     def task(self, cell: Cell) -> str:
         return self._label(cell.task, cell.task_options)
@@ -52,7 +47,7 @@ class Labels:
 
     def setting(self, cell: Cell) -> str:
         """The fields that tell apart cells of the same model with the same options; empty where nothing has to."""
-        return options({field: getattr(cell, field) for field in self.varied.get(cell.model, ())})
+        return options({field: getattr(cell, field) for field in self.varied & TOLD_APART[cell.kind]})
 
     def _label(self, name: str, given: dict[str, Any]) -> str:
         return f"{name} {options(given)}".rstrip() if name in self.several else name
@@ -197,6 +192,7 @@ def differences(scores: pd.DataFrame, baseline: str) -> pd.DataFrame:
         values = [float(x) for x in group["score"] - group["score_of_baseline"]]
         low, high = t_interval(values)
         row = dict(zip(["task", "trained at", "tested at", "model"], names, strict=True))
-        row |= {"against": baseline, "score_unit": group["score_unit"].iloc[0]}
+        row |= {"against": baseline, "score_unit": group["score_unit"].iloc[0], "score": group["score"].mean(),
+                "score_of_baseline": group["score_of_baseline"].mean()}  # fmt: skip
         rows.append(row | {"mean": math.fsum(values) / len(values), "low": low, "high": high, "seeds": len(values)})
     return pd.DataFrame(rows)

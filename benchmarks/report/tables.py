@@ -10,7 +10,8 @@ import pandas as pd
 
 TEXT_COLUMNS = (
     "model", "direction", "pooling", "task", "phase", "unit", "options", "source of the rule", "data", "cell", "status",
-    "message", "what", "path", "", "minus", "better",
+    "message", "what", "path", "", "minus", "better", "suite", "variant", "with", "verdict",
+    "changed to",
 )  # fmt: skip
 FORMULA = ("=", "+", "-", "@")  # what a spreadsheet takes for the beginning of one
 

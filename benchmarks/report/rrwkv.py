@@ -1,0 +1,362 @@
+"""Does retrospection help, where, and what does it cost: RRWKV beside RWKV, in one page a machine, from all records.
+
+`python -m benchmarks.report.rrwkv` writes reports/<machine>/rrwkv for each machine that has records of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.record import Record, read_record, record_files, write_atomically
+from benchmarks.report import distance, frames, reach
+from benchmarks.report.about import failed_table
+from benchmarks.report.costs import costs_of
+from benchmarks.report.learning import better, learned
+from benchmarks.report.page import TEMPLATES, Made
+from benchmarks.report.parts import Part
+from benchmarks.report.statistics import LEVEL
+from benchmarks.report.style import in_order
+from benchmarks.report.tables import bounds, by_place, plain
+
+OURS, BASELINE = "rrwkv", "rwkv"
+VERDICTS = {OURS: "helps", BASELINE: "hurts", "": "not shown"}
+RATIOS = (
+    ("training tokens a second", "training", "tokens_per_second"), ("training peak memory", "training", "peak_bytes"),
+    ("time of a token in decode", "decode", "seconds"), ("state", "decode", "state_bytes"),
+)  # fmt: skip
+
+Row = dict[str, Any]
+
+
+def by_suite(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records of the two models, of each suite that has both: only there were they given the same steps and batches.
+
+    Without smoke scales, whose few steps show nothing but that they can be taken.
+    """
+    groups: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda r: (r.suite, r.cell.task, r.cell.length, r.cell.seed, r.cell.id)):
+        if record.cell.model in (OURS, BASELINE) and not record.suite.endswith("-smoke"):
+            groups.setdefault(record.suite, []).append(record)
+    both = {suite for suite, found in groups.items() if len({r.cell.model for r in found}) == 2}
+    return {suite: found for suite, found in groups.items() if suite in both}
+
+
+# --- does it help
+
+
+def comparisons(groups: dict[str, list[Record]]) -> list[Row]:
+    """Each variant's score minus RWKV's, paired by seed, in every suite, task, and length of training and test."""
+    rows: list[Row] = []
+    for suite, records in groups.items():
+        scores, lost = frames.scores(records), frames.failures(records)
+        ranges = distance.ranges(records)
+        found = frames.differences(scores, BASELINE) if len(scores) else pd.DataFrame()
+        for row in found.to_dict("records"):
+            basis = _basis(scores, row)
+            names = {"suite": suite, "variant": _variant(row["model"]), "basis": basis}
+            rows.append({
+                **row, **names, "verdict": _verdict(row),
+                **{f"{which} {key}": value for which, model in (("its", row["model"]), ("basis", basis))
+                   for key, value in _of_model(scores, ranges, lost, row, model).items()},
+            })  # fmt: skip
+    return rows
+
+
+def _basis(scores: pd.DataFrame, row: Row) -> str:
+    """What RWKV is called at the setting of the row's model."""
+    setting = scores.loc[scores["model"] == row["model"], "setting"].iloc[0]
+    return f"{BASELINE} {setting}".rstrip()
+
+
+def _variant(model: str) -> str:
+    return model.removeprefix(OURS).strip() or "defaults"
+
+
+def _verdict(row: Row) -> str:
+    winner = better(row)
+    return VERDICTS[OURS if winner == row["model"] else BASELINE if winner == BASELINE else ""]
+
+
+def _of_model(scores: pd.DataFrame, ranges: pd.DataFrame, lost: frames.Failures, row: Row, model: str) -> Row:
+    """What a row of the table says of one of its two models, besides its mean."""
+    place = row["task"], row["trained at"], row["tested at"], model
+    here = scores[_at(scores, place)]
+    spans = ranges[_at(ranges, place)] if len(ranges) else ranges
+    reached = (
+        distance.shown(statistics.median_low(sorted(spans["range"])), int(spans["judged"].max())) if len(spans) else ""
+    )
+    return {
+        "learned": learned(here, lost.get((place[0], place[1], model), 0))["learned"],
+        "range": reached, "parameters": int(here["parameters"].iloc[0]),
+    }  # fmt: skip
+
+
+def _at(frame: pd.DataFrame, place: tuple[Any, ...]) -> pd.Series:
+    columns = ("task", "length", "test_length", "model")
+    return pd.concat([frame[c] == value for c, value in zip(columns, place, strict=True)], axis=1).all(axis=1)
+
+
+def _in_order(rows: Sequence[Row]) -> list[Row]:
+    order = in_order(row["model"] for row in rows)
+    return sorted(rows, key=lambda row: order.index(row["model"]))
+
+
+def comparison_table(rows: Sequence[Row]) -> pd.DataFrame:
+    table = by_place([
+        {"suite": row["suite"], "task": row["task"], "trained at": row["trained at"], "tested at": row["tested at"],
+         "variant": row["variant"], "unit": row["score_unit"], "RWKV": f"{row['score_of_baseline']:.3f}",
+         "RRWKV": f"{row['score']:.3f}", "difference": f"{row['mean']:+.3f}",
+         "95 % interval": bounds(row["low"], row["high"], "+.3f"), "seeds": row["seeds"],
+         "learned: RWKV": row["basis learned"], "learned: RRWKV": row["its learned"],
+         "range: RWKV": row["basis range"], "range: RRWKV": row["its range"],
+         "parameters": _times(row["its parameters"] / row["basis parameters"]), "verdict": row["verdict"]}
+        for row in _in_order(rows)
+    ], "suite", "task", "trained at", "tested at")  # fmt: skip
+    return table.drop(columns=[c for c in table.columns if (table[c] == "").all()])
+
+
+# --- which part of it helps
+
+
+def part_pairs(groups: dict[str, list[Record]]) -> list[Row]:
+    """Each variant minus the one that lacks one of its options: what that option changes, paired by seed."""
+    rows: list[Row] = []
+    for suite, records in groups.items():
+        ours = [record for record in records if record.cell.model == OURS]
+        scores = frames.scores(ours)
+        if scores.empty:
+            continue
+        labels = frames.Labels.of(ours)
+        variants = {labels.model(r.cell): {**frames.settings(r.cell), "": labels.setting(r.cell)} for r in ours}
+        for label, given in variants.items():
+            for whole, less in variants.items():
+                changed = [(key, value) for key, value in given.items() if key not in less]
+                if len(changed) == 1 and given == {**less, **dict(changed)}:
+                    basis = whole.removesuffix(str(less[""])).rstrip()
+                    pair = frames.differences(scores[scores["model"].isin([label, whole])], basis)
+                    name = f"{changed[0][0]}={changed[0][1]}"
+                    rows += [{**row, "suite": suite, "changed": name, "whole": _variant(whole)}
+                             for row in pair.to_dict("records")]  # fmt: skip
+    return rows
+
+
+def part_table(rows: Sequence[Row]) -> pd.DataFrame:
+    return by_place([
+        {"suite": row["suite"], "task": row["task"], "trained at": row["trained at"], "tested at": row["tested at"],
+         "variant": row["whole"], "changed to": row["changed"], "unit": row["score_unit"],
+         "before": f"{row['score_of_baseline']:.3f}", "after": f"{row['score']:.3f}",
+         "difference": f"{row['mean']:+.3f}",
+         "95 % interval": bounds(row["low"], row["high"], "+.3f"), "seeds": row["seeds"], "verdict": _part_verdict(row)}
+        for row in _in_order(rows)
+    ], "suite", "task", "trained at", "tested at")  # fmt: skip
+
+
+def _part_verdict(row: Row) -> str:
+    return {row["model"]: "better", row["against"]: "worse"}.get(better(row), "not shown")
+
+
+def _part_words(rows: Sequence[Row]) -> list[str]:
+    """What became of the score at the training length when retrospection alone was changed or taken away."""
+    return [
+        f"**{row['task']}** at {row['trained at']} ({row['suite']}), {row['changed']} in place of {row['whole']}'s "
+        f"own: {row['score_of_baseline']:.3f} becomes {row['score']:.3f}, {_difference(row)}, {_part_verdict(row)}."
+        for row in rows
+        if row["changed"].startswith("retrospection=") and row["seeds"] > 1 and row["tested at"] == row["trained at"]
+    ]
+
+
+# --- what it costs
+
+
+def cost_ratios(groups: dict[str, list[Record]]) -> list[Row]:
+    """RRWKV's cost over RWKV's, at the longest length where both were measured, of each suite, protocol and task."""
+    rows: list[Row] = []
+    for suite, records in groups.items():
+        costs = costs_of(records)
+        ok = costs[costs["status"] == "ok"] if len(costs) else costs
+        for (task, protocol), here in ok.groupby(["task", "protocol"], sort=False) if len(ok) else ():
+            basis = here[here["family"] == BASELINE]
+            for model, variant in here[here["family"] == OURS].groupby("model", sort=False):
+                common = set(basis["length"]) & set(variant["length"])
+                if common:
+                    row = {"suite": suite, "task": task, "protocol": protocol, "variant": _variant(str(model))}
+                    rows.append({**row, "length": max(common), **_ratios(basis, variant, max(common))})
+    return rows
+
+
+def _ratios(basis: pd.DataFrame, variant: pd.DataFrame, length: int) -> Row:
+    found: Row = {}
+    for name, phase, column in RATIOS:
+        ours, theirs = (
+            frame.loc[(frame["length"] == length) & (frame["phase"] == phase), column].astype(float).median()
+            for frame in (variant, basis)
+        )
+        found[name] = ours / theirs if theirs else math.nan
+    timed = pd.concat([frame[frame["length"] == length] for frame in (basis, variant)])
+    sizes = [frame["parameters"].dropna() for frame in (variant, basis)]
+    return {**found, "parameters": sizes[0].iloc[0] / sizes[1].iloc[0], "noisy": bool((timed["noisy"] == True).any())}  # noqa: E712
+
+
+def cost_table(rows: Sequence[Row]) -> pd.DataFrame:
+    return pd.DataFrame([
+        {"suite": row["suite"], "task": row["task"], "with": row["protocol"], "length": row["length"],
+         "variant": row["variant"], "parameters": _times(row["parameters"]),
+         **{name: _times(row[name]) for name, *_ in RATIOS}, "noisy": "yes" if row["noisy"] else "no"}
+        for row in rows
+    ])  # fmt: skip
+
+
+def _times(ratio: float) -> str:
+    return "" if math.isnan(ratio) else f"× {ratio:.2f}"
+
+
+# --- in words
+
+
+def words(rows: Sequence[Row], pairs: Sequence[Row], ratios: Sequence[Row]) -> str:
+    """The answer in sentences, each from the numbers of the tables below."""
+    several = [row for row in rows if row["seeds"] > 1]
+    lines = [_count(several), *_places(several), *_part_words(pairs), *_single(rows), *_cost_words(ratios)]
+    return "\n".join(f"- {line}" for line in lines if line)
+
+
+def _count(rows: Sequence[Row]) -> str:
+    if not rows:
+        return "No comparison has several seeds, so that nothing can be said for or against retrospection."
+    found = Counter(row["verdict"] for row in rows)
+    by_chance = len(rows) * (1 - LEVEL)
+    return (
+        f"**Of {len(rows)} comparisons** (a variant, a task, a length of training and of test, several seeds) "
+        f"RRWKV **helps in {found['helps']}, hurts in {found['hurts']}**, and in {found['not shown']} "
+        f"neither is shown. Each is judged at 95 % alone: were there no difference anywhere, about {by_chance:.1f} "
+        f"of {len(rows)} would show one."
+    )
+
+
+def _places(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each suite, task and training length, tested there; and one for the lengths beyond."""
+    lines = []
+    for key in dict.fromkeys((row["suite"], row["task"], row["trained at"]) for row in rows):
+        here = [row for row in rows if (row["suite"], row["task"], row["trained at"]) == key]
+        at_home = [row for row in here if row["tested at"] == key[2]]
+        beyond = [row for row in here if row["tested at"] > key[2]]
+        line = f"**{key[1]}** trained at {key[2]} ({key[0]}): {_verdicts(at_home)}" if at_home else ""
+        if beyond:
+            found = Counter(row["verdict"] for row in beyond)
+            line += f" At longer tests it helps in {found['helps']} of {len(beyond)}, hurts in {found['hurts']}."
+        lines.append(line)
+    return lines
+
+
+def _verdicts(rows: Sequence[Row]) -> str:
+    """How many variants help and hurt in one place, and by how much the best one differs."""
+    found = Counter(row["verdict"] for row in rows)
+    sign = 1 if rows[0]["score_unit"] == "accuracy" else -1
+    best = max(rows, key=lambda row: (row["verdict"] == "helps", sign * row["mean"]))
+    shown = best["verdict"] if best["verdict"] != "not shown" else "which is not shown to help or hurt"
+    of = f"of {len(rows)} variants" if len(rows) > 1 else "of 1 variant"
+    return (
+        f"{of} it helps in {found['helps']} and hurts in {found['hurts']}. The best, {best['variant']}, has "
+        f"{best['score']:.3f} where RWKV has {best['score_of_baseline']:.3f}: {_difference(best)}, {shown}."
+    )
+
+
+def _difference(row: Row) -> str:
+    return f"{row['mean']:+.3f} ({bounds(row['low'], row['high'], '+.3f')}, n = {row['seeds']})"
+
+
+def _single(rows: Sequence[Row]) -> list[str]:
+    single = [row for row in rows if row["seeds"] == 1]
+    if not single:
+        return []
+    suites = ", ".join(dict.fromkeys(row["suite"] for row in single))
+    are = "comparison has" if len(single) == 1 else "comparisons have"
+    return [f"{len(single)} {are} one seed, and show{'s' if len(single) == 1 else ''} nothing ({suites})."]
+
+
+def _cost_words(rows: Sequence[Row]) -> list[str]:
+    if not rows:
+        return ["**What it costs** was not measured here."]
+    return [
+        f"**It costs**, {row['variant']}, with {row['protocol']} of {row['length']:,} tokens ({row['suite']}): "
+        + ", ".join(f"{row[name]:.2f} times the {name}" for name, *_ in RATIOS if not math.isnan(row[name]))
+        + f", with {row['parameters']:.2f} times the parameters{' (some timings were noisy)' if row['noisy'] else ''}."
+        for row in rows
+    ]
+
+
+# --- the page
+
+
+def parts(records: Sequence[Record]) -> list[Part]:
+    groups = by_suite(records)
+    rows, pairs, ratios = comparisons(groups), part_pairs(groups), cost_ratios(groups)
+    reaches = [
+        Part(f"How far back gradients reach: {suite}", reach.TABLE_TEXT, table=reach.reach_table(shares))
+        for suite, found in groups.items() if len(shares := reach.shares_of(found))
+    ]  # fmt: skip
+    return [
+        Part("In short", words(rows, pairs, ratios)),
+        Part("Does it help, and where",
+             "Score of RRWKV minus that of RWKV trained from the same seed on the same batches; t intervals. Learned: "
+             "seeds above half of what lies between the constant answer and one. Range: the longest distance up to "
+             "which accuracy stays above that, median over seeds (≥: as far as was asked). Parameters: RRWKV's over "
+             "RWKV's. retrospection=none keeps the mediums in the token shift alone.",
+             table=comparison_table(rows)),
+        Part("Which part of it helps",
+             "One option changed, everything else and the seed the same: the score after, minus that before; t "
+             "intervals. retrospection=none keeps the mediums in the token shift alone.",
+             table=part_table(pairs)),
+        Part("What it costs", "RRWKV's cost over RWKV's, of medians, at the longest length that both were measured at.",
+             table=cost_table(ratios)),
+        *reaches,
+        Part("What did not end well", table=failed_table([record for found in groups.values() for record in found])),
+    ]  # fmt: skip
+
+
+def make_answer(records: Sequence[Record], folder: Path) -> Made:
+    """Write the page; records must be of one machine, of any suites."""
+    short, *others = parts(records)
+    found = [short, *(part for part in others if not part.empty)]
+    page = TEMPLATES.get_template("rrwkv.md").render(
+        device=records[0].machine.device, suites=", ".join(by_suite(records)), parts=found
+    )
+    write_atomically(folder / "README.md", page)
+    return Made(plain(found[1].table) if len(found) > 1 else found[0].text, folder / "README.md")
+
+
+def make_answers(results: Path, reports: Path) -> list[Made]:
+    """The page of each machine that has records of both models; raises ValueError when none has."""
+    groups: dict[str, list[Record]] = {}
+    for path in record_files(results) if results.is_dir() else ():
+        record = read_record(path)
+        groups.setdefault(record.machine.slug, []).append(record)
+    both = {slug: records for slug, records in groups.items() if by_suite(records)}
+    if not both:
+        raise ValueError(f"no suite in {results} has records of both {OURS} and {BASELINE}: run `ablation` first")
+    return [make_answer(records, reports / slug / "rrwkv") for slug, records in both.items()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--reports", type=Path, default=Path("reports"))
+    given = parser.parse_args()
+    try:
+        for made in make_answers(given.results, given.reports):
+            print(f"{made.table}\n\n{made.path}")
+    except ValueError as error:
+        sys.exit(f"lookback: {error}")
+
+
+if __name__ == "__main__":
+    main()
