@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -19,7 +20,7 @@ PACKAGES = ("lookback", "torch", "triton", "numpy", "pandas", "transformers", "f
 def machine(device: str) -> Machine:
     """The machine that a device ("cpu" or "cuda") stands for; raises ValueError when there is no such GPU."""
     cores = os.cpu_count() or 1
-    cpu = {"cpu": _cpu_name(), "cores": cores, "memory_bytes": _memory_bytes(), "system": platform.system()}
+    cpu = {"cpu": _cpu_name(), "cores": cores, "memory_bytes": memory_bytes(), "system": platform.system()}
     if device == "cpu":
         return Machine(slug=_slug(f"{cpu['cpu']}-{cores}-cores"), device=str(cpu["cpu"]), facts=cpu)
     gpu = _gpu()
@@ -79,8 +80,28 @@ def _cpu_name() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def memory_bytes() -> int:
+    """What processes here may use: the machine's memory, or less where control groups limit it (Linux)."""
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_group_limits(Path("/"))])
+
+
+def _group_limits(root: Path) -> list[int]:
+    """Limits of this process's control groups and those above them, of either version, below a root folder."""
+    limits = []
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text(encoding="utf-8").splitlines() if groups.exists() else []:
+        _, controllers, path = line.split(":", 2)
+        top, name = root / "sys/fs/cgroup", "memory.max"
+        if "memory" in controllers.split(","):
+            top, name = top / "memory", "memory.limit_in_bytes"
+        elif controllers:
+            continue
+        group = top / path.strip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top):
+                with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+                    limits.append(int((folder / name).read_text(encoding="ascii")))
+    return limits
 
 
 def _gpu_handle() -> Any:

@@ -6,11 +6,13 @@ file descriptor it names, a JSON list a line, so that nothing a model or plug-in
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -22,9 +24,10 @@ from types import FrameType
 import torch
 
 from benchmarks.cost import cost, out_of_memory
+from benchmarks.machine import memory_bytes
 from benchmarks.memory import LiveBytes
 from benchmarks.record import Cell, Outcome, Status, TaskFacts, write_atomically
-from benchmarks.step import answers, make_model, model_of
+from benchmarks.step import answers, make_model, model_of, precision
 from benchmarks.train import InterruptedRunError, NotFiniteError, learn
 from models.model import model_names, parameter_count
 from tasks.task import AbsentCorpusError, Task, get_task, task_names
@@ -32,6 +35,8 @@ from tasks.task import AbsentCorpusError, Task, get_task, task_names
 INTERRUPTED = 75  # exit code: stopped as asked, to be gone on with
 OWN_PACKAGES = ("tasks", "models", "benchmarks")
 PROGRESS_SECONDS = 0.2
+KERNEL_TOKENS = 1024  # read to see which operators a `cost` cell calls
+MEMORY_SHARE = 0.9  # of the machine's, for a cell on a CPU
 
 
 def load_plugins(files: Sequence[str]) -> None:
@@ -154,8 +159,24 @@ def _kernels(cell: Cell, task: Task) -> tuple[str, ...]:
     batch = task.batch("train", cell.seed, 0, 1, cell.length)
     model = make_model(cell, task)
     with LiveBytes() as watch, torch.no_grad():
-        answers(model, batch, cell)
+        if cell.kind == "learn":
+            answers(model, batch, cell)
+        else:  # a beginning will do: longer sequences are there to cost much
+            with contextlib.suppress(MemoryError, RuntimeError), precision(cell):
+                model(batch.tokens[:, :KERNEL_TOKENS].to(cell.device))
     return tuple(sorted(watch.kernels))
+
+
+def limit_memory(cell: Cell) -> None:
+    """Have torch say that there is no more before this process has taken the machine's memory from everybody else.
+
+    Of what a system can limit, RLIMIT_DATA is closest to what tensors take: address space (RLIMIT_AS) counts libraries
+    and what is only set aside. A lower limit that is there (`ulimit -d`) stays. A GPU's driver needs to be free of it.
+    """
+    if cell.device == "cpu":
+        there, most = resource.getrlimit(resource.RLIMIT_DATA)
+        wanted = [int(MEMORY_SHARE * memory_bytes()), *(n for n in (there, most) if n != resource.RLIM_INFINITY)]
+        resource.setrlimit(resource.RLIMIT_DATA, (min(wanted), most))
 
 
 def _die_with(parent: int) -> None:
@@ -177,8 +198,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, asked_to_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the runner decides
     torch.set_num_threads(job["threads"])
-    load_plugins(job["plugins"])
     cell = Cell.model_validate(job["cell"])
+    limit_memory(cell)
+    load_plugins(job["plugins"])
     if cell.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when CUDA starts
         torch.use_deterministic_algorithms(True)

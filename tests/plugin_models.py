@@ -45,6 +45,17 @@ class OutOfMemory(Plain):
         return torch.empty(1 << 58)
 
 
+@register_model("all-to-all")
+class AllToAll(Plain):
+    """Weighs every position by every other at once, length x length of them; `step` needs none of that."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (x @ x.transpose(1, 2)).tril() @ self.linear(x)
+
+    def step(self, x: Tensor, state: tuple[()]) -> tuple[Tensor, tuple[()]]:
+        return x + self.linear(x), state
+
+
 @register_model("not-a-number")
 class NotANumber(Plain):
     def forward(self, x: Tensor) -> Tensor:

@@ -1,6 +1,11 @@
-"""Memory is counted right, times are summed up right, and every phase is measured."""
+"""Memory and operations are counted right, times are summed up right, and every phase is measured."""
 
+import json
 import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,12 +13,33 @@ from torch import nn
 
 from benchmarks import cost as cost_module
 from benchmarks.cost import cost, out_of_memory, summary
+from benchmarks.machine import _group_limits
 from benchmarks.memory import LiveBytes, alive_in
-from benchmarks.record import Cell
+from benchmarks.record import Cell, CostNumbers, read_record, record_files
 from models.model import build_model, parameter_count
 from tasks.task import get_task
 
 FLOAT = 4
+ROOT = Path(__file__).parent.parent
+PLUGIN = str(Path(__file__).parent / "plugin_models.py")
+
+
+def run_elsewhere(cell: Cell, folder: Path, threads: int = 1, data_limit: int = 0) -> CostNumbers:
+    """The record of a cell, run by a runner in a process of its own that may be limited in memory (bytes)."""
+    code = (
+        "import json, resource, sys; from pathlib import Path\n"
+        "from benchmarks.record import Cell; from benchmarks.run import Runner; from benchmarks.suite import Suite\n"
+        "cell, folder, plugin, threads, limit = json.loads(sys.argv[1])\n"
+        "if limit: resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))\n"
+        "suite = Suite('suite', '', (Cell.model_validate(cell),))\n"
+        "sys.exit(Runner(Path(folder), suite, plugins=[plugin], threads=threads).run())"
+    )
+    asked = json.dumps([cell.model_dump(mode="json"), str(folder), PLUGIN, threads, data_limit])
+    subprocess.run([sys.executable, "-c", code, asked], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    (path,) = record_files(folder)
+    outcome = read_record(path).outcome
+    assert outcome.cost is not None and outcome.status == next(iter(outcome.cost.failed.values()), "ok")
+    return outcome.cost
 
 
 def test_live_bytes_of_a_life_known_by_hand() -> None:
@@ -118,6 +144,86 @@ def test_out_of_memory_is_a_result_of_one_phase(cell: Cell, monkeypatch: pytest.
     assert numbers.failed == {"training": "oom"} and set(numbers.phases) == {"prefill", "decode"}
 
 
+def test_a_machine_that_is_full_is_a_result_of_one_phase(cell: Cell, tmp_path: Path) -> None:
+    """Length x length numbers of 4 bytes do not fit into the gigabyte that there is; prefill steps, and fits."""
+    cell = cell.model_copy(update={"kind": "cost", "model": "all-to-all", "length": 16384, "batch_size": 1})
+    numbers = run_elsewhere(cell.model_copy(update={"repeats": 1, "width": 4}), tmp_path, data_limit=1 << 30)
+    assert numbers.failed == {"training": "oom"} and set(numbers.phases) == {"prefill", "decode"}
+
+
+def test_control_groups_limit_memory(tmp_path: Path) -> None:
+    """Of either version, the group's own limit and those above it; "max" is none."""
+    for path, text in {
+        "proc/self/cgroup": "5:cpu:/jobs/a\n4:memory:/jobs/a\n0::/jobs/a\n",
+        "sys/fs/cgroup/memory/jobs/a/memory.limit_in_bytes": "9223372036854771712\n",
+        "sys/fs/cgroup/memory/jobs/memory.limit_in_bytes": "4000\n",
+        "sys/fs/cgroup/jobs/a/memory.max": "max\n",
+        "sys/fs/cgroup/jobs/memory.max": "3000\n",
+        "sys/fs/cgroup/cpu/jobs/a/memory.max": "1\n",
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert sorted(_group_limits(tmp_path)) == [3000, 4000, 9223372036854771712]
+    assert _group_limits(tmp_path / "none") == []
+
+
+def test_a_phase_that_does_not_end_leaves_time_for_the_others(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost_module, "training_step", lambda *_: time.sleep(3600))
+    cell = cell.model_copy(update={"kind": "cost", "repeats": 1, "time_limit": 8.0})
+    numbers = cost(cell, get_task("copy"), lambda *_: None)
+    assert numbers.failed == {"training": "timeout"} and set(numbers.phases) == {"prefill", "decode"}
+
+
+def test_long_repeats_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost_module, "TIMING_SECONDS", 0.02)
+    slow, quick = lambda: time.sleep(0.01), lambda: None
+    assert len(cost_module._time_cpu(cost_module.Work(slow, slow, [], 1), 20)) == cost_module.FEWEST
+    assert len(cost_module._time_cpu(cost_module.Work(slow, slow, [], 1), 2)) == 2
+    assert len(cost_module._time_cpu(cost_module.Work(quick, quick, [], 1), 20)) == 20
+
+
+def expected_flops(model: str, width: int, depth: int, length: int, context: int) -> tuple[int, int, int]:
+    """Of a training step, prefill and decode of one sequence: two for each weight, position and pass, and the mixing.
+
+    RWKV's paper has 2 (2 vocabulary width + 13 width^2 depth) a token; looking up an embedding costs nothing here.
+    """
+    block, head = 2 * 13 * width**2, 2 * 256 * width
+    if model == "rrwkv":
+        block += 2 * width**2  # the gate
+    per_token, mixing, backward, decoding = length * block, 0, 0, 0
+    if model == "transformer":  # scores and sums over all positions; on the way back five products instead of two
+        mixing, backward, decoding = 4 * length**2 * width, 10 * length**2 * width, 4 * context * width
+    if model in ("rwkv", "rrwkv"):
+        mixing, backward = 12 * length * width, 36 * length * width
+    if model == "rrwkv":  # mediums: two squeezes of half a width^2, a key and a value, and WKV over them
+        mediums = length // 16
+        per_token += mediums * 2 * (2 * width**2 // 2 + 2 * width**2)
+        mixing, backward = mixing + 12 * mediums * width, backward + 36 * mediums * width
+    training = depth * (3 * per_token + mixing + backward) + 3 * length * head
+    return training, depth * (per_token + mixing) + head, depth * (block + decoding) + head
+
+
+@pytest.mark.parametrize("model", ["transformer", "rwkv", "rrwkv", "lstm"])
+def test_operations_are_those_of_the_formulas(cell: Cell, model: str) -> None:
+    sizes = {"width": 32, "depth": 2, "length": 72, "batch_size": 1}
+    cell = cell.model_copy(update={"kind": "cost", "task": "python", "model": model, "repeats": 1, **sizes})
+    phases = cost(cell, get_task("python"), lambda *_: None).phases
+    training, prefill, decode = expected_flops(model, 32, 2, 72, 72 + 3)  # the third token is the one counted
+    assert (phases["training"].flops, phases["prefill"].flops) == (training, prefill)
+    assert phases["decode"].flops == decode
+
+
+def test_fresh_processes_and_other_threads_count_the_same(cell: Cell, tmp_path: Path) -> None:
+    cell = cell.model_copy(update={"kind": "cost", "model": "rrwkv", "length": 40, "repeats": 2, "generate": True})
+    first, again = (run_elsewhere(cell, tmp_path / str(threads), threads) for threads in (1, 2))
+    for name in ("training", "prefill", "decode"):
+        counted = [(run.phases[name].peak_bytes, run.phases[name].flops) for run in (first, again)]
+        assert counted[0] == counted[1], name
+    assert first.state_bytes == again.state_bytes
+    points = [[(p.tokens, p.state_bytes, p.alive_bytes) for p in run.generation] for run in (first, again)]
+    assert points[0] == points[1]
+
+
 def test_the_cpu_allocator_saying_no_is_out_of_memory() -> None:
     with pytest.raises(RuntimeError) as error:
         torch.empty(1 << 60)
@@ -130,6 +236,8 @@ def test_summary_is_median_and_quartiles() -> None:
     found = summary(times)
     assert found.median == statistics.median(times) and (found.low, found.high) == (1.1, 1.3) and found.n == 5
     assert found.noisy and not summary([1.0, 1.01, 1.02]).noisy and summary([2.0]).median == 2.0
+    assert not summary([0.952, 1.0, 1.048]).noisy  # quartiles 0.976 and 1.024
+    assert summary([0.89, 1.0, 1.11]).noisy  # quartiles 0.945 and 1.055
 
 
 def test_alive_in_holds_weights_and_moments() -> None:

@@ -23,7 +23,7 @@ ALLOWED = {
     "benchmarks.train": MEASURING
     | {"benchmarks.evaluate", "benchmarks.checkpoint", "benchmarks.machine", "benchmarks.reach"},
     "benchmarks.reach": MEASURING | {"benchmarks.evaluate"},
-    "benchmarks.cost": MEASURING,
+    "benchmarks.cost": MEASURING | {"benchmarks.flops", "benchmarks.machine"},
     "benchmarks.run": {"benchmarks.suite", "benchmarks.record", "benchmarks.machine"},
     "benchmarks.report": {"benchmarks.report", "benchmarks.record"},
 }
