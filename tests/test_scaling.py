@@ -284,6 +284,7 @@ def test_protocols_never_share_a_figure_or_a_fit() -> None:
     assert (found["verdict"], found["theory"]) == ("constant", "0 (T·d)")
     assert row(table, what="training time", model="rwkv")["verdict"] == "linear"
     assert set(part(parts, "Where one overtakes").table["protocol"]) == set(protocols)
+    assert "decode time" not in set(table["what"])  # the batch shrinks
 
 
 @pytest.mark.parametrize("status", ["oom", "timeout"])

@@ -34,6 +34,8 @@ READING = """Medians and quartiles of repeats; hollow where these are over a ten
 measurement ended otherwise than well, a cross at the top marks the length. Peak memory is the most that was alive at \
 once, weights and optimizer state included; decode is one token after a context of that length."""
 
+SHRINKS = "The batch shrinks as the length grows, so a decoded token's time says more of the batch than of the length."
+
 
 def parts(records: Sequence[Record]) -> list[Part]:
     costs = costs_of(records)
@@ -50,7 +52,7 @@ def _figures(costs: pd.DataFrame) -> list[Part]:
     """A figure a protocol; their data are in one file where there is one protocol, else in one each."""
     several, found = costs["protocol"].nunique() > 1, []
     for number_, (protocol, group) in enumerate(costs.groupby("protocol", sort=False)):
-        text = f"With {protocol}. {READING}"
+        text = f"With {protocol}. {READING}" + (f" {SHRINKS}" if str(protocol).endswith(growth.SHRINKING) else "")
         name = "cost-by-length" + (f"-{number_ + 1}" if number_ else "")
         title = "Cost against length" + (f": {protocol}" if several else "")
         found.append(Part(title, text, name, cost_by_length(group), group))

@@ -20,6 +20,7 @@ from benchmarks.report.scaling import Crossing, Growth, Point, crossing, fit, th
 from benchmarks.report.style import RC, in_order, looks, panels
 
 BASELINE = "transformer"
+SHRINKING = "tokens a batch"  # how protocols end in which the batch shrinks as the length grows
 MANY = 5  # models: with more, only pairs with the baseline are compared
 
 EXPONENTS = """Fitted to y(T) on logarithmic axes; time, operations and state are those of a sequence (decode: of a \
@@ -97,7 +98,7 @@ class Curve:
     def exponent_in_theory(self) -> float:
         """Memory at so many tokens a batch does not have the length in it."""
         found = theory(self.family, self.options).get(self.quantity)
-        fixed = self.protocol.endswith("tokens a batch") and self.quantity.endswith("memory")
+        fixed = self.protocol.endswith(SHRINKING) and self.quantity.endswith("memory")
         return math.nan if found is None else found.exponent - (1 if fixed else 0)
 
     @property
@@ -107,11 +108,16 @@ class Curve:
 
 
 def curves_of(costs: pd.DataFrame) -> list[Curve]:
-    """Every quantity that was measured, of every model and protocol; over seeds medians of medians."""
+    """Every quantity that was measured, of every model and protocol; over seeds medians of medians.
+
+    Where the batch shrinks as the length grows, a decoded token's time says more of the batch, and is left out.
+    """
     found = []
     keys = ["protocol", "task", "model", "family", "model_options"]
     for names, group in costs[costs["status"] == "ok"].groupby(keys, sort=False):
         for quantity in QUANTITIES:
+            if quantity.name == "decode time" and str(names[0]).endswith(SHRINKING):
+                continue
             rows = group[(group["phase"] == quantity.phase) & (group[quantity.column].astype(float) > 0)]
             points = {float(length): _point(same, quantity) for length, same in rows.groupby("length")}
             noisy = (
@@ -122,7 +128,8 @@ def curves_of(costs: pd.DataFrame) -> list[Curve]:
                 found.append(
                     Curve(protocol, task, model, family, json.loads(options), quantity.name, points, frozenset(noisy))
                 )
-    return sorted(found, key=lambda curve: NAMES.index(curve.quantity))  # stable: protocols stay in their order
+    order = in_order(curve.model for curve in found)
+    return sorted(found, key=lambda curve: (NAMES.index(curve.quantity), order.index(curve.model)))
 
 
 def _point(rows: pd.DataFrame, quantity: Quantity) -> Point:

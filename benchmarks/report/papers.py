@@ -15,7 +15,7 @@ import pandas as pd
 from benchmarks.record import Record, read_record, record_files, write_atomically
 from benchmarks.report import generation, growth
 from benchmarks.report.costs import costs_of
-from benchmarks.report.growth import Curve, curves_of
+from benchmarks.report.growth import SHRINKING, Curve, curves_of
 from benchmarks.report.lra import published
 from benchmarks.report.page import TEMPLATES, Made
 from benchmarks.report.parts import Part
@@ -46,7 +46,7 @@ machines are not to be compared; the shapes are, and how far the lines part."""
 def complexity_page(records: Sequence[Record], folder: Path) -> Made:
     """The published table with our exponents beside it, and all exponents of the same records."""
     curves = [curve for curve in curves_of(costs_of(records)) if len(curve.points) >= 3]
-    protocols = [p for p in dict.fromkeys(curve.protocol for curve in curves) if not p.endswith("tokens a batch")]
+    protocols = [p for p in dict.fromkeys(curve.protocol for curve in curves) if not p.endswith(SHRINKING)]
     if not protocols:
         raise ValueError("no model was measured at three lengths or more with a fixed batch: nothing to fit")
     tables = [complexity_table([curve for curve in curves if curve.protocol == protocol]) for protocol in protocols]
