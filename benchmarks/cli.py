@@ -13,12 +13,18 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.catalogue import Entry, catalogue
-from benchmarks.suite import DEFAULT_SCALE, Suite, narrow, read_suite, suite_names
+from benchmarks.suite import DEFAULT_SCALE, narrow, read_suite, suite_names
 
 app = typer.Typer(
     help="How far back can a sequence model look, and what does it pay for it?",
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
 )  # fmt: skip
+
+ATTEMPT_ALL = (
+    "Also cells predicted not to fit in memory. On a CPU they are left out, for who runs out of it there can take "
+    "others along; a GPU only says no, which is a result, so there they always run."
+)
+TOO_BIG = "they are predicted to need more memory than this machine has; --attempt-all runs them all the same"
 
 RESULTS, REPORTS = Path("results"), Path("reports")
 
@@ -58,7 +64,8 @@ def describe(name: str, plugin: Plugins = None) -> None:
     """Show what a task asks (with examples), how a model is built, or what a suite measures."""
     if name.endswith(".toml") or name in suite_names():
         suite = read_suite(name)
-        print(f"{name}: {suite.title}\n\n" + "\n".join(cell.id for cell in suite.cells))
+        match = f"{suite.match}; here they stand as in the file\n\n" if suite.match else ""
+        print(f"{name}: {suite.title}\n\n{match}" + "\n".join(cell.id for cell in suite.cells))
         return
     from benchmarks.describe import card
 
@@ -77,29 +84,45 @@ def run(
     plugin: Plugins = None,
     results: Results = RESULTS,
     threads: Annotated[int, typer.Option(help="Threads of torch in each cell; 0 for one a core.", min=0)] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be measured.")] = False,
+    tolerance: Annotated[float | None, typer.Option(help="How near the sizes that [match] asks for must come.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what each cell would need; measure none.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The dry run for machines.")] = False,
+    attempt_all: Annotated[bool, typer.Option("--attempt-all", help=ATTEMPT_ALL)] = False,
 ) -> None:
     """Measure every cell of a suite that has no record yet."""
     from benchmarks.measure import absent_data, check, load_plugins
     from benchmarks.run import Runner
+    from benchmarks.sizes import matched
 
     load_plugins(plugin or [])
     chosen = read_suite(suite, scale, _device(device))
     cells = chosen.cells
     for field, values in (("task", task), ("model", model), ("length", length), ("seed", seed)):
         cells = narrow(cells, field, values) if values else cells
-    sizes = {cell: check(cell) for cell in cells}
-    absent = absent_data(cells)
-    for line in dict.fromkeys(absent.values()):
-        print(f"lookback: {list(absent.values()).count(line)} cells left out: {line}", file=sys.stderr)
-    cells = tuple(cell for cell in cells if cell not in absent)
-    runner = Runner(results, Suite(chosen.name, chosen.title, cells), plugins=plugin or [], threads=threads)
-    missing = set(runner.missing())
+    chosen = matched(dataclasses.replace(chosen, cells=cells), tolerance)
+    for cell in chosen.cells:
+        check(cell.model_copy(update={"device": "cpu"}) if dry_run else cell)
+    absent = absent_data(chosen.cells)
+    _say_left_out(list(absent.values()))
+    cells = tuple(cell for cell in chosen.cells if cell not in absent)
+    runner = Runner(results, dataclasses.replace(chosen, cells=cells), plugins=plugin or [], threads=threads)
     if dry_run:
-        for cell in cells:
-            print(f"{cell.id:48} {sizes[cell]:>12,} parameters  {'to measure' if cell in missing else 'recorded'}")
+        from benchmarks.plan import make_plan
+
+        plan = make_plan(runner)
+        print(json.dumps([line.values() for line in plan.lines], indent=1) if as_json else plan)
         return
-    raise typer.Exit((runner.run() if cells else 0) or int(bool(absent)))
+    if cells and cells[0].device == "cpu" and not attempt_all:
+        from benchmarks.plan import without_too_big
+
+        runner = without_too_big(runner)
+        _say_left_out([TOO_BIG] * (len(cells) - len(runner.suite.cells)))
+    raise typer.Exit((runner.run() if runner.suite.cells else 0) or int(bool(absent)))
+
+
+def _say_left_out(reasons: list[str]) -> None:
+    for reason in dict.fromkeys(reasons):
+        print(f"lookback: {reasons.count(reason)} cells left out: {reason}", file=sys.stderr)
 
 
 @app.command()

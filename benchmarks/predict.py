@@ -7,7 +7,8 @@ the same functions as measuring does, and bytes and operations are counted on th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar
@@ -26,14 +27,23 @@ from benchmarks.memory import LiveBytes, alive_in
 from benchmarks.record import Cell
 from benchmarks.step import answers, make_optimizer, model_of, precision, training_step
 from models.model import parameter_count
+from models.wkv import linear, tiled
+from models.wkv.tiles import tiles
 from tasks.task import AbsentCorpusError, Batch, Task, get_task
 
 READINGS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
 LSTM = torch.ops.aten.mkldnn_rnn_layer.default
-# What a cell's numbers depend on, besides its model and task
-SIZES = ("length", "test_lengths", "batch_size", "precision", "device", "pooling", "direction", "dropout")
-EFFORT = ("test_examples", "steps", "learning_rates", "validations", "validation_examples", "repeats", "generate")
-ARCHITECTURE = ("kind", "task", "task_options", "model", "model_options", "width", "depth")
+ALIKE = (
+    "seed",
+    "learning_rate",
+    "weight_decay",
+    "warmup",
+    "time_limit",
+    "stop_at",
+    "reach",
+    "compile",
+    "deterministic",
+)
 
 
 @dataclass(frozen=True)
@@ -52,23 +62,36 @@ class Need:
 
 def need(cell: Cell) -> Need:
     """What the cell will need; cells that differ in seed, rate and the like are gone through once."""
-    return _need(_essence(cell, *ARCHITECTURE, *SIZES, *EFFORT))
+    return _need(_essence(cell))
 
 
-def _essence(cell: Cell, *fields: str) -> Cell:
-    """The cell with all but these fields at their defaults, so that it can be looked up."""
-    return Cell.model_validate({**{name: getattr(cell, name) for name in fields}, "time_limit": 1.0})
+def peak_bytes(cell: Cell) -> int | None:
+    """Of `need` that part alone, in less time."""
+    return _peak_bytes(_essence(cell))
+
+
+def _essence(cell: Cell) -> Cell:
+    return cell.model_copy(update={name: Cell.model_fields[name].default for name in ALIKE})
 
 
 @cache
 def _need(cell: Cell) -> Need:
-    parameters = count_parameters(cell)
+    peak = _peak_bytes(cell)
+    if peak is None:
+        return Need(count_parameters(cell), None, None, None)
+    with FakeTensorMode():
+        rehearsal = Rehearsal(cell)
+        step, flops = rehearsal.operations()
+    return Need(parameter_count(rehearsal.model), step, flops, peak)
+
+
+@cache
+def _peak_bytes(cell: Cell) -> int | None:
     try:
-        step, peak = _training(_essence(cell, *ARCHITECTURE, *SIZES))
-        flops, most = _whole(cell, step)
+        with FakeTensorMode():
+            return Rehearsal(cell).peak_bytes()
     except (RuntimeError, NotImplementedError):  # a model that looks at its numbers
-        return Need(parameters, None, None, None)
-    return Need(parameters, step, flops, max(peak, most))
+        return None
 
 
 def count_parameters(cell: Cell) -> int:
@@ -81,54 +104,64 @@ def task_of(cell: Cell) -> Task:
     return get_task(cell.task, cell.task_options)
 
 
-@cache
-def _training(cell: Cell) -> tuple[int, int]:
-    """Operations of one training step, and the most bytes alive in it."""
-    with FakeTensorMode():
-        run, alive = _prepared(cell)
-        with counter() as counted:
-            run()  # the optimizer makes its state
-        with FakeBytes(alive(), inside=cell.device == "cpu") as bytes_:
-            run()
-    return counted.get_total_flops(), bytes_.peak
+class Rehearsal:
+    """A cell's model and optimizer on a CPU, and what goes through them. To be made within FakeTensorMode."""
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell, self.here = cell, cell.model_copy(update={"device": "cpu"})
+        self.model = model_of(cell, task_of(cell))
+        self.optimizer = make_optimizer(self.model, cell)
+        for parameter in self.model.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        self.optimizer.step()  # makes its state
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def training_step(self) -> None:
+        batch = _shapes(self.cell, self.cell.length).of(self.cell.batch_size)
+        training_step(self.model.train(), self.optimizer, batch, self.here, 0)
+
+    def reading(self, length: int, rows: int) -> None:
+        """So many sequences without learning from them."""
+        with torch.no_grad():
+            answers(self.model.eval(), _shapes(self.cell, length).of(rows), self.here)
+
+    def peak_bytes(self) -> int:
+        """Most bytes alive: in a training step, or in what of validation and tests goes through the model at once."""
+        runs = [self.training_step]
+        if self.cell.kind == "learn":
+            length, rows, _ = max(self.readings(), key=lambda r: r[0] * r[1])
+            runs.append(lambda: self.reading(length, rows))
+        most = 0
+        for run in runs:
+            with FakeBytes(alive_in(self.model, self.optimizer), inside=self.cell.device == "cpu") as counted:
+                run()
+            most = max(most, counted.peak)
+        return most
+
+    def readings(self) -> list[tuple[int, int, int]]:
+        """Length, sequences at once and sequences in all, of validation and tests."""
+        cell = self.cell
+        todo = [(cell.length, max(1, len(cell.learning_rates)) * cell.validations * cell.validation_examples)]
+        todo += [(length, cell.test_examples) for length in cell.test_lengths or (cell.length,)]
+        return [(n, max(1, min(EVALUATION_BATCH, count, EVALUATION_TOKENS // n)), count) for n, count in todo]
+
+    def operations(self) -> tuple[int, int]:
+        """Of one training step, and of the whole cell."""
+        cell, step = self.cell, count_flops(self.training_step)
+        if cell.kind == "cost":
+            once = count_flops(lambda: self.reading(cell.length, cell.batch_size))  # prefilled, or generated
+            return step, (cell.repeats + CPU_WARMUP + 1) * (step + once) + cell.generate * once
+        growing = 1.0 if cell.first_length is None else 0.75 + 0.25 * cell.first_length / cell.length  # its mean length
+        flops = max(1, len(cell.learning_rates)) * cell.steps * step * growing
+        for length, rows, examples in self.readings():
+            flops += count_flops(lambda n=length, r=rows: self.reading(n, r)) * examples / rows  # type: ignore[misc]
+        return step, round(flops)
 
 
-def _prepared(cell: Cell) -> tuple[Callable[[], Any], Callable[[], list[Any]]]:
-    """A training step to run, and what is alive between two of them."""
-    task, here = task_of(cell), cell.model_copy(update={"device": "cpu"})
-    model, batch = model_of(here, task).train(), _shapes(cell).of(cell.batch_size)
-    optimizer = make_optimizer(model, here)
-    return lambda: training_step(model, optimizer, batch, here, 0), lambda: alive_in(model, optimizer)
-
-
-@cache
-def _reading(cell: Cell, rows: int) -> tuple[float, int]:
-    """Operations for each of `rows` sequences that are only read, and the most bytes alive meanwhile."""
-    task, here = task_of(cell), cell.model_copy(update={"device": "cpu"})
-    with FakeTensorMode(), torch.no_grad():
-        model, batch = model_of(here, task).eval(), _shapes(cell).of(rows)
-        moments = [torch.empty_like(p) for p in model.parameters() for _ in range(2)] if cell.kind == "learn" else []
-        with FakeBytes([alive_in(model), moments], inside=cell.device == "cpu") as bytes_, counter() as counted:
-            answers(model, batch, here)
-    return counted.get_total_flops() / rows, bytes_.peak
-
-
-def _whole(cell: Cell, step: int) -> tuple[int, int]:
-    """Operations of a whole cell whose training step has `step` of them, and the most bytes alive in its tests."""
-    one = _essence(cell, *ARCHITECTURE, *SIZES).model_copy(update={"test_lengths": ()})
-    if cell.kind == "cost":
-        once, _ = _reading(one, cell.batch_size)
-        runs = cell.repeats + CPU_WARMUP + 1
-        return round(runs * (step + once * cell.batch_size) + cell.generate * once * cell.batch_size), 0
-    rates = max(1, len(cell.learning_rates))
-    readings = [(cell.length, cell.validations * cell.validation_examples * rates)]
-    readings += [(length, cell.test_examples) for length in cell.test_lengths or (cell.length,)]
-    flops, peak = float(rates * cell.steps * step), 0
-    for length, examples in readings:
-        rows = max(1, min(EVALUATION_BATCH, examples, EVALUATION_TOKENS // length))
-        each, most = _reading(one.model_copy(update={"length": length, "batch_size": 1}), rows)
-        flops, peak = flops + each * examples, max(peak, most)
-    return round(flops), peak
+def count_flops(run: Callable[[], Any]) -> int:
+    with counter() as counted:
+        run()
+    return counted.get_total_flops()
 
 
 def state_bytes(cell: Cell) -> int:
@@ -143,9 +176,8 @@ def state_bytes(cell: Cell) -> int:
 
 def step_flops(cell: Cell) -> int:
     """Operations of a training step on one sequence of the cell's length."""
-    with FakeTensorMode(), counter() as counted:
-        _prepared(cell.model_copy(update={"batch_size": 1}))[0]()
-    return counted.get_total_flops()
+    with FakeTensorMode():
+        return count_flops(Rehearsal(cell.model_copy(update={"batch_size": 1})).training_step)
 
 
 @dataclass(frozen=True)
@@ -173,9 +205,9 @@ class ShapedBatch(Batch):
         return torch.empty(self.count, 1, dtype=torch.int64).squeeze(1)
 
 
-def _shapes(cell: Cell) -> Shapes:
+def _shapes(cell: Cell, length: int) -> Shapes:
     """Found by a real example; of a task whose data are not here, everything is taken to be asked."""
-    return _sampled(cell.task, json.dumps(cell.task_options, sort_keys=True), cell.length)
+    return _sampled(cell.task, json.dumps(cell.task_options, sort_keys=True), length)
 
 
 @cache
@@ -225,7 +257,7 @@ class FakeBytes(LiveBytes):
             result = super().__torch_dispatch__(func, types, args, kwargs)
         else:
             self.peak = before
-            with self:
+            with self, few_tiles():
                 result = OPDEFS[func._schema.name]._init_fn(*args, **(kwargs or {}))
             self.scratch[key] = self.peak - before
         self.peak = max(peak, self.peak, before + self.scratch[key])
@@ -233,6 +265,21 @@ class FakeBytes(LiveBytes):
 
     def _looks_inside(self, args: Any) -> bool:
         return False
+
+
+@contextmanager
+def few_tiles() -> Iterator[None]:
+    """Within it, WKV goes through three tiles of a sequence, which has thousands, and all alike in memory."""
+
+    def few(length: int, row: int) -> Iterator[tuple[int, slice, int]]:
+        whole = list(tiles(length, row))
+        return iter(whole if len(whole) <= 3 else [*whole[:2], whole[-1]])
+
+    try:
+        linear.tiles = tiled.tiles = few
+        yield
+    finally:
+        linear.tiles = tiled.tiles = tiles
 
 
 SHORT = (64, 320)  # positions

@@ -26,11 +26,14 @@ PATIENCE = 12  # widths tried before halving what is left is the surer way
 REFUSED = 512  # so many widths in a row that a model cannot have: it will have none
 
 
-def matched(suite: Suite) -> Suite:
-    """The suite with its cells' widths as its [match] asks; raises ValueError where none comes near enough."""
-    match = suite.match
-    if match is None:
+def matched(suite: Suite, tolerance: float | None = None) -> Suite:
+    """The suite with its cells' widths as its [match] asks; raises ValueError where none comes near enough.
+
+    `tolerance`, a fraction, takes the place of the suite's own.
+    """
+    if suite.match is None:
         return suite
+    match = suite.match.model_copy(update={} if tolerance is None else {"tolerance": tolerance})
     try:
         cells = [make_cell({**cell.model_dump(), "width": _width(cell, match)}) for cell in suite.cells]
     except RuntimeError as error:

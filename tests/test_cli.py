@@ -23,7 +23,7 @@ def lookback(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_lists_hold_what_is_registered() -> None:
     """The list is read from the source; the registries say whether it read well."""
     assert [entry.name for entry in catalogue("tasks")] == [n for n in task_names() if n != "last-token"]
-    ours = [entry.name for entry in catalogue("models")]
+    ours = [entry.name for entry in catalogue("models") if ":" not in entry.name]
     assert set(ours) <= set(model_names()) and {"transformer", "rwkv", "rrwkv", "lstm"} <= set(ours)
     assert all(
         entry.summary and (ROOT / entry.file).is_file() for kind in ("tasks", "models") for entry in catalogue(kind)
@@ -46,11 +46,34 @@ def test_describe_shows_a_card(name: str) -> None:
 
 
 def test_dry_run_tells_and_touches_nothing(tmp_path: Path) -> None:
-    done = lookback(
-        "run", "quick", "--scale", "smoke", "--model", "rwkv", "--dry-run", "--results", str(tmp_path / "r")
-    )
-    assert done.returncode == 0 and "parameters" in done.stdout and "to measure" in done.stdout
+    asked = ["run", "quick", "--scale", "smoke", "--model", "rwkv", "--dry-run", "--results", str(tmp_path / "r")]
+    done = lookback(*asked, "--device", "cpu")
+    assert done.returncode == 0 and "parameters" in done.stdout and "to measure" in done.stdout, done
+    assert "too big for" in done.stdout and " MB" in done.stdout and "FLOP" in done.stdout
+    said = json.loads(lookback(*asked, "--task", "copy", "--device", "cpu", "--json").stdout)
+    assert {"id", "width", "parameters", "step_flops", "flops", "peak_bytes", "seconds", "state"} <= set(said[0])
     assert not (tmp_path / "r").exists()
+
+
+def test_gpu_hours_are_planned_without_a_gpu(tmp_path: Path) -> None:
+    asked = ["run", "quick", "--scale", "smoke", "--model", "lstm", "--task", "copy", "--results", str(tmp_path / "r")]
+    done = lookback(*asked, "--device", "cuda", "--dry-run")
+    assert done.returncode == 0 and "GPU hours" in done.stdout, done
+
+
+def test_sizes_are_matched_as_a_suite_asks(tmp_path: Path) -> None:
+    (tmp_path / "fair.toml").write_text(
+        '[match]\nto = "transformer"\n[[grid]]\nkind = "cost"\ntask = "copy"\nmodel = ["transformer", "rrwkv"]\n'
+        "width = 64\ndepth = 2\nlength = 64\nbatch_size = 1\n"
+    )
+    suite = str(tmp_path / "fair.toml")
+    assert "agree with those of transformer within 2 %" in lookback("describe", suite).stdout
+    asked = ["run", suite, "--device", "cpu", "--results", str(tmp_path / "r"), "--dry-run", "--json"]
+    first, other = json.loads(lookback(*asked).stdout)
+    assert first["width"] == 64 > other["width"]
+    assert abs(other["parameters"] / first["parameters"] - 1) < 0.02
+    refused = lookback(*asked, "--tolerance", "0.0001")
+    assert refused.returncode == 2 and "nearest comes width" in refused.stderr
 
 
 BROKEN = '[[grid]]\nkind = "learn"\ntask = "copy"\nmodle = "rwkv"\n'

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.measure import check
 from benchmarks.record import Cell
-from benchmarks.suite import multiply, narrow, read_suite, suite_names, suite_path
+from benchmarks.suite import Match, multiply, narrow, read_suite, suite_names, suite_path
 
 GOOD = """
 title = "A suite"
@@ -98,6 +98,41 @@ def test_what_does_not_exist_is_told(tmp_path: Path) -> None:
         suite_path("nowhere.toml")
     with pytest.raises(ValueError, match="no scale 'huge': expected one of paper, small, smoke"):
         read_suite(suite_file(tmp_path, GOOD), "huge")
+
+
+MATCHED = GOOD.replace("[scales.smoke]", '[match]\nto = "rwkv"\n[scales.smoke]\nmatch = { tolerance = 0.2 }')
+
+
+def test_a_suite_says_what_is_matched_and_scales_change_it(tmp_path: Path) -> None:
+    path = suite_file(tmp_path, MATCHED)
+    assert [read_suite(path, scale).match for scale in ("small", "smoke")] == [
+        Match(by="parameters", to="rwkv", tolerance=0.02), Match(by="parameters", to="rwkv", tolerance=0.2)
+    ]  # fmt: skip
+    assert read_suite(suite_file(tmp_path, GOOD)).match is None
+    assert {cell.width for cell in read_suite(suite_file(tmp_path, MATCHED)).cells} == {8}  # as the file has them
+    for change, words in (
+        ('to = "rwkv"\nby = "size"', "match: by: .*'parameters', 'flops' or 'state_bytes'"),
+        ("", "match: to: missing"), ('to = "rwkv"\ntol = 1', "match: tol: unknown field; known are by"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            read_suite(suite_file(tmp_path, MATCHED.replace('to = "rwkv"', change)))
+
+
+def test_the_nearest_word_on_the_batch_counts(tmp_path: Path) -> None:
+    """Tokens of the defaults give way to a grid's or a scale's size, and the other way round."""
+    tokens = GOOD.replace("batch_size = 2", "batch_tokens = 256")
+    assert {(c.length, c.batch_size) for c in read_suite(suite_file(tmp_path, tokens)).cells} == {(64, 4), (128, 2)}
+    scaled = suite_file(tmp_path, tokens.replace("steps = 1", "batch_size = 3"))
+    assert {(c.batch_size, c.batch_tokens) for c in read_suite(scaled, "smoke").cells} == {(3, None)}
+    scaled = suite_file(tmp_path, GOOD.replace("steps = 1", "batch_tokens = 160"))
+    assert {c.batch_size for c in read_suite(scaled, "smoke").cells} == {5}
+    with pytest.raises(ValueError, match="grid 1: batch_size and batch_tokens: expected one"):
+        read_suite(suite_file(tmp_path, GOOD.replace("batch_size = 2", "batch_size = 2\nbatch_tokens = 64")))
+
+
+def test_narrowing_to_a_length_works_the_batch_out_anew(tmp_path: Path) -> None:
+    cells = read_suite(suite_file(tmp_path, GOOD.replace("batch_size = 2", "batch_tokens = 256"))).cells
+    assert {(c.length, c.batch_size) for c in narrow(cells, "length", [32, 512])} == {(32, 8), (512, 1)}
 
 
 def test_narrow_selects_what_is_there_and_puts_in_what_is_not(tmp_path: Path) -> None:

@@ -1,0 +1,186 @@
+"""The dry run: what every cell of a suite will need, whether it fits, and how long it will take."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.predict import Need, need, peak_bytes
+from benchmarks.record import Cell, Machine, Record, read_record, record_files
+from benchmarks.run import Runner
+
+STARTING = 4.0  # seconds until a cell's process measures: torch is imported, the model made
+COLUMNS = ("cell", "parameters", "width", "step", "whole cell", "peak memory", "time", "")
+
+
+@dataclass(frozen=True)
+class Line:
+    """What the dry run says of one cell; `factor` is how many times the operations of the record its time is from."""
+
+    cell: Cell
+    need: Need
+    state: str  # "recorded", "to measure" or "too big"
+    seconds: float | None
+    factor: float | None
+
+    def values(self) -> dict[str, Any]:
+        """For machines to read: bytes, seconds, operations."""
+        return {
+            "id": self.cell.id, "model": self.cell.model, "width": self.cell.width, "length": self.cell.length,
+            **vars(self.need), "seconds": self.seconds, "seconds_scaled_by": self.factor, "state": self.state,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    lines: tuple[Line, ...]
+    memory: int | None  # bytes of the device, where it is here
+    device: str  # its name
+    basis: str  # the machine whose records times are predicted from
+
+    def __str__(self) -> str:
+        rows = [COLUMNS, *(_row(line) for line in self.lines)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+        table = [
+            "  ".join(text.ljust(width) if i in (0, 7) else text.rjust(width) for i, (text, width) in enumerate(cells))
+            for cells in (list(zip(row, widths, strict=True)) for row in rows)
+        ]
+        return "\n".join([*(line.rstrip() for line in table), "", *self._totals()])
+
+    def _totals(self) -> list[str]:
+        count = Counter(line.state for line in self.lines)
+        to_go = [line.seconds for line in self.lines if line.state == "to measure"]
+        known = [seconds for seconds in to_go if seconds is not None]
+        unit = "GPU hours" if any(line.cell.device == "cuda" for line in self.lines) else "hours"
+        room = human(self.memory, "B") if self.memory else "memory that is not known here"
+        return [
+            f"{len(self.lines)} cells: {count['recorded']} recorded, {count['to measure']} to measure, "
+            f"{count['too big']} too big for {self.device} with {room}",
+            f"about {sum(known) / 3600:.2g} {unit} for {len(known)} of the {len(to_go)} to measure"
+            + ("" if len(known) == len(to_go) else "; how long the others take is unknown"),
+            "step, whole cell: floating-point operations, counted on tensors without memory, and so is peak memory",
+            "time: of the cell's record, or of the same model's record nearest in size, times x by operations; "
+            f"records of {self.basis}",
+        ]  # fmt: skip
+
+
+def _row(line: Line) -> tuple[str, ...]:
+    told = line.need
+    scaled = "" if line.factor is None or line.state == "recorded" else f" (x{line.factor:.3g})"
+    return (
+        line.cell.id, f"{told.parameters:,}", str(line.cell.width), human(told.step_flops, "FLOP"),
+        human(told.flops, "FLOP"), human(told.peak_bytes, "B"), duration(line.seconds) + scaled, line.state,
+    )  # fmt: skip
+
+
+def make_plan(runner: Runner) -> Plan:
+    """The plan of a runner's suite; its device need not be here."""
+    cells = runner.suite.cells
+    place = _here(runner, cells[0].device) if cells else None
+    missing = set(runner.missing()) if place else set(cells)
+    memory = memory_of(place) if place else None
+    records = _earlier(runner.results, place.slug if place else None, cells)
+    lines = tuple(_line(cell, cell not in missing, memory, records) for cell in cells)
+    basis = records[0].machine.device if records else "this machine there are none yet"
+    return Plan(lines, memory, place.device if place else "a GPU", basis)
+
+
+def _here(runner: Runner, device: str) -> Machine | None:
+    try:
+        return runner.machine(Cell.model_construct(device=device))
+    except ValueError:
+        return None
+
+
+def memory_of(machine: Machine) -> int | None:
+    """Bytes that tensors can have: of the GPU, or of the machine."""
+    found = machine.facts.get("gpu_memory_bytes" if "gpu" in machine.facts else "memory_bytes")
+    return int(found) if found else None
+
+
+def too_big(cells: Iterable[Cell], memory: int | None) -> list[Cell]:
+    """The cells whose predicted peak is above the memory; one of which nothing can be told is not among them."""
+    return [cell for cell in cells if memory and (peak_bytes(cell) or 0) > memory]
+
+
+def _earlier(results: Path, slug: str | None, cells: Sequence[Cell]) -> list[Record]:
+    """Records to predict times from: of this machine, or of the one with most, where the device is not here."""
+    folder, models, devices = results / (slug or ""), {c.model for c in cells}, {c.device for c in cells}
+    found = []
+    for path in record_files(folder) if folder.is_dir() else []:
+        with contextlib.suppress(ValueError):
+            record = read_record(path)
+            if record.outcome.status == "ok" and record.cell.model in models and record.cell.device in devices:
+                found.append(record)
+    most = Counter(record.machine.slug for record in found).most_common(1)
+    return [record for record in found if record.machine.slug == most[0][0]]
+
+
+def _line(cell: Cell, recorded: bool, memory: int | None, records: Sequence[Record]) -> Line:
+    told = need(cell)
+    state = "recorded" if recorded else "too big" if too_big([cell], memory) else "to measure"
+    own = [record for record in records if record.cell == cell and recorded]
+    near = own[0] if own else _nearest(cell, told, records)
+    if near is None:
+        return Line(cell, told, state, None, None)
+    factor = _factor(told, need(near.cell))
+    seconds = None if factor is None else min(cell.time_limit, _scaled(_seconds(near), factor))
+    return Line(cell, told, state, seconds, factor)
+
+
+def _nearest(cell: Cell, told: Need, records: Sequence[Record]) -> Record | None:
+    """The record of the same model and kind whose training step is nearest in size: parameters times tokens."""
+    alike = [r for r in records if all(getattr(r.cell, f) == getattr(cell, f) for f in ("kind", "model", "precision"))]
+    size = told.parameters * cell.batch_size * cell.length
+    return min(alike, key=lambda r: (abs(math.log(_size(r) / size)), r.cell.task != cell.task), default=None)
+
+
+def _size(record: Record) -> int:
+    numbers = record.outcome.learn or record.outcome.cost
+    assert numbers is not None  # of a record with status ok
+    return max(1, numbers.parameters * record.cell.batch_size * record.cell.length)
+
+
+def _factor(told: Need, known: Need) -> float | None:
+    return told.flops / known.flops if told.flops and known.flops else None
+
+
+def _seconds(record: Record) -> float:
+    return (datetime.fromisoformat(record.ended) - datetime.fromisoformat(record.started)).total_seconds()
+
+
+def _scaled(seconds: float, factor: float) -> float:
+    """The start of a process does not grow with what it computes."""
+    start = min(seconds, STARTING)
+    return start + (seconds - start) * factor
+
+
+def human(value: float | None, unit: str) -> str:
+    """1234567, "B" -> "1.23 MB"."""
+    if value is None:
+        return "unknown"
+    power = min(6, int(math.log10(value) / 3)) if value >= 1 else 0
+    return f"{value / 1000**power:.3g} {' kMGTPE'[power].strip()}{unit}"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def without_too_big(runner: Runner) -> Runner:
+    """The runner without the cells, yet to be measured, that this machine's memory cannot hold."""
+    missing = runner.missing()
+    dropped = set(too_big(missing, memory_of(runner.machine(missing[0])) if missing else None))
+    kept = tuple(cell for cell in runner.suite.cells if cell not in dropped)
+    return replace(runner, suite=replace(runner.suite, cells=kept))
