@@ -184,5 +184,11 @@ def narrow(cells: Sequence[Cell], field: str, values: Sequence[Any]) -> tuple[Ce
     for value in values:
         there = [cell for cell in cells if getattr(cell, field) == value]
         replaced = {field: value, **({f"{field}_options": {}} if field in ("task", "model") else {})}
-        chosen += there or [make_cell({**cell.model_dump(), **replaced}) for cell in cells]
+        chosen += there or [make_cell({**cell.model_dump(), **replaced, **_begun(cell, replaced)}) for cell in cells]
     return tuple(dict.fromkeys(chosen))
+
+
+def _begun(cell: Cell, replaced: Mapping[str, Any]) -> dict[str, Any]:
+    """Training does not begin longer than the length that takes the place of the cell's."""
+    length = replaced.get("length", cell.length)
+    return {"first_length": None} if cell.first_length is not None and cell.first_length > length else {}

@@ -133,6 +133,8 @@ def test_the_nearest_word_on_the_batch_counts(tmp_path: Path) -> None:
 def test_narrowing_to_a_length_works_the_batch_out_anew(tmp_path: Path) -> None:
     cells = read_suite(suite_file(tmp_path, GOOD.replace("batch_size = 2", "batch_tokens = 256"))).cells
     assert {(c.length, c.batch_size) for c in narrow(cells, "length", [32, 512])} == {(32, 8), (512, 1)}
+    growing = [cell.model_copy(update={"first_length": 48}) for cell in cells]
+    assert {(c.length, c.first_length) for c in narrow(growing, "length", [32, 96])} == {(32, None), (96, 48)}
 
 
 def test_narrow_selects_what_is_there_and_puts_in_what_is_not(tmp_path: Path) -> None:
