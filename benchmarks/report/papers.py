@@ -45,10 +45,10 @@ machines are not to be compared; the shapes are, and how far the lines part."""
 
 def complexity_page(records: Sequence[Record], folder: Path) -> Made:
     """The published table with our exponents beside it, and all exponents of the same records."""
-    curves = [curve for curve in curves_of(costs_of(records)) if len(curve.points) >= 3]
+    curves = [curve for curve in curves_of(costs_of(records)) if len(curve.points) >= 2]
     protocols = [p for p in dict.fromkeys(curve.protocol for curve in curves) if not p.endswith(SHRINKING)]
     if not protocols:
-        raise ValueError("no model was measured at three lengths or more with a fixed batch: nothing to fit")
+        raise ValueError("no model was measured at two lengths or more with a fixed batch: nothing to fit")
     tables = [complexity_table([curve for curve in curves if curve.protocol == protocol]) for protocol in protocols]
     parts = [
         Part(f"The table, and what was measured with {protocol}", table=table)
@@ -181,12 +181,14 @@ def make_pages(name: str, results: Path, reports: Path, suite: str) -> list[Made
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("page", choices=sorted(PAGES))
-    parser.add_argument("--suite", default="cost")
+    parser.add_argument("--scale", default="small", choices=("smoke", "small", "paper"), help="of the suite cost")
+    parser.add_argument("--suite", help="another suite than cost; the scale then says nothing")
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--reports", type=Path, default=Path("reports"))
     given = parser.parse_args()
+    suite = given.suite or ("cost" if given.scale == "small" else f"cost-{given.scale}")
     try:
-        for made in make_pages(given.page, given.results, given.reports, given.suite):
+        for made in make_pages(given.page, given.results, given.reports, suite):
             print(f"{made.table}\n\n{made.path}")
     except ValueError as error:
         parser.exit(2, f"{error}\n")
