@@ -52,6 +52,15 @@ paper-rwkv-enwik8: $(READY) ## the RWKV paper's table of enwik8 beside our runs 
 	$(BIN)/lookback run paper-rwkv-enwik8 --scale $(SCALE)
 	@$(BIN)/python -m benchmarks.report.enwik8 --scale $(SCALE)
 
+.PHONY: paper-rwkv-complexity paper-rwkv-generation
+paper-rwkv-complexity: $(READY) ## the RWKV paper's complexities beside measured exponents (SCALE=smoke, small or paper)
+	$(BIN)/lookback run cost --scale $(SCALE) || test $$? -eq 1
+	@$(BIN)/python -m benchmarks.report.papers complexity --scale $(SCALE)
+
+paper-rwkv-generation: $(READY) ## the RWKV paper's figure of generation beside ours (SCALE=smoke, small or paper)
+	$(BIN)/lookback run cost --scale $(SCALE) || test $$? -eq 1
+	@$(BIN)/python -m benchmarks.report.papers generation --scale $(SCALE)
+
 paper-rrwkv-reach: $(READY) ## the RRWKV paper's path lengths as reach of gradients, measured (SCALE=smoke, small or paper)
 	@$(BIN)/lookback reach --scale $(SCALE)
 
