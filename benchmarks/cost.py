@@ -49,6 +49,8 @@ def cost(cell: Cell, task: Task, progress: Progress) -> CostNumbers:
     """
     batch = task.batch("train", cell.seed, 0, cell.batch_size, cell.length)
     model = make_model(cell, task)
+    if cell.compile:
+        _compile_streams(model)
     names = (*PHASES, "generation") if cell.generate else PHASES
     phases: dict[str, Phase] = {}
     failed: dict[str, Status] = {}
@@ -69,6 +71,19 @@ def cost(cell: Cell, task: Task, progress: Progress) -> CostNumbers:
     return CostNumbers(
         parameters=parameter_count(model), phases=phases, failed=failed, state_bytes=state_size, generation=generation
     )  # fmt: skip
+
+
+def _compile_streams(model: SequenceModel) -> None:
+    """What `make_model` compiles is `forward` alone; here prefill and decode are measured too."""
+    for block in model.blocks:
+        for name in ("prefill", "step"):
+            if hasattr(block, name):
+                setattr(block, name, torch.compile(getattr(block, name)))
+
+
+def _uncompiled() -> contextlib.AbstractContextManager[None]:
+    """Within it every operation is seen: compiled code would hide its own, and on a CPU its memory."""
+    return torch.compiler.set_stance("force_eager")
 
 
 class OutOfTimeError(Exception):
@@ -172,7 +187,7 @@ def _measure(work: Work, cell: Cell) -> Phase:
     Time comes after the counts, so that these see the same steps in every run, however many repeats fit.
     """
     peak, reserved = _peak_bytes(work, cell)
-    with torch.compiler.set_stance("force_eager"), counter() as counted:  # a compiled block hides its operations
+    with _uncompiled(), counter() as counted:
         work.run()
     gc.collect()
     times = _time_gpu(work, cell.repeats) if cell.device == "cuda" else _time_cpu(work, cell.repeats)
@@ -192,7 +207,7 @@ def _peak_bytes(work: Work, cell: Cell) -> tuple[int, int | None]:
         work.run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-    with LiveBytes(work.alive) as live:
+    with _uncompiled(), LiveBytes(work.alive) as live:
         work.run()
     return live.peak, None
 
@@ -305,8 +320,11 @@ def _sized(generate: Callable[..., None], alive: list[Any], cell: Cell) -> dict[
         now = torch.cuda.memory_allocated() if cell.device == "cuda" else live.now
         sizes[count] = state_bytes(state), now
 
-    with contextlib.nullcontext() if cell.device == "cuda" else live:
+    if cell.device == "cuda":
         generate(cell.length, look)
+    else:
+        with _uncompiled(), live:
+            generate(cell.length, look)
     return sizes
 
 

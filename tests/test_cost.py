@@ -5,6 +5,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,22 @@ def test_long_repeats_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(cost_module._time_cpu(cost_module.Work(slow, slow, [], 1), 20)) == cost_module.FEWEST
     assert len(cost_module._time_cpu(cost_module.Work(slow, slow, [], 1), 2)) == 2
     assert len(cost_module._time_cpu(cost_module.Work(quick, quick, [], 1), 20)) == 20
+
+
+def test_compiled_cells_compile_prefill_and_step_too(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+
+    def watched(function: Callable[..., object]) -> Callable[..., object]:
+        compiled.append(function.__name__)
+        return function
+
+    monkeypatch.setattr(torch, "compile", watched)
+    cell = cell.model_copy(update={"kind": "cost", "repeats": 1, "depth": 2})
+    model = build_model("rwkv", 10, width=16, depth=2)
+    monkeypatch.setattr(cost_module, "make_model", lambda *_: model)
+    assert not cost(cell, get_task("copy"), lambda *_: None).failed and compiled == []
+    assert not cost(cell.model_copy(update={"compile": True}), get_task("copy"), lambda *_: None).failed
+    assert compiled == ["prefill", "step"] * 2
 
 
 def expected_flops(model: str, width: int, depth: int, length: int, context: int) -> tuple[int, int, int]:
