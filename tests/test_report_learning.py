@@ -296,6 +296,23 @@ def test_cells_that_differ_in_more_than_the_seed_are_never_averaged(cell: Cell) 
     assert set(frames.scores(pair(cell, LANGUAGE, (0.1, 0.2)))["model"]) == {"rwkv", "lstm"}
 
 
+def test_widths_worked_out_to_match_find_each_other(cell: Cell) -> None:
+    """Sizes of about 1000 and 4000; one model lacks the larger, and is not held against what is four times as large."""
+    sizes = {"rwkv": {16: 1000, 32: 4000}, "lstm": {17: 1010, 35: 3950}, "transformer": {15: 995}}
+    records = [
+        trained(of(cell, model=model, width=width, seed=seed), [score(24, parameters // 100)], parameters=parameters)
+        for model, widths in sizes.items() for width, parameters in widths.items() for seed in (0, 1)
+    ]  # fmt: skip
+    found = frames.differences(frames.scores(records), "rwkv")
+    assert rows(found, "model", "against") == [
+        ("lstm width=17", "rwkv width=16"), ("lstm width=35", "rwkv width=32"),
+        ("transformer width=15", "rwkv width=16"),
+    ]  # fmt: skip
+    assert matched(records) == "Parameters are matched within 1.5 %."  # 1010 / 995, and 4000 / 3950
+    found = frames.differences(frames.scores([r for r in records if r.cell.width != 16]), "rwkv")
+    assert rows(found, "model", "against") == [("lstm width=35", "rwkv width=32")]
+
+
 # --- about
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from benchmarks.record import Record
-from benchmarks.report.frames import Labels, options
+from benchmarks.report.frames import APART, Labels, options, without_size
 from benchmarks.report.parts import Part
 from benchmarks.report.style import in_order
 from benchmarks.report.tables import span
@@ -64,15 +64,34 @@ def model_table(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def sizes(records: Sequence[Record]) -> list[dict[str, int]]:
-    """Parameters by model of each place where models meet: a task, a length, and a setting where there are several."""
+    """Parameters by model of each place where models meet: a task, a length, and a size where there are several."""
     labels = Labels.of(records)
     places: dict[tuple[object, ...], dict[str, int]] = {}
+    bare: dict[str, str] = {}  # names without their settings
     for record in records:
         if numbers := record.outcome.learn or record.outcome.cost:
-            cell = record.cell
-            place = cell.kind, labels.task(cell), labels.setting(cell), cell.length
+            cell, setting = record.cell, labels.setting(record.cell)
+            place = cell.kind, labels.task(cell), without_size(setting), cell.length
             places.setdefault(place, {})[labels.model(cell)] = numbers.parameters
-    return [models for models in places.values() if len(models) > 1]
+            bare[labels.model(cell)] = labels.model(cell).removesuffix(setting).rstrip()
+    groups = [group for models in places.values() for group in _near(models, bare)]
+    return [models for models in groups if len(models) > 1]
+
+
+def _near(models: dict[str, int], bare: dict[str, str]) -> list[dict[str, int]]:
+    """The models of one place, in groups about the sizes of the one that has most."""
+    names = [bare[model] for model in in_order(models)]
+    most = max(dict.fromkeys(names), key=names.count)
+    centres = [model for model in models if bare[model] == most]
+    if len(centres) == 1:
+        return [models]
+    groups: dict[str, dict[str, int]] = {}
+    for model, size in models.items():
+        apart = {centre: max(size / models[centre], models[centre] / size) for centre in centres}
+        nearest = min(centres, key=lambda centre: apart[centre])
+        if apart[nearest] <= APART:
+            groups.setdefault(nearest, {})[model] = size
+    return list(groups.values())
 
 
 def sizes_beside(records: Sequence[Record]) -> tuple[str, dict[str, list[float]]]:

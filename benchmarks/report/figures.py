@@ -27,12 +27,12 @@ def of_seeds(frame: pd.DataFrame) -> str:
 
 
 def lines(axes: Axes, group: pd.DataFrame, x: str) -> None:
-    """A line a model with its interval: columns mean, low, high."""
+    """A line a model, with its interval where models are few enough to tell these apart: columns mean, low, high."""
     style = looks(group["model"])
     for model in in_order(group["model"]):
         line = group[group["model"] == model].sort_values(x)
         axes.plot(line[x], line["mean"], label=model, **style[model])
-        if not line["low"].map(math.isnan).all():
+        if len(style) <= FEW_MODELS and not line["low"].map(math.isnan).all():
             axes.fill_between(line[x], line["low"], line["high"], color=style[model]["color"], alpha=0.15, linewidth=0)
 
 

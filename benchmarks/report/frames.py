@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -179,20 +180,35 @@ def over_seeds(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
+APART = 1.25  # of several sizes, those farther from each other than so many times are not a pair
+
+
 def differences(scores: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """Score of each model minus the baseline's, paired by seed, with a t interval: columns mean, low, high, seeds.
 
-    Where models were measured at several settings (of width, say), each is paired with the baseline at its own.
+    Where models were measured at several settings, each is paired with the baseline at its own; of several sizes with
+    the nearest one in parameters, so that widths worked out to match find each other.
     """
-    keys = ["task", "length", "test_length", "setting", "seed"]
+    keys = ["task", "length", "test_length", "others", "seed"]
+    scores = scores.assign(others=scores["setting"].map(without_size))
     own = scores["model"] == (f"{baseline} " + scores["setting"]).str.rstrip()
-    pairs = scores[~own].merge(scores.loc[own, [*keys, "score"]], on=keys, suffixes=("", "_of_baseline"))
+    carried = [*keys, "score", "model", "parameters"]
+    pairs = scores[~own].merge(scores.loc[own, carried], on=keys, suffixes=("", "_of_baseline"))
+    pairs["ratio"] = (pairs["parameters"] / pairs["parameters_of_baseline"]).map(lambda r: max(r, 1 / r))
+    nearest = pairs["ratio"] == pairs.groupby([*keys, "model"])["ratio"].transform("min")
+    chosen = (pairs["ratio"] <= APART) | (pairs["setting"] == pairs["others"])
     rows = []
-    for names, group in pairs.groupby([*keys[:3], "model"], sort=False):
+    of_models = [*keys[:3], "model", "model_of_baseline"]
+    for names, group in pairs[nearest & chosen].groupby(of_models, sort=False):
         values = [float(x) for x in group["score"] - group["score_of_baseline"]]
         low, high = t_interval(values)
-        row = dict(zip(["task", "trained at", "tested at", "model"], names, strict=True))
-        row |= {"against": baseline, "score_unit": group["score_unit"].iloc[0], "score": group["score"].mean(),
-                "score_of_baseline": group["score_of_baseline"].mean()}  # fmt: skip
+        row = dict(zip(["task", "trained at", "tested at", "model", "against"], names, strict=True))
+        row |= {column: group[column].iloc[0] for column in ("score_unit", "setting")}
+        row |= {column: group[column].mean() for column in ("score", "score_of_baseline")}
         rows.append(row | {"mean": math.fsum(values) / len(values), "low": low, "high": high, "seeds": len(values)})
     return pd.DataFrame(rows)
+
+
+def without_size(setting: str) -> str:
+    """A setting but for width and depth, which differ where sizes match."""
+    return re.sub(r"\b(width|depth)=\d+ ?", "", setting).rstrip()

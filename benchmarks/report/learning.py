@@ -28,7 +28,8 @@ def parts(records: Sequence[Record]) -> list[Part]:
         return []
     return [
         Part("Score against length",
-             "Trained at the length of the vertical line, tested at all; shaded: 95 % intervals; small: single seeds.",
+             "Trained at the length of the vertical line, tested at all. With few models, shaded: 95 % "
+             "intervals, and small: single seeds.",
              "score-by-length", score_by_length(scores), scores),
         Part("Scores",
              "Means over seeds. Where seeds either learn a task or do not, a mean is of neither: learned counts those "
@@ -128,8 +129,8 @@ def pairs(scores: pd.DataFrame) -> Iterator[dict[str, Any]]:
     for baseline in BASELINES:
         found = frames.differences(scores, baseline)
         for row in found.to_dict("records") if len(found) else ():
-            variant = "=" in row["model"]
-            if row["seeds"] > 1 and (baseline == BASELINES[0] or not (variant or row["model"] == BASELINES[0])):
+            name = row["model"].removesuffix(row["setting"]).rstrip()
+            if row["seeds"] > 1 and (baseline == BASELINES[0] or not ("=" in name or name == BASELINES[0])):
                 yield row
 
 

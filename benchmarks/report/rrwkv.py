@@ -28,7 +28,6 @@ from benchmarks.report.style import in_order
 from benchmarks.report.tables import bounds, by_place, plain
 
 OURS, BASELINE = "rrwkv", "rwkv"
-VERDICTS = {OURS: "helps", BASELINE: "hurts", "": "not shown"}
 RATIOS = (
     ("training tokens a second", "training", "tokens_per_second"), ("training peak memory", "training", "peak_bytes"),
     ("time of a token in decode", "decode", "seconds"), ("state", "decode", "state_bytes"),
@@ -61,20 +60,13 @@ def comparisons(groups: dict[str, list[Record]]) -> list[Row]:
         ranges = distance.ranges(records)
         found = frames.differences(scores, BASELINE) if len(scores) else pd.DataFrame()
         for row in found.to_dict("records"):
-            basis = _basis(scores, row)
-            names = {"suite": suite, "variant": _variant(row["model"]), "basis": basis}
+            names = {"suite": suite, "variant": _variant(row["model"])}
             rows.append({
                 **row, **names, "verdict": _verdict(row),
-                **{f"{which} {key}": value for which, model in (("its", row["model"]), ("basis", basis))
+                **{f"{which} {key}": value for which, model in (("its", row["model"]), ("basis", row["against"]))
                    for key, value in _of_model(scores, ranges, lost, row, model).items()},
             })  # fmt: skip
     return rows
-
-
-def _basis(scores: pd.DataFrame, row: Row) -> str:
-    """What RWKV is called at the setting of the row's model."""
-    setting = scores.loc[scores["model"] == row["model"], "setting"].iloc[0]
-    return f"{BASELINE} {setting}".rstrip()
 
 
 def _variant(model: str) -> str:
@@ -82,8 +74,7 @@ def _variant(model: str) -> str:
 
 
 def _verdict(row: Row) -> str:
-    winner = better(row)
-    return VERDICTS[OURS if winner == row["model"] else BASELINE if winner == BASELINE else ""]
+    return {row["model"]: "helps", row["against"]: "hurts"}.get(better(row), "not shown")
 
 
 def _of_model(scores: pd.DataFrame, ranges: pd.DataFrame, lost: frames.Failures, row: Row, model: str) -> Row:
