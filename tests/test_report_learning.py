@@ -139,6 +139,15 @@ def test_matrix_is_of_training_and_test_lengths(cell: Cell) -> None:
     assert table.loc[48, 48] == 0.95 and math.isnan(table.loc[48, 24])
 
 
+def test_what_is_not_finite_has_no_mean(cell: Cell) -> None:
+    """One seed of two has no finite loss: the other's is not the mean of both."""
+    tests = [Score(length=24, examples=5, count=9, correct=0, loss=loss, score=loss) for loss in (2.0, None)]
+    records = [trained(of(cell, seed=seed), [test], LANGUAGE) for seed, test in enumerate(tests)]
+    scores = frames.scores(records)
+    assert rows(learning.score_table(scores), "score", "95 % interval") == [("not finite", "")]
+    assert extrapolation.grid(scores, "model").isna().all().all()
+
+
 def test_no_matrix_of_one_length(cell: Cell) -> None:
     assert extrapolation.matrices(frames.scores([trained(cell, [score(24, 80)])])) is None
     assert extrapolation.matrices(frames.scores([trained(cell, [score(24, 80), score(40, 70)])])) is not None

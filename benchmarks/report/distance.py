@@ -208,7 +208,7 @@ def range_table(records: Sequence[Record]) -> pd.DataFrame:
         rows.append({
             "task": keys[0], "trained at": keys[1], "tested at": keys[2], "model": keys[3],
             "effective range": shown(statistics.median_low(values), judged),
-            "shortest to longest": f"{shown(values[0], judged)} to {shown(values[-1], judged)}",
+            "shortest to longest": " to ".join(shown(v, judged) for v in (values[0], values[-1]) if len(values) > 1),
             "seeds": len(values), "asked up to": f"{judged:,}",
         })  # fmt: skip
     return by_place(rows, "task", "trained at", "tested at")

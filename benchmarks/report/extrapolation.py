@@ -90,7 +90,8 @@ def _rows(blocks: Sequence[Block]) -> list[list[Block]]:
 
 def grid(scores: pd.DataFrame, rows: str) -> pd.DataFrame:
     """Mean score over seeds: a row a model or a training length, a column a test length."""
-    table = scores.pivot_table(index=rows, columns="test_length", values="score", aggfunc="mean", dropna=False)
+    means = frames.over_seeds(scores, [rows, "test_length"], "score")  # of a seed that is not finite there is no mean
+    table = means.pivot(index=rows, columns="test_length", values="mean")
     return table.loc[in_order(table.index)] if rows == "model" else table.sort_index()
 
 

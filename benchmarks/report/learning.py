@@ -15,7 +15,7 @@ from benchmarks.report.figures import CONSTANT, lines, of_seeds, score_axis, see
 from benchmarks.report.parts import Part
 from benchmarks.report.statistics import halfway
 from benchmarks.report.style import RC, legend, length_axis, panels
-from benchmarks.report.tables import bounds, by_place, number
+from benchmarks.report.tables import bounds, by_place, decimal, number
 
 BASELINES = ("rwkv", "transformer")
 SOLVED = 0.9
@@ -91,7 +91,7 @@ def score_table(scores: pd.DataFrame, failed: frames.Failures | None = None) -> 
         rows.append({
             "task": keys[0], "trained at": keys[1], "tested at": keys[2], "model": keys[3],
             "direction": group["direction"].iloc[0], "pooling": group["pooling"].iloc[0],
-            "score": f"{mean['mean']:.3f}", "95 % interval": bounds(mean["low"], mean["high"]),
+            "score": decimal(mean["mean"]), "95 % interval": bounds(mean["low"], mean["high"]),
             "constant answer": f"{mean['constant']:.3f}", "unit": mean["score_unit"],
             "seeds": f"{mean['seeds']}{f' ({lost} failed)' if lost else ''}", **learned(group, lost),
             "answers a seed": group["count"].iloc[0],
@@ -115,7 +115,7 @@ def difference_table(scores: pd.DataFrame) -> pd.DataFrame:
     """Each model against RWKV and against the Transformer, where both have several seeds; empty where none have."""
     return by_place([
         {"task": row["task"], "trained at": row["trained at"], "tested at": row["tested at"], "model": row["model"],
-         "minus": row["against"], "difference": f"{row['mean']:+.3f}",
+         "minus": row["against"], "difference": decimal(row["mean"], "+.3f"),
          "95 % interval": bounds(row["low"], row["high"], "+.3f"), "seeds": row["seeds"], "better": better(row)}
         for row in pairs(scores)
     ], *PLACE)  # fmt: skip

@@ -25,7 +25,7 @@ from benchmarks.report.page import TEMPLATES, Made
 from benchmarks.report.parts import Part
 from benchmarks.report.statistics import LEVEL
 from benchmarks.report.style import in_order
-from benchmarks.report.tables import bounds, by_place, plain
+from benchmarks.report.tables import bounds, by_place, decimal, plain
 
 OURS, BASELINE = "rrwkv", "rwkv"
 RATIOS = (
@@ -104,8 +104,8 @@ def _in_order(rows: Sequence[Row]) -> list[Row]:
 def comparison_table(rows: Sequence[Row]) -> pd.DataFrame:
     table = by_place([
         {"suite": row["suite"], "task": row["task"], "trained at": row["trained at"], "tested at": row["tested at"],
-         "variant": row["variant"], "unit": row["score_unit"], "RWKV": f"{row['score_of_baseline']:.3f}",
-         "RRWKV": f"{row['score']:.3f}", "difference": f"{row['mean']:+.3f}",
+         "variant": row["variant"], "unit": row["score_unit"], "RWKV": decimal(row["score_of_baseline"]),
+         "RRWKV": decimal(row["score"]), "difference": decimal(row["mean"], "+.3f"),
          "95 % interval": bounds(row["low"], row["high"], "+.3f"), "seeds": row["seeds"],
          "learned: RWKV": row["basis learned"], "learned: RRWKV": row["its learned"],
          "range: RWKV": row["basis range"], "range: RRWKV": row["its range"],

@@ -36,6 +36,11 @@ def span(values: pd.Series) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
+def decimal(value: float, form: str = ".3f") -> str:
+    """A score with as many places as scores have."""
+    return "not finite" if math.isnan(value) else f"{value:{form}}"
+
+
 def bounds(low: float, high: float, form: str = ".3f") -> str:
     """An interval; empty where there is none."""
     return "" if math.isnan(low) else f"{low:{form}} to {high:{form}}"
