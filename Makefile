@@ -6,7 +6,9 @@ SCALE ?= small
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-slow test-gpu lint format pictures paper-rwkv-lra paper-rwkv-enwik8 paper-rrwkv-reach report speed doctor clean
+.PHONY: help environment bench test test-slow test-gpu lint format pictures report speed doctor clean \
+    recall copying tracking language ablation cost paper-zoology-mqar \
+    paper-rrwkv paper-rrwkv-reach paper-rwkv-lra paper-rwkv-enwik8
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## (.*)/  \1\t\2/' | expand -t 26
@@ -41,6 +43,22 @@ lint: $(READY) ## check style, formatting and types
 format: $(READY) ## put files into the common format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# A suite a target: `make recall`, at the scale that SCALE names, on the GPU where there is one.
+recall: ## associative recall at several lengths, four models, three seeds, several learning rates
+copying: ## copying at several lengths
+tracking: ## parity (and permutations), trained short and asked long
+language: ## language modelling on bytes at two lengths
+ablation: ## the parts of RRWKV, each taken away or changed
+cost: ## memory, throughput and state against length
+paper-zoology-mqar: ## Zoology's grid of MQAR (Arora et al. 2023)
+recall copying tracking language ablation cost paper-zoology-mqar: $(READY)
+	$(BIN)/lookback run $@ --scale $(SCALE)
+	@$(BIN)/lookback report $@ --scale $(SCALE)
+
+paper-rrwkv: ## does retrospection help, where, and what does it cost: the ablation's records and all others on one page
+	$(MAKE) ablation SCALE=$(SCALE)
+	@$(BIN)/python -m benchmarks.report.rrwkv
 
 paper-rwkv-lra: $(READY) ## the RWKV paper's Long Range Arena table beside our runs (SCALE=smoke, small or paper)
 	@test $(SCALE) = smoke || $(BIN)/lookback prefetch pathfinder

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.catalogue import Entry, catalogue
-from benchmarks.suite import DEFAULT_SCALE, narrow, read_suite, suite_names
+from benchmarks.suite import DEFAULT_SCALE, narrow, read_suite, scaled, suite_names
 
 app = typer.Typer(
     help="How far back can a sequence model look, and what does it pay for it?",
@@ -62,14 +62,15 @@ def list_(kind: Kind, as_json: Annotated[bool, typer.Option("--json")] = False, 
 @app.command()
 def describe(name: str, plugin: Plugins = None) -> None:
     """Show what a task asks (with examples), how a model is built, or what a suite measures."""
-    if name.endswith(".toml") or name in suite_names():
+    is_suite = name.endswith(".toml") or name in suite_names()
+    if not is_suite or name in {entry.name for kind in ("tasks", "models") for entry in catalogue(kind, plugin or [])}:
+        from benchmarks.describe import card
+
+        print(card(name, plugin or []), end="\n\n" if is_suite else "\n")
+    if is_suite:
         suite = read_suite(name)
         match = f"{suite.match}; here they stand as in the file\n\n" if suite.match else ""
-        print(f"{name}: {suite.title}\n\n{match}" + "\n".join(cell.id for cell in suite.cells))
-        return
-    from benchmarks.describe import card
-
-    print(card(name, plugin or []))
+        print(f"Suite {name}: {suite.title}\n\n{match}" + "\n".join(cell.id for cell in suite.cells))
 
 
 @app.command()
@@ -146,7 +147,7 @@ def reach(
     except typer.Exit as ended:
         code = ended.exit_code
     if code <= 1:  # not interrupted
-        report([chosen.name], results, reports)
+        report([suite], scale, results, reports)
     raise typer.Exit(code)
 
 
@@ -161,13 +162,14 @@ def _device(device: Device) -> str:
 @app.command()
 def report(
     suite: Annotated[list[str] | None, typer.Argument(help="Names of suites; all that have records, if none.")] = None,
+    scale: Annotated[str, typer.Option(help="Of the suites named: smoke, small or paper.")] = DEFAULT_SCALE,
     results: Results = RESULTS,
     reports: Annotated[Path, typer.Option(help="Folder for what is made.")] = REPORTS,
 ) -> None:
     """Make tables, figures and pages from records."""
     from benchmarks.report import make_reports
 
-    for made in make_reports(results, reports, suite or []):
+    for made in make_reports(results, reports, [scaled(name, scale) for name in suite or []]):
         print(f"{made.table}\n\n{made.path}")
 
 

@@ -109,6 +109,13 @@ def too_big(cells: Iterable[Cell], memory: int | None) -> list[Cell]:
     return [cell for cell in cells if memory and (peak_bytes(cell) or 0) > memory]
 
 
+def _generous(cell: Cell) -> int:
+    """More bytes than any usual model needs: 100 tensors of activations a layer, and a score of each pair of tokens."""
+    longest = max(cell.length, *cell.test_lengths) if cell.test_lengths else cell.length
+    tokens = cell.batch_size * longest
+    return 4 * cell.depth * tokens * (100 * cell.width + 8 * longest)
+
+
 def _earlier(results: Path, slug: str | None, cells: Sequence[Cell]) -> list[Record]:
     """Records to predict times from: of this machine, or of the one with most, where the device is not here."""
     folder, models, devices = results / (slug or ""), {c.model for c in cells}, {c.device for c in cells}
@@ -179,8 +186,12 @@ def duration(seconds: float | None) -> str:
 
 
 def without_too_big(runner: Runner) -> Runner:
-    """The runner without the cells, yet to be measured, that this machine's memory cannot hold."""
+    """The runner without the cells, yet to be measured, that this machine's memory cannot hold.
+
+    Prediction takes a second a cell, so only those are predicted that could be large.
+    """
     missing = runner.missing()
-    dropped = set(too_big(missing, memory_of(runner.machine(missing[0])) if missing else None))
+    memory = memory_of(runner.machine(missing[0])) if missing else None
+    dropped = set(too_big([cell for cell in missing if memory and _generous(cell) > memory / 4], memory))
     kept = tuple(cell for cell in runner.suite.cells if cell not in dropped)
     return replace(runner, suite=replace(runner.suite, cells=kept))

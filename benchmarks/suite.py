@@ -86,6 +86,11 @@ def suite_path(name: str) -> Path:
     return FOLDER / f"{name}.toml"
 
 
+def scaled(name: str, scale: str) -> str:
+    """The name under which records of a suite at a scale lie."""
+    return name if scale == DEFAULT_SCALE else f"{name}-{scale}"
+
+
 def read_suite(name: str, scale: str = DEFAULT_SCALE, device: str = "cpu") -> Suite:
     """Read a suite at a scale, its cells for a device; raises ValueError that names the file and the key."""
     path = suite_path(name)
@@ -97,8 +102,7 @@ def read_suite(name: str, scale: str = DEFAULT_SCALE, device: str = "cpu") -> Su
     cells = dict.fromkeys(_cells(path, content, scale, device))  # the same cell from two grids is one cell
     if not cells:
         raise ValueError(f"{path}: no cells at scale {scale!r}")
-    stem = path.stem if scale == DEFAULT_SCALE else f"{path.stem}-{scale}"
-    return Suite(stem, content.get("title", path.stem), tuple(cells), _match(path, content, scale))
+    return Suite(scaled(path.stem, scale), content.get("title", path.stem), tuple(cells), _match(path, content, scale))
 
 
 def _check_keys(path: Path, content: Mapping[str, Any], scale: str) -> None:

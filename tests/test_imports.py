@@ -24,6 +24,10 @@ ALLOWED = {
     | {"benchmarks.evaluate", "benchmarks.checkpoint", "benchmarks.machine", "benchmarks.reach"},
     "benchmarks.reach": MEASURING | {"benchmarks.evaluate"},
     "benchmarks.cost": MEASURING | {"benchmarks.flops", "benchmarks.machine"},
+    "benchmarks.flops": {"models"},
+    "benchmarks.predict": MEASURING | {"benchmarks.cost", "benchmarks.evaluate", "benchmarks.flops"},
+    "benchmarks.sizes": {"benchmarks.predict", "benchmarks.record", "benchmarks.suite"},
+    "benchmarks.plan": {"benchmarks.predict", "benchmarks.record", "benchmarks.run"},
     "benchmarks.run": {"benchmarks.suite", "benchmarks.record", "benchmarks.machine"},
     "benchmarks.report": {"benchmarks.report", "benchmarks.record"},
 }
