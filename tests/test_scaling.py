@@ -254,7 +254,11 @@ def test_words_are_computed_from_the_records() -> None:
     """At 8192: training 1e-6 (2^20 + 2^13) / (1e-5 2^13) = 12.9, memory (1 + 24.576) / (1 + 8.192) = 2.78."""
     found = part(costs.parts(suite()), "What length costs, in words")
     assert found.text.startswith("With 1 sequence a batch: At 8,192 tokens transformer needs ")
-    for words in ("12.9 times the time of a training step", "2.78 times its memory", "1,638 times the state of rwkv"):
+    for words in (
+        "12.9 times the time of a training step",
+        "2.78 times the memory of one",
+        "1,638 times the state of rwkv",
+    ):
         assert words in found.text
     assert "1,000 to 1,000 parameters, 0.0 % apart" in found.text
 
@@ -267,7 +271,8 @@ def test_noise_is_said_and_leaves_things_open() -> None:
     assert row(found.table)["training time"] == "1.70 (1.13 to 2.55) (noisy)"
     assert part(parts, "Costs").table["n"].tolist().count("20 (noisy)") == 4
     closer = [measured(cell(model, length), noisy=True) for model in ("transformer", "rwkv") for length in (288, 576)]
-    assert "in the time of a training step" in part(costs.parts(closer), "What length costs, in words").text
+    said = part(costs.parts(closer), "What length costs, in words").text
+    assert "in the time of a training step and the time of prefill they are not told apart" in said
 
 
 def test_protocols_never_share_a_figure_or_a_fit() -> None:
@@ -276,6 +281,7 @@ def test_protocols_never_share_a_figure_or_a_fit() -> None:
     figures = [one for one in parts if one.title.startswith("Cost against length")]
     protocols = ["1 sequence a batch", "16,384 tokens a batch", "4 sequences a batch"]
     assert sorted(one.title.partition(": ")[2] for one in figures) == protocols
+    assert figures[-1].title.endswith(protocols[1])  # the batch that shrinks
     assert len({one.name for one in figures}) == 3
     for one in figures:
         assert one.data is not None and one.data["protocol"].nunique() == 1

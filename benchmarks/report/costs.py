@@ -63,9 +63,10 @@ def costs_of(records: Sequence[Record]) -> pd.DataFrame:
     """A row for each `cost` cell and phase, measured or ended otherwise.
 
     Seconds, operations and joules are of one repeat; what is a token's is that, over the tokens of all sequences.
+    Protocols in which the batch stays the same come first.
     """
     labels, rows = Labels.of(records), []
-    for record in records:
+    for record in sorted(records, key=lambda record: record.cell.batch_tokens or 0):
         cell, cost = record.cell, record.outcome.cost
         if cell.kind != "cost" or (not cost and record.outcome.status not in FINAL):
             continue

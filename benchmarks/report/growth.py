@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -348,7 +348,7 @@ def _ratio(one: Curve | None, two: Curve | None) -> Ratio | None:
 
 
 SAID = {
-    "training time": "the time of a training step", "training memory": "its memory",
+    "training time": "the time of a training step", "training memory": "the memory of one",
     "prefill time": "the time of prefill", "decode time": "the time of a decoded token", "state": "the state",
 }  # fmt: skip
 
@@ -357,12 +357,13 @@ def sentence(base: str, model: str, ratios: Mapping[str, Ratio]) -> str:
     """One sentence on a pair, at the longest length they share; what noise leaves open is said to be so."""
     length = max(ratio.length for ratio in ratios.values())
     there = {name: ratio for name, ratio in ratios.items() if ratio.length == length}
-    clear = [
-        f"{f'about {roughly(ratio.value)}' if ratio.rough else times(ratio.value)} times {_thing(name, there)}"
-        for name, ratio in there.items() if ratio.apart
-    ]  # fmt: skip
-    open_ = [_thing(name, there) for name, ratio in there.items() if not ratio.apart]
-    text = f"at {length:,.0f} tokens {base} needs {_and(clear)} of {model}" if clear else ""
+    clear = [name for name, ratio in there.items() if ratio.apart]
+    needs = [
+        f"{f'about {roughly(there[name].value)}' if there[name].rough else times(there[name].value)} times {thing}"
+        for name, thing in zip(clear, _things(clear), strict=True)
+    ]
+    open_ = _things([name for name, ratio in there.items() if not ratio.apart])
+    text = f"at {length:,.0f} tokens {base} needs {_and(needs)} of {model}" if clear else ""
     if open_ and clear:
         text += f"; in {_and(open_)} they are not told apart"
     elif open_:
@@ -370,8 +371,10 @@ def sentence(base: str, model: str, ratios: Mapping[str, Ratio]) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def _thing(name: str, there: Mapping[str, Ratio]) -> str:
-    return "the memory of a training step" if name == "training memory" and "training time" not in there else SAID[name]
+def _things(names: Sequence[str]) -> list[str]:
+    """What quantities are called in one enumeration; `one` is a training step that was just named."""
+    alone = "the memory of a training step"
+    return [alone if name == "training memory" and "training time" not in names else SAID[name] for name in names]
 
 
 def _and(names: list[str]) -> str:
