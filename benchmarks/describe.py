@@ -21,7 +21,7 @@ def card(name: str, plugins: Sequence[str] = ()) -> str:
     load_plugins(plugins)
     if name in task_names():
         return task_card(get_task(name))
-    if name in model_names():
+    if ":" in name or name in model_names():
         return model_card(name)
     raise ValueError(f"nothing is called {name!r}: `lookback list` tasks, models or suites shows what there is")
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 NAME = r"[a-z0-9][a-z0-9_.-]{0,63}"
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
+ModelName = Annotated[str, StringConstraints(pattern=f"^([a-z0-9]+:)?{NAME}$")]  # hf:gpt2 is gpt2 of the family hf
 Status = Literal["ok", "oom", "nan", "timeout", "error", "killed"]
 FINAL = ("ok", "oom", "nan", "timeout")
 """Results, all of them, and plotted as such. The other two, `error` and `killed`, are tried again."""
@@ -44,7 +45,7 @@ class Cell(Value):
     kind: Literal["learn", "cost"]
     task: Name
     task_options: dict[str, Any] = {}
-    model: Name
+    model: ModelName
     model_options: dict[str, Any] = {}
     width: int = Field(ge=1)
     depth: int = Field(ge=1)
@@ -117,7 +118,8 @@ class Cell(Value):
         """Readable, and unique by the hash of the canonical cell that ends it: recall-rrwkv-L256-s0-1f3a9c2e."""
         kind = "" if self.kind == "learn" else "cost-"
         digest = hashlib.sha256(self.canonical().encode()).hexdigest()[:8]
-        return f"{kind}{self.task}-{self.model}-L{self.length}-s{self.seed}-{digest}"
+        model = self.model.replace(":", "-")  # which file names cannot have everywhere
+        return f"{kind}{self.task}-{model}-L{self.length}-s{self.seed}-{digest}"
 
 
 class TaskFacts(Value):

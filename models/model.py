@@ -37,13 +37,15 @@ def small_normal(weight: Tensor) -> None:
 class Recipe:
     """What an architecture asks of the frame around its blocks and of the optimiser.
 
-    `learning_rate_scale` multiplies the learning rate of the parameters whose last name it holds.
+    `learning_rate_scale` multiplies the learning rate of the parameters whose last name it holds. An architecture that
+    comes `whole` has all its layers in one block, with the norm behind them and a method `drop` for the dropout.
     """
 
     embedding_norm: bool = False
     embedding_init: Callable[[Tensor], None] = small_normal
     head_init: Callable[[Tensor], None] = small_normal
     learning_rate_scale: Mapping[str, float] = field(default_factory=dict)
+    whole: bool = False
 
 
 class SequenceModel(nn.Module):
@@ -66,14 +68,18 @@ class SequenceModel(nn.Module):
         self.pooling, self.documents, self.dropout = pooling, documents, nn.Dropout(dropout)
         self.embedding = nn.Embedding(vocabulary, width)
         self.embedding_norm = nn.LayerNorm(width) if recipe.embedding_norm else nn.Identity()
-        self.blocks = nn.ModuleList(block(width, layer, depth, **options) for layer in range(depth))
+        layers = 1 if recipe.whole else depth
+        self.blocks = nn.ModuleList(block(width, layer, depth, **options) for layer in range(layers))
         self.backward_blocks = nn.ModuleList(
-            block(width, layer, depth, **options) for layer in range(depth if direction == "bidirectional" else 0)
+            block(width, layer, depth, **options) for layer in range(layers if direction == "bidirectional" else 0)
         )
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.Identity() if recipe.whole else nn.LayerNorm(width)
         self.head = nn.Linear(width if documents == 1 else 4 * width, classes or vocabulary, bias=False)
         recipe.embedding_init(self.embedding.weight)
         recipe.head_init(self.head.weight)
+        if recipe.whole and dropout:
+            for stack in (*self.blocks, *self.backward_blocks):
+                stack.drop(self.dropout)
 
     def forward(self, tokens: Tensor, asked: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """Answers to all positions at once.
@@ -105,8 +111,9 @@ class SequenceModel(nn.Module):
         return pooled(self.norm(self.through(blocks, x)), lengths, self.pooling)
 
     def through(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        dropping = self.training and self.dropout.p and not self.recipe.whole
         for block in blocks:
-            x = x + self.dropout(block(x) - x) if self.training and self.dropout.p else block(x)
+            x = x + self.dropout(block(x) - x) if dropping else block(x)
         return x
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -131,7 +138,7 @@ class SequenceModel(nn.Module):
         for block, before in zip(layers["blocks"], state, strict=True):
             x, after = block.step(x, before)
             following.append(after)
-        return product(layers["head"], normed(layers["norm"], x)), following
+        return product(layers["head"], x if self.recipe.whole else normed(layers["norm"], x)), following
 
     def prefill(self, tokens: Tensor) -> tuple[Tensor, list[State]]:
         """Read (batch, length) tokens at once: logits after the last one, and the state to go on from.
@@ -157,7 +164,8 @@ class SequenceModel(nn.Module):
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             scale = self.recipe.learning_rate_scale.get(name.rpartition(".")[2], 1.0)
-            groups.setdefault((scale, parameter.ndim >= 2), []).append(parameter)
+            decay = parameter.ndim >= 2 and not getattr(parameter, "_no_weight_decay", False)
+            groups.setdefault((scale, decay), []).append(parameter)
         return [{"params": p, "learning_rate_scale": scale, "decay": decay} for (scale, decay), p in groups.items()]
 
 
@@ -199,6 +207,8 @@ class _Registration:
 
 
 _MODELS: dict[str, _Registration] = {}
+Found = tuple[type[nn.Module], Recipe, dict[str, Any]]
+_FAMILIES: dict[str, Callable[[str], Found]] = {}
 Block = TypeVar("Block", bound=type[nn.Module])
 
 
@@ -218,26 +228,50 @@ def register_model(name: str, recipe: Recipe | None = None) -> Callable[[Block],
     return decorate
 
 
+def register_family(prefix: str, summary: str) -> Callable[[Callable[[str], Found]], Callable[[str], Found]]:
+    """Register a function that finds the models called PREFIX:NAME: block, recipe and defaults of a NAME.
+
+    It raises ValueError for a NAME it does not have. `summary` is a line for `lookback list`.
+    """
+
+    def decorate(find: Callable[[str], Found]) -> Callable[[str], Found]:
+        if prefix in _FAMILIES:
+            raise ValueError(f"models {prefix}:NAME are already registered by {_FAMILIES[prefix].__module__}")
+        _FAMILIES[prefix] = find
+        return find
+
+    return decorate
+
+
 def model_names() -> list[str]:
-    """Names of all registered models, sorted."""
+    """Names of all registered models, sorted; those of families are not among them."""
     package = importlib.import_module(__package__ or "models")
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         importlib.import_module(module.name)
     return sorted(_MODELS)
 
 
+def _registration(name: str) -> _Registration:
+    """What is registered under a name; raises ValueError that suggests near names."""
+    prefix, colon, rest = name.partition(":")
+    names = model_names()
+    if colon and prefix in _FAMILIES and NAME.fullmatch(rest):
+        return _Registration(*_FAMILIES[prefix](rest))
+    if name not in names:
+        families = [f"{family}:NAME" for family in sorted(_FAMILIES)]
+        near = difflib.get_close_matches(name, names) or [*sorted(names), *families]
+        raise ValueError(f"unknown model {name!r}: expected {' or '.join(near)}")
+    return _MODELS[name]
+
+
 def model_options(name: str) -> dict[str, Any]:
     """The options of a model and their defaults; raises ValueError that suggests near names."""
-    if name not in model_names():
-        near = difflib.get_close_matches(name, _MODELS) or sorted(_MODELS)
-        raise ValueError(f"unknown model {name!r}: expected {' or '.join(near)}")
-    return dict(_MODELS[name].defaults)
+    return dict(_registration(name).defaults)
 
 
 def registered_block(name: str) -> type[nn.Module]:
     """The block behind a name; raises ValueError as `model_options` does."""
-    model_options(name)
-    return _MODELS[name].block
+    return _registration(name).block
 
 
 def build_model(
@@ -248,13 +282,19 @@ def build_model(
 
     Raises ValueError on an unknown name or option, and where the architecture cannot have this width.
     """
-    defaults = model_options(name)
-    unknown = set(options) - set(defaults)
-    if unknown:
-        known = ", ".join(sorted(defaults)) or "none"
-        raise ValueError(f"model {name!r} has no option {sorted(unknown)[0]!r}: its options are {known}")
-    found = _MODELS[name]
+    found = _registration(name)
+    for unknown in sorted(set(options) - set(found.defaults)):
+        raise ValueError(f"model {name!r} has no option {unknown!r}: {_known(unknown, found.defaults)}")
     return SequenceModel(
-        found.block, found.recipe, vocabulary, classes, width, depth, {**defaults, **options}, pooling, direction,
-        documents, dropout,
-    )  # fmt: skip
+        found.block, found.recipe, vocabulary, classes, width, depth, options, pooling, direction, documents, dropout
+    )
+
+
+FEW_OPTIONS = 16  # that a line can name
+
+
+def _known(unknown: str, options: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(unknown, options)
+    if near and len(options) > FEW_OPTIONS:
+        return f"of its {len(options)}, nearest are {', '.join(near)}"
+    return f"its options are {', '.join(sorted(options)) or 'none'}"
