@@ -79,6 +79,16 @@ def step_lines(results: dict[str, Any]) -> Iterator[str]:
             yield f"  {row['name']:<30}{1e3 * row['seconds']:>12.2f}{rate:>18}{ratio:>14}{row['rounds']:>8}"
 
 
+def decode_lines(results: dict[str, Any]) -> Iterator[str]:
+    """A token's step beside the matrix products and attention in it: what is over twice them is our own code's cost."""
+    yield ""
+    yield f"{'decode, 1 x 256 x 256 x 4':<32}{'us a token':>12}{'its products':>14}{'step is':>10}"
+    found = {(row["name"], row["what"]): 1e6 * row["seconds"] / row["tokens"] for row in rows(results, "decode")}
+    for name in dict.fromkeys(name for name, _ in found):
+        step, products = found[name, "step"], found[name, "its products"]
+        yield f"  {name:<30}{step:>12.0f}{products:>14.0f}{step / products:>9.2f}x"
+
+
 def sampler_lines(results: dict[str, Any]) -> Iterator[str]:
     """How many tokens and examples of each task one core makes in a second."""
     yield ""
@@ -88,7 +98,7 @@ def sampler_lines(results: dict[str, Any]) -> Iterator[str]:
         yield f"  {row['name']:<30}{tokens:>26.2f}{examples:>20,.0f}"
 
 
-SECTIONS = (operator_lines, step_lines, sampler_lines)
+SECTIONS = (operator_lines, step_lines, decode_lines, sampler_lines)
 
 
 def main(arguments: list[str]) -> int:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.record import make_cell
 from benchmarks.step import make_optimizer, training_step
@@ -282,6 +283,56 @@ def test_training_step(benchmark: BenchmarkFixture, name: str, shape: StepShape)
     benchmark.group = f"step {'x'.join(map(str, shape[:4]))} {shape.precision}"
     benchmark.extra_info |= {"section": "step", "name": name, "tokens": tokens.numel(), "shape": shape._asdict()}
     measure(benchmark, lambda: training_step(model, optimizer, Batch(tokens, tokens), cell, 0))
+
+
+# Decoding, beside its own matrix products
+
+DECODED = 16  # tokens a round: the interval of rrwkv, so that its mediums are made as often as they are
+CONTEXT = 256
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "scaled_dot_product")
+
+
+class Recorded(TorchDispatchMode):
+    """The matrix products and attentions that run within it, to be run again by themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Callable[[], Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__.lstrip("_").startswith(PRODUCTS):
+            self.calls.append(functools.partial(func, *args, **(kwargs or {})))
+        return result
+
+
+def decoder(name: str) -> Callable[[], Any]:
+    """Decodes so many tokens with a model of width 256 and depth 4, one sequence, behind a context of 256 bytes."""
+    model = build_model(name, VOCABULARY, width=256, depth=4).to(DEVICE).eval()
+    tokens = torch.randint(VOCABULARY, (1, CONTEXT), device=DEVICE)
+
+    def decode() -> None:
+        _, state = start
+        for position in range(DECODED):
+            _, state = model.step(tokens[:, position], state)
+
+    with torch.no_grad():
+        start = model.prefill(tokens)
+    return decode
+
+
+@pytest.mark.parametrize("what", ["step", "its products"])
+@pytest.mark.parametrize("name", ["transformer", "rwkv", "rrwkv", "lstm"])
+def test_decode(benchmark: BenchmarkFixture, name: str, what: str) -> None:
+    """A token's step, and nothing but the matrix products and attention that it ran."""
+    run = decoder(name)
+    if what != "step":
+        with torch.no_grad(), Recorded() as recorded:  # inference mode would show whole layers, not products
+            run()
+        run = lambda: [call() for call in recorded.calls]  # noqa: E731
+    benchmark.group = f"decode {name}"
+    benchmark.extra_info |= {"section": "decode", "name": name, "what": what, "tokens": DECODED}
+    measure(benchmark, torch.inference_mode()(run))
 
 
 # Making of data

@@ -32,6 +32,10 @@ def test_report_prints_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         {"group": "wkv", "extra_info": shape | {"name": "lookback", "form": "tiled"}, "stats": stats},
         {"group": "wkv", "extra_info": shape | {"name": "loop", "form": ""}, "stats": slow},
     ]
+    token = {"section": "decode", "name": "rwkv", "tokens": 16, "calls": 1}
+    for what, seconds in (("step", 32e-6), ("its products", 16e-6)):
+        row = {"group": "decode rwkv", "extra_info": token | {"what": what}, "stats": stats | {"median": seconds}}
+        benchmarks.append(row)
     path = tmp_path / "speed.json"
     path.write_text(json.dumps({"benchmarks": benchmarks}))
     assert speed_report.main([str(path)]) == 0
@@ -39,3 +43,18 @@ def test_report_prints_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ours, loop = (next(line for line in printed if line.split()[:1] == [name]) for name in ("lookback", "loop"))
     assert ours.split() == ["lookback", "(tiled)", "0.002", "50.0%", "2", "20", "noisy:", "quartiles", "50%", "apart"]
     assert loop.split() == ["loop", "0.008", "4.0x", "faster", "12.5%", "2", "20"]
+    assert next(line for line in printed if line.split()[:1] == ["rwkv"]).split()[1:] == ["2", "1", "2.00x"]
+
+
+@pytest.mark.parametrize("name", ["transformer", "rwkv", "rrwkv", "lstm"])
+def test_every_product_of_a_decoded_token_is_recorded(name: str) -> None:
+    """By the weights: each matrix of the model but the embedding is multiplied once a token, or once a medium."""
+    decode = test_speed.decoder(name)
+    with torch.no_grad(), test_speed.Recorded() as recorded:
+        decode()
+    weights = [call.args[1] for call in recorded.calls if call.func.overloadpacket.__name__ == "mm"]
+    expected = {"transformer": 4 * 4 + 1, "rwkv": 7 * 4 + 1, "rrwkv": 8 * 4 + 1}
+    if name in expected:
+        mediums = 4 * (2 + 2 + 2) if name == "rrwkv" else 0  # a layer: two squeezes, and the medium's key and value
+        assert len(weights) == expected[name] * test_speed.DECODED + mediums
+    assert recorded.calls
