@@ -18,12 +18,16 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import register_pytree_node
 
 from models.model import Recipe, register_family
 
 CACHES = ("past_key_values", "cache_params", "state")
 """What a stack calls what it keeps of the past, as an argument and in what it gives back."""
+
+TRIED = 8  # positions that a model is tried on
+CLOSE = 5e-3  # of the largest output: GPUs multiply with 11 bits
 
 WHOLE = Recipe(whole=True)
 FRAMES = ("hidden_size", "num_hidden_layers", "vocab_size")  # which the frame says: width, depth, vocabulary
@@ -73,6 +77,7 @@ class Stack(nn.Module):
 
     def __init__(self, width: int, layer: int, depth: int, **options: Any) -> None:
         super().__init__()
+        self.width = width
         try:
             config = self.configuration(**fields(self.name, self.configuration, width, depth, options))
             self.stack: Any = _without_head(self.language_model(config))
@@ -85,24 +90,35 @@ class Stack(nn.Module):
         self.cache_name = next((name for name in CACHES if name in takes), None)
         self.use_cache = "use_cache" in takes
         self.longest = _longest(self.stack, config)
+        self.tried: set[str] = set()
 
     def forward(self, x: Tensor) -> Tensor:  # (batch, length, width) -> same
         self.check_length(x.shape[1])
-        return self.read(x, **({"use_cache": False} if self.use_cache else {}))[0]
+        self._try_once("causal", self._is_causal, "is not causal: what comes later changes what it says before")
+        return self.read(x)
 
-    def read(self, x: Tensor, **arguments: Any) -> Any:
-        return self.stack(inputs_embeds=x, return_dict=True, **arguments)
+    def read(self, x: Tensor) -> Tensor:
+        return self.stack(inputs_embeds=x, return_dict=True, **({"use_cache": False} if self.use_cache else {}))[0]
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> tuple[Kept, int]:
         """Nothing yet: a stack makes its own when it reads the first token."""
         if self.cache_name is None or not self.use_cache:
             raise ValueError(f"model {self.name!r} keeps no state: it reads whole sequences and cannot go on from one")
+        self._try_once("state", self._goes_on, "keeps no state to trust: token by token it says something else")
         return Kept(None), 0
 
-    def prefill(self, x: Tensor, state: tuple[Kept, int] | None = None) -> tuple[Tensor, tuple[Kept, int]]:
-        kept, before = state or self.initial_state(len(x), x.device, x.dtype)
+    def prefill(self, x: Tensor) -> tuple[Tensor, tuple[Kept, int]]:
+        return self.go_on(x, self.initial_state(len(x), x.device, x.dtype))
+
+    def step(self, x: Tensor, state: tuple[Kept, int]) -> tuple[Tensor, tuple[Kept, int]]:
+        y, state = self.go_on(x[:, None], state)
+        return y[:, 0], state
+
+    def go_on(self, x: Tensor, state: tuple[Kept, int]) -> tuple[Tensor, tuple[Kept, int]]:
+        """Read (batch, length, width) behind what was read before."""
+        kept, before = state
         self.check_length(before + x.shape[1])
-        found = self.read(x, use_cache=True, **{str(self.cache_name): kept.inside})
+        found = self.stack(inputs_embeds=x, return_dict=True, use_cache=True, **{str(self.cache_name): kept.inside})
         if found[0].shape != x.shape:
             raise ValueError(
                 f"model {self.name!r} reads {tuple(x.shape)} and gives {tuple(found[0].shape)}: its library goes wrong "
@@ -110,9 +126,41 @@ class Stack(nn.Module):
             )
         return found[0], (Kept(found[self.cache_name]), before + x.shape[1])
 
-    def step(self, x: Tensor, state: tuple[Kept, int]) -> tuple[Tensor, tuple[Kept, int]]:
-        y, state = self.prefill(x[:, None], state)
-        return y[:, 0], state
+    def _try_once(self, what: str, right: Callable[[Tensor], bool], wrong: str) -> None:
+        """Try on a few positions whether a model does what it must: libraries have many, and nobody tries them all.
+
+        Inputs are as small as weights at the start, so that what is added to them, as of positions, is seen.
+        """
+        weight = next(self.parameters())
+        if what in self.tried or isinstance(weight, FakeTensor) or weight.is_meta or torch.compiler.is_compiling():
+            return
+        self.tried.add(what)
+        training, length = self.training, min(TRIED, self.longest or TRIED)
+        self.eval()
+        try:
+            with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+                wave = 0.02 * torch.arange(length * self.width, device=weight.device).cos()
+                fine = right(wave.to(weight.dtype).view(1, length, self.width))
+        except Exception as error:
+            said = " ".join((str(error) or type(error).__name__).split())[:300]
+            raise RuntimeError(f"model {self.name!r} does not run here: {said}") from error
+        finally:
+            self.train(training)
+        if not fine:
+            raise ValueError(f"model {self.name!r} {wrong}")
+
+    def _is_causal(self, x: Tensor) -> bool:
+        half = x.shape[1] // 2
+        return _close(self.read(torch.cat([x[:, :half], -x[:, half:]], 1))[:, :half], self.read(x)[:, :half])
+
+    def _goes_on(self, x: Tensor) -> bool:
+        half = x.shape[1] // 2
+        y, state = self.go_on(x[:, :half], (Kept(None), 0))
+        outputs = [y]
+        for position in x[:, half:].unbind(1):
+            y, state = self.step(position, state)
+            outputs.append(y[:, None])
+        return _close(torch.cat(outputs, 1), self.read(x))
 
     def check_length(self, length: int) -> None:
         if self.longest is not None and length > self.longest:
@@ -123,7 +171,7 @@ class Stack(nn.Module):
 
     def drop(self, dropout: nn.Dropout) -> None:
         """Have `dropout` leave out its share of what each layer adds."""
-        lists = [module for module in self.stack.children() if isinstance(module, nn.ModuleList)]
+        lists = [module for module in self.stack.modules() if isinstance(module, nn.ModuleList)]
         layers = next((found for found in lists if len(found) == self.stack.config.num_hidden_layers), None)
         if layers is None:
             raise ValueError(f"model {self.name!r} does not show its layers: it has no dropout but its options'")
@@ -131,15 +179,19 @@ class Stack(nn.Module):
         def dropped(layer: nn.Module, given: Any, named: Any, out: Any) -> Any:
             x = given[0] if given else named["hidden_states"]
             y = out if isinstance(out, Tensor) else out[0]
-            y = x + dropout(y - x) if dropout.training else y
+            y = x + dropout(y - x) if dropout.training and layer.training else y
             return y if isinstance(out, Tensor) else (y, *out[1:])
 
         for layer in layers:
             layer.register_forward_hook(dropped, with_kwargs=True)
 
 
+def _close(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).abs().max() <= CLOSE * b.abs().max())
+
+
 def _without_head(language_model: Any) -> Any:
-    stack = language_model.get_decoder()
+    stack = language_model.base_model
     return language_model.model if stack is language_model else stack
 
 
@@ -187,7 +239,7 @@ def fields(name: str, configuration: Any, width: int, depth: int, options: Mappi
         if _drops(field, value):
             sizes[field] = 0.0
         elif isinstance(value, int) and field.endswith(("intermediate_size", "ffn_dim")):
-            sizes[field] = math.ceil(value * growth)
+            sizes[field] = 8 * math.ceil(value * growth / 8)  # kernels for experts want it so
         elif field.endswith(("embedding_size", "embed_proj_dim")):
             sizes[field] = width
         elif isinstance(value, int) and field in ("pad_token_id", "bos_token_id", "eos_token_id"):

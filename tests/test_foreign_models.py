@@ -175,8 +175,25 @@ def test_without_a_state_nothing_is_read_again_in_silence() -> None:
     model = randomised("hf:openai-gpt")
     assert model(tokens()).shape == (2, 19, VOCABULARY)
     for read in (lambda: model.prefill(tokens()), lambda: model.initial_state(2)):
-        with pytest.raises(ValueError, match="'hf:openai-gpt' keeps no state"):
+        with pytest.raises(ValueError, match="'hf:openai-gpt' keeps no state: "):
             read()
+
+
+@pytest.mark.parametrize("kind", ["roberta", "camembert"])
+def test_a_state_that_deceives_is_refused(kind: str) -> None:
+    """transformers 5.23 counts the positions of these from the start again when it goes on from a state."""
+    model = build_model(f"hf:{kind}", VOCABULARY, width=WIDTH, depth=DEPTH)
+    assert model(tokens()).shape == (2, 19, VOCABULARY)
+    with pytest.raises(ValueError, match=f"'hf:{kind}' keeps no state to trust"):
+        model.prefill(tokens())
+
+
+def test_what_sees_the_future_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model("hf:llama", VOCABULARY, width=WIDTH, depth=DEPTH)
+    for layer in model.blocks[0].stack.layers:
+        layer.register_forward_hook(lambda layer, given, out: out + out.mean(1, keepdim=True))
+    with pytest.raises(ValueError, match="'hf:llama' is not causal"):
+        model(tokens())
 
 
 @torch.no_grad()
