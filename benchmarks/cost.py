@@ -135,13 +135,13 @@ class Work:
     warm: Run
     alive: list[Any]
     tokens: int
+    state_bytes: int = 0  # of what decoding goes on from
 
 
 def _phase(name: str, model: SequenceModel, batch: Batch, cell: Cell) -> tuple[Phase, int]:
     """The measurements of a phase, and the bytes of the state it goes on from (of decode)."""
     work = _prepare(name, model, batch, cell)
-    size = state_bytes(work.alive[-1])
-    return _measure(work, cell), size
+    return _measure(work, cell), work.state_bytes
 
 
 def _prepare(name: str, model: SequenceModel, batch: Batch, cell: Cell) -> Work:
@@ -157,10 +157,11 @@ def _prepare(name: str, model: SequenceModel, batch: Batch, cell: Cell) -> Work:
         return Work(run, run, alive_in(model), tokens.numel())
     _, states = _quietly(lambda: model.prefill(tokens), cell)()
     _, others = _quietly(lambda: model.prefill(tokens[:, :WARM_TOKENS]), cell)()
+    size = state_bytes(states)  # before anything goes on from it: some write into it
     token = tokens[:, -1].clone()  # of its own, so that the prompt does not count
     run, warm = (_quietly(_stream(model, token, state), cell) for state in (states, others))
     run()  # a cache that is full grows: memory of decoding is that of the steps between
-    return Work(run, warm, [alive_in(model), states], len(tokens))
+    return Work(run, warm, [alive_in(model), states], len(tokens), size)
 
 
 def _stream(model: SequenceModel, token: Tensor, state: Any) -> Run:
