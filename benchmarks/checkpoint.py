@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,10 +34,14 @@ class State:
     failure: str = ""  # why it ended before its last step, when the loss was no longer a number
 
 
-def save(folder: Path, model: SequenceModel, optimizer: torch.optim.Optimizer, state: State) -> None:
-    """Write a checkpoint, keeping the one before it, which serves when this one turns out torn."""
+def save(folder: Path, model: SequenceModel, optimizer: torch.optim.Optimizer, state: State, cell: Cell) -> None:
+    """Write a checkpoint, keeping the one before it, which serves when this one turns out torn.
+
+    Raises OSError that names the file when it cannot be written, on a full disk above all.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     content = {
+        "cell": cell.canonical(),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "random": torch.get_rng_state(),
@@ -43,28 +50,63 @@ def save(folder: Path, model: SequenceModel, optimizer: torch.optim.Optimizer, s
     }
     newest, before = (folder / name for name in NAMES)
     fresh = folder / "checkpoint.tmp"
-    torch.save(content, fresh)
+    try:
+        with fresh.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch's own writer hides what the system said
+        fresh.unlink(missing_ok=True)
+        raise OSError(f"checkpoint {fresh} cannot be written: {error}".splitlines()[0]) from error
     if newest.exists():
         newest.replace(before)
     fresh.replace(newest)
 
 
 def load(folder: Path, model: SequenceModel, optimizer: torch.optim.Optimizer, cell: Cell) -> State:
-    """Go on from the newest checkpoint that can be read and fits the model, or from the beginning."""
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    """Go on from the newest checkpoint that can be read and is this cell's, or from the beginning.
+
+    Nothing in a file is executed: torch reads tensors, numbers and texts of it, and refuses all else.
+    """
+    beginning: tuple[Any, ...] = ()
     for name in NAMES:
+        path = folder / name
+        if not path.exists():
+            continue
+        beginning = beginning or copy.deepcopy((model.state_dict(), optimizer.state_dict(), torch.get_rng_state()))
         try:
-            content = torch.load(folder / name, map_location=cell.device, weights_only=True)
-            state = State(**{**content["state"], "seen": [content["state"]["seen"].cpu()]})
-            fits = {name: tensor.shape for name, tensor in content["model"].items()} == shapes
-        except FileNotFoundError:
-            continue
-        except Exception:  # torn, or no checkpoint at all: whatever it is, it is nothing to go on from
-            continue
-        if fits:
+            _check(path)
+            content = torch.load(path, map_location=cell.device, weights_only=True)
+            state = _state(content, model, cell)
             _resume(content, model, optimizer)
             return state
+        except Exception as error:  # torn, a stranger's, or no checkpoint at all: it is nothing to go on from
+            said = (str(error).strip().splitlines() or [""])[0]
+            print(f"lookback: {path} cannot be gone on from: {type(error).__name__}: {said}", flush=True)
+            model.load_state_dict(beginning[0])
+            optimizer.load_state_dict(beginning[1])
+            torch.set_rng_state(beginning[2])
     return State()
+
+
+def _check(path: Path) -> None:
+    """Raise where a bit is not as it was written: torch writes checksums into its files, and does not read them."""
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{damaged} in it is damaged")
+
+
+def _state(content: dict[str, Any], model: SequenceModel, cell: Cell) -> State:
+    """Where the run of a checkpoint stands; raises ValueError when it is not one of this cell and model."""
+    if content.get("cell", cell.canonical()) != cell.canonical():  # those written before had no cell in them
+        raise ValueError("it is another cell's")
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if {name: tensor.shape for name, tensor in content["model"].items()} != shapes:
+        raise ValueError("it is another model's")
+    state = State(**{**content["state"], "seen": [content["state"]["seen"].cpu()]})
+    if not 0 <= state.step <= cell.steps or (state.finished and not (state.curve or state.failure)):
+        raise ValueError("it stands where no run of this cell can stand")
+    return state
 
 
 def _resume(content: dict[str, Any], model: SequenceModel, optimizer: torch.optim.Optimizer) -> None:

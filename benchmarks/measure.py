@@ -71,8 +71,9 @@ def _is_foreign(path: Path) -> bool:
 def _guarded(what: str, load: object) -> None:
     try:
         load()  # type: ignore[operator]
-    except Exception as error:
-        raise ValueError(f"{what} cannot be loaded: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{what} cannot be loaded: {type(error).__name__}: {said}") from error
 
 
 def check(cell: Cell) -> int:
@@ -143,8 +144,13 @@ def measure(cell: Cell, folder: Path, progress: Reporter, stop: list[bool]) -> O
         return Outcome(status="nan", message=str(error), task=facts, kernels=kernels)
     except Exception as error:
         if out_of_memory(error):
-            return Outcome(status="oom", message=str(error).splitlines()[0], task=facts, kernels=kernels)
+            return Outcome(status="oom", message=_first_line(error), task=facts, kernels=kernels)
         return Outcome(status="error", message=traceback.format_exc()[-2000:], task=facts, kernels=kernels)
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, briefly; Python's own MemoryError says nothing."""
+    return (str(error).strip().splitlines() or ["no memory left"])[0]
 
 
 def _facts(task: Task) -> TaskFacts:
@@ -191,14 +197,16 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     _die_with(job["parent"])
     stop = [False]
+    cell = Cell.model_validate(job["cell"])
 
     def asked_to_stop(number: int, frame: FrameType | None) -> None:
         stop[0] = True
+        if cell.kind == "cost":  # has nothing to save
+            sys.exit(INTERRUPTED)
 
     signal.signal(signal.SIGTERM, asked_to_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the runner decides
     torch.set_num_threads(job["threads"])
-    cell = Cell.model_validate(job["cell"])
     limit_memory(cell)
     load_plugins(job["plugins"])
     if cell.deterministic:

@@ -11,21 +11,28 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 NAME = r"[a-z0-9][a-z0-9_.-]{0,63}"
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
 ModelName = Annotated[str, StringConstraints(pattern=f"^([a-z0-9]+:)?{NAME}$")]  # hf:gpt2 is gpt2 of the family hf
+SUITE_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"  # a folder of records and of a report: it leads nowhere else
+SuiteName = Annotated[str, StringConstraints(pattern=f"^{SUITE_NAME}$")]
+PlainText = Annotated[str, StringConstraints(pattern=r"^[^<>\[\]$`\x00-\x1f\x7f]{0,200}$")]
+"""Stands in titles and figures as it is, where a tag, a link or a formula of a stranger's would be obeyed."""
 Status = Literal["ok", "oom", "nan", "timeout", "error", "killed"]
 FINAL = ("ok", "oom", "nan", "timeout")
 """Results, all of them, and plotted as such. The other two, `error` and `killed`, are tried again."""
 
 
+LARGEST = 1 << 53  # whole numbers up to here are the same in every reader of JSON, and make a file name that fits
+SHOWN = 100  # characters of what stood where something else was expected
 LIST_FIELDS = ("test_lengths", "learning_rates")
 """Fields of a cell that hold a list, where a list in a suite otherwise means several cells."""
 
@@ -49,10 +56,10 @@ class Cell(Value):
     model_options: dict[str, Any] = {}
     width: int = Field(ge=1)
     depth: int = Field(ge=1)
-    length: int = Field(ge=1)  # tokens: of training in a `learn` cell, of measuring in a `cost` cell
+    length: int = Field(ge=1, le=LARGEST)  # tokens: of training in a `learn` cell, of measuring in a `cost` cell
     batch_tokens: int | None = Field(default=None, ge=1)  # the batch is as many sequences as hold so many tokens
     batch_size: int = Field(ge=1)  # sequences; follows from batch_tokens and length where that is given
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=LARGEST)
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["float32", "bfloat16"] = "float32"  # of autocast; weights stay float32
     time_limit: float = Field(default=3600, gt=0)  # seconds
@@ -89,6 +96,18 @@ class Cell(Value):
         if isinstance(tokens, int) and isinstance(length, int) and length > 0:
             data["batch_size"] = max(1, tokens // length)
         return data
+
+    @field_validator("task_options", "model_options")
+    @classmethod
+    def _options_are_plain(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """What JSON gives back as it was: TOML also has dates, and both have readers that take nan."""
+        try:
+            plain = json.loads(json.dumps(options, allow_nan=False)) == options
+        except (TypeError, ValueError, RecursionError):
+            plain = False
+        if not plain:
+            raise ValueError("expected options that are texts, finite numbers, booleans, or lists and tables of them")
+        return options
 
     @model_validator(mode="after")
     def _values_are_positive(self) -> Cell:
@@ -127,7 +146,7 @@ class TaskFacts(Value):
 
     vocabulary: int
     classes: int | None
-    score: str
+    score: PlainText
     constant_score: float
     source: str
     data: dict[str, Any] = {}
@@ -258,8 +277,8 @@ class CostNumbers(Value):
     """Phases are `training` (a whole step), `prefill` and `decode` (one token for every sequence, after prefill)."""
 
     parameters: int
-    phases: dict[str, Phase]
-    failed: dict[str, Status] = {}  # phases that ended otherwise than ok
+    phases: dict[Name, Phase]
+    failed: dict[Name, Status] = {}  # phases that ended otherwise than ok
     state_bytes: int | None = None  # of the whole batch, after the cell's length; None where prefill failed
     generation: tuple[Generated, ...] = ()
 
@@ -279,13 +298,13 @@ class Machine(Value):
     """Where it was measured. No host name, user name or path."""
 
     slug: Name  # the folder of its records
-    device: str  # name of the GPU, or of the CPU
+    device: PlainText  # name of the GPU, or of the CPU
     facts: dict[str, Any] = {}
 
 
 class Record(Value):
     schema_version: Literal[1] = 1
-    suite: str
+    suite: SuiteName
     cell: Cell
     cell_id: str
     outcome: Outcome
@@ -310,15 +329,29 @@ def one_line(error: ValidationError, known: Iterable[str] = ()) -> str:
     fields = f"; known are {', '.join(sorted(known))}" if known else ""
     parts = []
     for fault in error.errors(include_url=False):
-        where = ".".join(str(part) for part in fault["loc"]) or "value"
+        where = ".".join(_on_one_line(part) for part in fault["loc"]) or "value"
         if fault["type"] == "extra_forbidden":
             parts.append(f"{where}: unknown field{fields}")
         elif fault["type"] == "missing":
             parts.append(f"{where}: missing")
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            parts.append(f"{where}: {message}, not {fault['input']!r}" if where != "value" else message)
+            parts.append(f"{where}: {message}, not {_shown(fault['input'])}" if where != "value" else message)
     return "; ".join(parts)
+
+
+def _on_one_line(part: int | str) -> str:
+    """A name as it stands in a file that anybody may have written."""
+    return str(part) if str(part).isprintable() and len(str(part)) <= SHOWN else _shown(part)
+
+
+def _shown(value: object) -> str:
+    """The beginning of what stood there, without anything that a terminal would obey."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of ten thousand digits, a list of as many depths
+        return f"a {type(value).__name__}"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def make_cell(fields: Mapping[str, Any]) -> Cell:
@@ -353,15 +386,53 @@ def write_record(folder: Path, record: Record) -> Path:
     path = folder / f"{record.cell.id}.json"
     text = json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False)
     write_atomically(path, text + "\n")
+    _flush(folder)
     return path
 
 
+def _flush(folder: Path) -> None:
+    """Have a folder's new names outlive a power cut, where the system can (not on Windows)."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+class TornRecordError(ValueError):
+    """A record's file that is no whole JSON: what a power cut, a full disk or a merge leaves, and nobody can read."""
+
+
 def read_record(path: Path) -> Record:
-    """Read one record; raises ValueError that names the file and what was expected."""
+    """Read one record; raises ValueError that names it and what was expected; TornRecordError where it is torn."""
     try:
         return Record.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise ValueError(f"{path}: not a record of schema 1: {one_line(error)}") from None
+        torn = any(fault["type"] == "json_invalid" for fault in error.errors(include_url=False))
+        kind = TornRecordError if torn else ValueError
+        raise kind(f"{path}: not a record of schema 1: {one_line(error)}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: expected a file that can be read: {error.strerror}") from None
+
+
+def read_records(folder: Path, suites: Collection[str] = ()) -> Iterator[Record]:
+    """The records below `folder`, of these suites alone where any are named.
+
+    One that cannot be read is left out, and a line on the error stream names it. Of a suite is what says so of itself:
+    a file of another folder that nowhere holds a suite's name is of none of them, and is not taken apart.
+    """
+    words = {json.dumps(suite).encode() for suite in suites}
+    for path in record_files(folder):
+        try:
+            if words and path.parent.name not in suites and not any(word in path.read_bytes() for word in words):
+                continue
+            record = read_record(path)
+        except (OSError, ValueError) as error:
+            print(f"lookback: left out: {error}", file=sys.stderr)
+        else:
+            if not suites or record.suite in suites:
+                yield record
 
 
 def record_files(folder: Path) -> Iterator[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import selectors
@@ -22,11 +23,12 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from benchmarks.machine import commit, load, machine, versions
-from benchmarks.record import FINAL, Cell, Machine, Outcome, Record, read_record, write_record
+from benchmarks.record import FINAL, Cell, Machine, Outcome, Record, TornRecordError, read_record, write_record
 from benchmarks.suite import Suite
 
 GRACE_SECONDS = 20.0  # between asking a process to stop and killing it
 WORK = ".work"
+SAID = "lookback: "  # begins a line of a cell's process that whoever runs it is to see
 # glibc gives large tensors back to the system as soon as they are freed, and every new one is then paid for page by
 # page: kept instead, training steps of small models take 10 to 30 % less time on a CPU.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
@@ -53,33 +55,66 @@ class Runner:
             self.machines[cell.device] = machine(cell.device)
         return self.machines[cell.device]
 
+    def path(self, cell: Cell) -> Path:
+        return self.folder(cell) / f"{cell.id}.json"
+
     def recorded(self, cell: Cell) -> Record | None:
-        """The record of a cell, if there is one; raises ValueError when what is there cannot be read."""
-        path = self.folder(cell) / f"{cell.id}.json"
-        return read_record(path) if path.exists() else None
+        """The record of a cell, if there is one; raises ValueError when what is there is none, or another cell's."""
+        path = self.path(cell)
+        if not path.exists():
+            return None
+        record = read_record(path)
+        if record.cell != cell:
+            raise ValueError(f"{path}: expected the record of this cell, found that of {record.cell_id}")
+        return record
 
     def missing(self) -> list[Cell]:
-        """Cells without a final record, in the suite's order."""
-        records = ((cell, self.recorded(cell)) for cell in self.suite.cells)
-        return [cell for cell, record in records if record is None or record.outcome.status not in FINAL]
+        """Cells without a final record, in the suite's order; see `sorted_out`."""
+        return self.sorted_out()[0]
+
+    def sorted_out(self) -> tuple[list[Cell], list[str]]:
+        """Cells to measure, and a line for each that is not, because a file that we cannot read stands in its place.
+
+        A torn record is measured again. What is whole but of another schema or cell may be somebody's result: nobody
+        writes over it, and the other cells are measured.
+        """
+        missing, strange = [], []
+        for cell in self.suite.cells:
+            try:
+                record = self.recorded(cell)
+            except TornRecordError:
+                record = None
+            except ValueError as error:
+                strange.append(f"not measured, nor written over: {error}; move it away to have its cell measured")
+                continue
+            if record is None or record.outcome.status not in FINAL:
+                missing.append(cell)
+        return missing, strange
 
     def run(self) -> int:
         """Measure what is missing; the exit code: 0 all measured, 1 some cell in error, 130 or 143 interrupted."""
-        cells = self.missing()
-        there = len(self.suite.cells) - len(cells)
-        print(
-            f"{self.suite.name}: {len(self.suite.cells)} cells, {there} recorded, {len(cells)} to measure", flush=True
-        )
-        failed = 0
+        cells, strange = self.sorted_out()
+        every = len(self.suite.cells)
+        there = every - len(cells) - len(strange)
+        print(f"{self.suite.name}: {every} cells, {there} recorded, {len(cells)} to measure", flush=True)
+        failed = len(strange)
         with self._listening(), Bar(len(cells)) as bar:
+            for line in strange:
+                bar.say(line)
             for cell in cells:
-                record = self._measure_alone(cell, bar)
+                try:
+                    record = None if self.signals else self._measure_alone(cell, bar)
+                except OSError as error:
+                    bar.say(f"{cell.id}: cannot be recorded in {self.folder(cell)}: {error.strerror or error}")
+                    bar.say("what is recorded stays; when that is mended, the same command goes on from here")
+                    return 1
                 if self.signals:
                     bar.say("interrupted; the same command goes on from here")
                     return 128 + self.signal_number
-                if record.outcome.status not in FINAL:
+                if record is None or record.outcome.status not in FINAL:
                     failed += 1
-                bar.finish(cell, record)
+                if record is not None:
+                    bar.finish(cell, record)
         return 1 if failed else 0
 
     @contextlib.contextmanager
@@ -100,23 +135,35 @@ class Runner:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _measure_alone(self, cell: Cell, bar: Bar) -> Record:
-        """Measure one cell while nobody else measures on this device, unless somebody just did."""
+    def _measure_alone(self, cell: Cell, bar: Bar) -> Record | None:
+        """Measure one cell while nobody else measures on this device, unless somebody just did; None where stopped."""
         work = self.folder(cell).parent / WORK
         work.mkdir(parents=True, exist_ok=True)
         bar.start(cell)
         lock = FileLock(work / f"{cell.device}.lock")
-        while True:
+        while not self.signals:
             try:
                 with lock.acquire(timeout=1):
+                    self._set_torn_aside(cell, bar)
                     record = self.recorded(cell)
                     if record is None or record.outcome.status not in FINAL:
                         record = self._measure(cell, work, bar)
                     return record
             except Timeout:
                 bar.say_once(f"another runner measures on this {cell.device}; waiting for it")
-                if self.signals:
-                    raise SystemExit(128 + self.signal_number) from None
+        return None
+
+    def _set_torn_aside(self, cell: Cell, bar: Bar) -> None:
+        """Keep what is left of a torn record beside its place, under a name that is no record's."""
+        path = self.path(cell)
+        try:
+            self.recorded(cell)
+        except TornRecordError as error:
+            aside = next(
+                name for n in itertools.count() if not (name := path.with_suffix(f".json.corrupt{n or ''}")).exists()
+            )
+            path.rename(aside)
+            bar.say(f"{error}; kept as {aside.name}, and its cell is measured again")
 
     def _measure(self, cell: Cell, work: Path, bar: Bar) -> Record:
         started, busy = _now(), load()
@@ -138,10 +185,10 @@ class Runner:
             machine=place.model_copy(update={"facts": facts}), versions=versions(), commit=code,
             uncommitted_changes=uncommitted,
         )  # fmt: skip
-        if not self.signals:
+        if outcome.status in FINAL or not self.signals:  # asked to stop, a cell may still have come to its end
             write_record(self.folder(cell), record)
-            if outcome.status in FINAL:
-                shutil.rmtree(work / cell.id, ignore_errors=True)
+        if outcome.status in FINAL:
+            shutil.rmtree(work / cell.id, ignore_errors=True)
         return record
 
     def _threads(self) -> int:
@@ -165,12 +212,18 @@ class Runner:
                 env={**ALLOCATOR, **os.environ},
             )  # fmt: skip
         os.close(writer)
+        if self.signals:  # that came before there was anybody to pass them on to
+            self.child.send_signal(signal.SIGTERM)
         try:
             timed_out = _follow(self.child, reader, cell.time_limit, bar.progress)
         finally:
             os.close(reader)
             _kill_group(self.child)
-        return _outcome(self.child.returncode, answer, folder / "output.txt", timed_out, cell)
+        said = (folder / "output.txt").read_text(encoding="utf-8", errors="replace")
+        for line in said.splitlines():
+            if line.startswith(SAID):
+                bar.say(f"{cell.id}: {line.removeprefix(SAID)}")
+        return _outcome(self.child.returncode, answer, said[-2000:], timed_out, cell)
 
 
 def _follow(child: subprocess.Popen[bytes], reader: int, limit: float, progress: Callable[..., None]) -> bool:
@@ -196,13 +249,12 @@ def _kill_group(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _outcome(code: int, answer: Path, output: Path, timed_out: bool, cell: Cell) -> Outcome:
+def _outcome(code: int, answer: Path, said: str, timed_out: bool, cell: Cell) -> Outcome:
     """What happened to a process: what it said, or what its end says."""
     if answer.exists():
         return Outcome.model_validate_json(answer.read_bytes())
     if timed_out:
         return Outcome(status="timeout", message=f"not done after {cell.time_limit:g} seconds")
-    said = output.read_text(encoding="utf-8", errors="replace")[-2000:]
     if code < 0:
         return Outcome(status="killed", message=f"ended by signal {signal.Signals(-code).name}: {said}")
     return Outcome(status="error", message=f"ended with exit code {code}: {said}")
@@ -250,7 +302,7 @@ class Bar:
         outcome = record.outcome
         if not self.live or outcome.status != "ok":
             seconds = time.monotonic() - self.began
-            last = f": {outcome.message.strip().splitlines()[-1]}" if outcome.message else ""
+            last = f": {outcome.message.strip().splitlines()[-1]}" if outcome.message.strip() else ""
             self.say(f"[{self.done}/{self.cells}] {cell.id} {outcome.status} in {seconds:.1f} s{last}")
 
     def say(self, text: str) -> None:

@@ -27,6 +27,8 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,10 +37,11 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from benchmarks.record import LIST_FIELDS, Cell, Name, Value, make_cell, one_line
+from benchmarks.record import LIST_FIELDS, SUITE_NAME, Cell, Name, Value, make_cell, one_line
 
 FOLDER = Path(__file__).parent / "suites"
 DEFAULT_SCALE = "small"
+MOST_CELLS = 100_000  # of a grid: what a slip of the pen multiplies out to is told, not waited for
 FIRST = ("kind", "task", "task_options", "length", "seed")  # slowest to change; models alternate at each length
 
 
@@ -78,7 +81,7 @@ def suite_path(name: str) -> Path:
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
-            raise ValueError(f"suite file {name} does not exist: expected the path of a TOML file")
+            raise ValueError(f"suite file {name!r} does not exist: expected the path of a TOML file")
         return path
     if name not in suite_names():
         near = difflib.get_close_matches(name, suite_names()) or suite_names()
@@ -96,8 +99,12 @@ def read_suite(name: str, scale: str = DEFAULT_SCALE, device: str = "cpu") -> Su
     path = suite_path(name)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid TOML: {error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid TOML: {' '.join(str(error).split())}") from None
+    except ValueError:  # what int() says of ten thousand digits
+        raise ValueError(f"{path}: not valid TOML: a number is too long") from None
+    if not re.fullmatch(SUITE_NAME, scaled(path.stem, scale)):
+        raise ValueError(f"{str(path)!r}: expected a name of letters, digits, _, . and -, for its records' folder")
     _check_keys(path, content, scale)
     cells = dict.fromkeys(_cells(path, content, scale, device))  # the same cell from two grids is one cell
     if not cells:
@@ -111,9 +118,18 @@ def _check_keys(path: Path, content: Mapping[str, Any], scale: str) -> None:
         raise ValueError(f"{path}: unknown key {sorted(unknown)[0]!r}: expected title, defaults, grid, match or scales")
     if not isinstance(content.get("grid"), list) or not all(isinstance(grid, dict) for grid in content["grid"]):
         raise ValueError(f"{path}: grid: expected at least one [[grid]] table")
+    if not isinstance(content.get("title", ""), str):
+        raise ValueError(f"{path}: title: expected a text")
+    for number, grid in enumerate(content["grid"], start=1):
+        scales = grid.get("scales", [])
+        if not isinstance(scales, list) or not all(isinstance(name, str) for name in scales):
+            raise ValueError(f"{path}: grid {number}: scales: expected a list of names")
     for key in ("defaults", "match", "scales"):
         if not isinstance(content.get(key, {}), dict):
             raise ValueError(f"{path}: {key}: expected a table")
+    for name, changed in content.get("scales", {}).items():
+        if not isinstance(changed, dict):
+            raise ValueError(f"{path}: scales.{name!r}: expected a table")
     known = set(content.get("scales", {})) | {s for grid in content["grid"] for s in grid.get("scales", [])}
     if scale not in known | {DEFAULT_SCALE}:
         raise ValueError(f"{path}: no scale {scale!r}: expected one of {', '.join(sorted(known | {DEFAULT_SCALE}))}")
@@ -138,6 +154,8 @@ def _cells(path: Path, content: Mapping[str, Any], scale: str, device: str) -> I
         changed = content.get("scales", {}).get(scale, {})
         try:
             fields = _layered(content.get("defaults", {}), grid, changed)
+            if (count := _count(fields)) > MOST_CELLS:
+                raise ValueError(f"expected at most {MOST_CELLS:,} cells, not {count:,}")
         except ValueError as error:
             raise ValueError(f"{path}: grid {number}: {error}") from None
         for values in multiply(fields):
@@ -165,6 +183,19 @@ def multiply(fields: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     choices = [_choices(key, fields[key]) for key in order]
     for values in itertools.product(*choices):
         yield dict(zip(order, values, strict=True))
+
+
+def _count(fields: Mapping[str, Any]) -> int:
+    """How many combinations `multiply` would give, at most, without making them."""
+    return math.prod(_width(value) for value in fields.values())
+
+
+def _width(value: Any) -> int:
+    if isinstance(value, dict):
+        return _count(value)
+    if isinstance(value, list):
+        return sum(_width(item) if isinstance(item, dict) else 1 for item in value)
+    return 1
 
 
 def _choices(key: str, value: Any) -> Sequence[Any]:

@@ -68,6 +68,8 @@ def learn(cell: Cell, task: Task, folder: Path, progress: Progress, stop: Callab
         failure = run.state.failure
     if best is None:
         raise NotFiniteError(failure)
+    if stop():
+        raise InterruptedRunError("stopped before the tests")
     progress(1, 1, "tests")
     return _numbers(cell, task, best, tuple(trials) if len(rates) > 1 else (), before)
 
@@ -153,7 +155,7 @@ def _train(cell: Cell, task: Task, folder: Path, here: Here, progress: Progress,
             clock.add_to(state)
             if at_point:
                 _close_segment(cell, task, model, state)
-            save(folder, model, optimizer, state)
+            save(folder, model, optimizer, state, cell)
             if state.finished:
                 break
             if stopping:

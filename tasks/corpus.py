@@ -90,8 +90,8 @@ def _open(folder: Path) -> Opened:
     try:
         facts = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
         texts = {split: np.memmap(folder / f"{split}.bytes", mode="r").view(np.ndarray) for split in SPLITS}
-        sizes = facts["bytes"]
-    except (OSError, ValueError, KeyError) as error:
+        sizes = {split: facts["bytes"][split] for split in SPLITS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: not a whole corpus ({error}): {advice}") from None
     for split, text in texts.items():
         if len(text) != sizes[split]:

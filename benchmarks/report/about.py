@@ -135,7 +135,7 @@ def _percent(share: float, digits: int = 1, sign: str = "") -> str:
 def facts(records: Sequence[Record]) -> dict[str, str]:
     """Where, with what and when the records were measured."""
     machine = records[0].machine
-    loads = [r.machine.facts["load_before"] for r in records if "load_before" in r.machine.facts]
+    loads = [load for r in records if isinstance(load := r.machine.facts.get("load_before"), int | float)]
     versions = {name: _every(r.versions.get(name, "") for r in records) for name in sorted(records[0].versions)}
     found = {
         "device": machine.device,

@@ -82,7 +82,9 @@ def settings(cell: Cell) -> dict[str, Any]:
 
 
 def options(given: dict[str, Any]) -> str:
-    return " ".join(f"{key}={value}" for key, value in sorted(given.items()))
+    """As they stand in labels; what Markdown, HTML or the figures' formulas would obey becomes a question mark."""
+    shown = " ".join(f"{key}={value}" for key, value in sorted(given.items()))
+    return re.sub(r"[^\w \[\]{}.,:;'=+/*%-]", "?", shown)
 
 
 def scores(records: Sequence[Record]) -> pd.DataFrame:

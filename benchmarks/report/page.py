@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from benchmarks.record import Record, read_record, record_files, write_atomically
+from benchmarks.record import Record, read_records, write_atomically
 from benchmarks.report import about, costs, distance, extrapolation, frames, learning, reach, style, training
 from benchmarks.report.parts import Part
 from benchmarks.report.tables import markdown, plain, span
@@ -72,15 +72,14 @@ class Page:
 def make_reports(results: Path, reports: Path, suites: Sequence[str]) -> list[Made]:
     """Make the pages of all suites that have records below `results`, or of those named.
 
-    Raises ValueError when there is nothing to report, and names the file of a record that cannot be read.
+    A record that cannot be read is left out, and named on the error stream. Raises ValueError when there is nothing
+    to report.
     """
     if not results.is_dir():
         raise ValueError(f"no folder of records {results}: `lookback run` makes one, --results names another")
     groups: dict[tuple[str, str], list[Record]] = {}
-    for path in record_files(results):
-        record = read_record(path)
-        if not suites or record.suite in suites:
-            groups.setdefault((record.machine.slug, record.suite), []).append(record)
+    for record in read_records(results, suites):
+        groups.setdefault((record.machine.slug, record.suite), []).append(record)
     absent = set(suites) - {suite for _, suite in groups}
     if absent or not groups:
         raise ValueError(f"no records of suite {sorted(absent)[0] if absent else ''!r} in {results}: run it first")

@@ -13,7 +13,7 @@ TEXT_COLUMNS = (
     "message", "what", "path", "", "minus", "better", "suite", "variant", "with", "verdict",
     "changed to",
 )  # fmt: skip
-FORMULA = ("=", "+", "-", "@")  # what a spreadsheet takes for the beginning of one
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a spreadsheet takes for the beginning of one
 
 
 def number(value: Any, digits: int = 0) -> str:
@@ -56,9 +56,17 @@ def markdown(table: pd.DataFrame | None) -> str:
     """A Markdown table; columns of numbers to the right."""
     if table is None or table.empty:
         return ""
-    cells = [[str(value).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)]
+    cells = [[escaped(value) for value in row] for row in table.itertuples(index=False)]
     rule = [("---" if column in TEXT_COLUMNS else "---:") for column in table.columns]
     return "\n".join("| " + " | ".join(row) + " |" for row in [list(map(str, table.columns)), rule, *cells])
+
+
+def escaped(value: Any) -> str:
+    """What a record says, as Markdown shows it: on one line, and neither a tag nor a link nor a picture of its own."""
+    text = "".join(letter if letter.isprintable() else " " for letter in str(value))
+    for letter, shown in {"&": "&amp;", "<": "&lt;", "|": "\\|"}.items():
+        text = text.replace(letter, shown)
+    return text.replace("](", "]\\(")
 
 
 def plain(table: pd.DataFrame) -> str:

@@ -45,7 +45,10 @@ def release(inside: str) -> Path:
 
 def read_listops(path: Path, length: int) -> Examples:
     """All rows of a ListOps file; raises ValueError on anything but the published form, or over `length` tokens."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: expected lines of text, found a binary file") from None
     if not lines or lines[0].split("\t") != ["Source", "Target"]:
         raise ValueError(
             f"{path}: row 1: expected the header Source<tab>Target, found {lines[0][:40] if lines else ''!r}"
