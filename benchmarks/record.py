@@ -102,7 +102,7 @@ class Cell(Value):
     def _options_are_plain(cls, options: dict[str, Any]) -> dict[str, Any]:
         """What JSON gives back as it was: TOML also has dates, and both have readers that take nan."""
         try:
-            plain = json.loads(json.dumps(options, allow_nan=False)) == options
+            plain = not options or json.loads(json.dumps(options, allow_nan=False)) == options
         except (TypeError, ValueError, RecursionError):
             plain = False
         if not plain:

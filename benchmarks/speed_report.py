@@ -98,7 +98,16 @@ def sampler_lines(results: dict[str, Any]) -> Iterator[str]:
         yield f"  {row['name']:<30}{tokens:>26.2f}{examples:>20,.0f}"
 
 
-SECTIONS = (operator_lines, step_lines, decode_lines, sampler_lines)
+def record_lines(results: dict[str, Any]) -> Iterator[str]:
+    """What many records cost to look through; where it is linear, that of a record stays as it is."""
+    yield ""
+    yield f"{'records':<32}{'of':>12}{'seconds':>12}{'us a record':>14}"
+    for row in rows(results, "records"):
+        each = 1e6 * row["seconds"] / row["records"]
+        yield f"  {row['name']:<30}{row['records']:>12,}{row['seconds']:>12.2f}{each:>14.0f}"
+
+
+SECTIONS = (operator_lines, step_lines, decode_lines, sampler_lines, record_lines)
 
 
 def main(arguments: list[str]) -> int:

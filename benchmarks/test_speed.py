@@ -8,6 +8,7 @@ not installed is skipped; `pip install -e '.[peers]'` brings them.
 
 import functools
 import importlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,8 +21,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.record import make_cell
+from benchmarks.record import CurvePoint, LearnNumbers, Outcome, Record, TaskFacts, make_cell, read_records
+from benchmarks.run import Runner
 from benchmarks.step import make_optimizer, training_step
+from benchmarks.suite import Suite
 from models.model import build_model
 from models.wkv import resolve_backend, wkv
 from tasks.task import AbsentCorpusError, Batch, get_task, task_names
@@ -355,6 +358,46 @@ def test_sampler(benchmark: BenchmarkFixture, name: str) -> None:
     tokens = batch_size * length * task.documents
     benchmark.extra_info |= {"section": "sampler", "name": name, "tokens": tokens, "examples": batch_size}
     measure(benchmark, lambda: task.batch("train", 1, next(number), batch_size, length))
+
+
+# Reading of records
+
+RECORDED = (2500, 10_000)
+REPORTED = 100  # cells of the suite that is reported
+
+
+def recorded(results: Path, suite: str, cells: int) -> Suite:
+    """A suite with a record of each of its cells, each as long as those of real runs."""
+    fields = {"kind": "learn", "task": "copy", "model": "rwkv", "width": 64, "depth": 2, "length": 64, "batch_size": 8}
+    cell = make_cell(fields)
+    chosen = Suite(suite, "", tuple(cell.model_copy(update={"seed": seed}) for seed in range(cells)))
+    facts = TaskFacts(vocabulary=10, classes=None, score="accuracy", constant_score=0.1, source="made up")
+    curve = tuple(CurvePoint(step=step, loss=1.5, validation=0.25, seconds=0.125) for step in range(40))
+    numbers = LearnNumbers(parameters=1, steps=40, seconds=5.0, curve=curve, validation=None, tests=())
+    outcome = Outcome(status="ok", task=facts, learn=numbers)
+    runner = Runner(results, chosen)
+    runner.folder(cell).mkdir(parents=True)
+    for one in chosen.cells:
+        record = Record(
+            suite=suite, cell=one, cell_id=one.id, outcome=outcome, started="", ended="", machine=runner.machine(one),
+            versions={},
+        )  # fmt: skip
+        runner.path(one).write_text(json.dumps(record.model_dump(mode="json"), indent=1), encoding="utf-8")
+    return chosen
+
+
+@pytest.mark.parametrize("count", RECORDED)
+@pytest.mark.parametrize("what", ["missing", "reading a suite"])
+def test_records(benchmark: BenchmarkFixture, tmp_path: Path, what: str, count: int) -> None:
+    """What a run of many recorded cells misses, and the records of one suite for its report among as many others."""
+    chosen = recorded(tmp_path, "many", count)
+    one = recorded(tmp_path, "one", REPORTED)
+    benchmark.group = f"records {what}"
+    benchmark.extra_info |= {"section": "records", "name": what, "records": count}
+    if what == "missing":
+        measure(benchmark, lambda: Runner(tmp_path, chosen).missing())
+    else:
+        measure(benchmark, lambda: list(read_records(tmp_path, [one.name])))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,95 @@
+"""Many records: what is read grows with the cells asked for, and never faster than the records; counted, not timed."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks import record
+from benchmarks.record import Cell, Record, read_records, write_record
+from benchmarks.report import Made, make_reports, page
+from benchmarks.run import Runner
+from benchmarks.suite import Suite
+from tests.records import learn_record
+
+Counted = Callable[[Callable[[], object]], Counter[str]]
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    """Counts what a call does: files opened, files taken apart as records, and all files looked at by name."""
+    found: Counter[str] = Counter()
+
+    def count(what: str, call: Callable[..., object]) -> Callable[..., object]:
+        def counting(*arguments: object, **named: object) -> object:
+            found[what] += 1
+            return call(*arguments, **named)
+
+        return counting
+
+    monkeypatch.setattr(Path, "read_bytes", count("opened", Path.read_bytes))
+    monkeypatch.setattr(Record, "model_validate_json", count("taken apart", Record.model_validate_json))
+
+    def of(call: Callable[[], object]) -> Counter[str]:
+        found.clear()
+        call()
+        return found.copy()
+
+    return of
+
+
+def fill(results: Path, cell: Cell, suite: str, seeds: range, monkeypatch: pytest.MonkeyPatch) -> tuple[Cell, ...]:
+    """Records of a suite, one a seed, on the machine that the tests run on."""
+    monkeypatch.setattr(record.os, "fsync", lambda handle: None)
+    cells = tuple(cell.model_copy(update={"seed": seed}) for seed in seeds)
+    folder = Runner(results, Suite(suite, "", cells)).folder(cell)
+    for one in cells:
+        write_record(folder, learn_record(one, suite=suite))
+    return cells
+
+
+def test_what_is_missing_is_found_by_reading_its_own_cells_once(
+    tmp_path: Path, cell: Cell, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many records lie beside them, in this folder and in others."""
+    cells = fill(tmp_path, cell, "mine", range(20), monkeypatch)
+    runner = Runner(tmp_path, Suite("mine", "", (*cells[:10], cell.model_copy(update={"seed": 99}))))
+    few = counted(runner.missing)
+    for number in range(10):
+        fill(tmp_path, cell, f"other-{number}", range(20), monkeypatch)
+    assert counted(runner.missing) == few == Counter({"opened": 10, "taken apart": 10})
+    twice = Runner(tmp_path, Suite("mine", "", cells))
+    assert counted(twice.missing) == Counter({"opened": 20, "taken apart": 20})
+
+
+def test_a_report_takes_apart_the_records_of_its_suite_alone(
+    tmp_path: Path, cell: Cell, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are opened at most once each, to see that they nowhere name the suite."""
+    monkeypatch.setattr(page, "make_page", lambda records, folder: Made(str(len(records)), folder))
+    fill(tmp_path, cell, "mine", range(10), monkeypatch)
+    report = lambda: make_reports(tmp_path, tmp_path / "reports", ["mine"])  # noqa: E731
+    assert counted(report) == Counter({"opened": 10, "taken apart": 10})
+    for number in range(1, 4):
+        fill(tmp_path, cell, f"other-{number}", range(50), monkeypatch)
+        assert counted(report) == Counter({"opened": 10 + 50 * number, "taken apart": 10})
+    (made,) = report()  # type: ignore[misc]
+    assert made.table == "10"
+
+
+def test_records_are_found_wherever_they_lie(tmp_path: Path, cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record says itself of what suite it is: the folder's name only tells which to look into first."""
+    (tmp_path / "mine").mkdir()
+    names = ("mine", "mine-smoke", "other", "mine")
+    for seed, (suite, folder) in enumerate(zip(names, ("mine", "mine", "mine", "elsewhere"), strict=True)):
+        write_record(tmp_path / folder, learn_record(cell.model_copy(update={"seed": seed}), suite=suite))
+    assert sorted(found.cell.seed for found in read_records(tmp_path, ["mine"])) == [0, 3]
+    assert sorted(found.cell.seed for found in read_records(tmp_path, ["mine", "other"])) == [0, 2, 3]
+    assert len(list(read_records(tmp_path))) == 4
+
+
+def test_records_are_read_one_at_a_time(tmp_path: Path, cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, cell, "mine", range(3), monkeypatch)
+    records: Iterator[Record] = read_records(tmp_path, ["mine"])
+    assert next(records).cell.seed in range(3) and len(list(records)) == 2
