@@ -322,7 +322,8 @@ def test_a_leak_and_what_is_left_behind_end_with_their_cell(tmp_path: Path, monk
     found = [runner.recorded(cell) for cell in cells]
     assert [record and record.outcome.status for record in found] == ["oom", "ok"]
     assert found[0] is not None and "memory" in found[0].outcome.message
-    assert not list(processes_named("sleep 987654")) and not processes_of(tmp_path)
+    wait_until(lambda: not list(processes_named("sleep 987654")), "what a cell left behind is there still", 30)
+    assert not processes_of(tmp_path)
     assert runner_of(tmp_path, *cells).missing() == []
 
 

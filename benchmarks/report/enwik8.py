@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.record import Record, read_record, record_files, write_atomically
+from benchmarks.record import Record, read_records, write_atomically
 from benchmarks.report.frames import options
 from benchmarks.report.lra import published
 from benchmarks.report.page import TEMPLATES, Made
@@ -104,10 +104,8 @@ def make_tables(results: Path, reports: Path, scale: str) -> list[Made]:
     """The page of each machine that has records at a scale; raises ValueError when none has."""
     ending = "" if scale == "small" else f"-{scale}"
     groups: dict[str, list[Record]] = {}
-    for path in record_files(results):
-        record = read_record(path)
-        if record.suite == SUITE + ending:
-            groups.setdefault(record.machine.slug, []).append(record)
+    for record in read_records(results, [SUITE + ending]):
+        groups.setdefault(record.machine.slug, []).append(record)
     if not groups:
         raise ValueError(f"no records of suite {SUITE + ending!r} in {results}: run it first")
     return [make_table(records, reports / slug / f"{TASK}{ending}") for slug, records in groups.items()]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.record import Record, Score, read_record, record_files, write_atomically
+from benchmarks.record import Record, Score, read_records, write_atomically
 from benchmarks.report.frames import options
 from benchmarks.report.page import TEMPLATES, Made
 from benchmarks.report.statistics import t_interval, wilson_interval
@@ -198,10 +198,8 @@ def make_table(records: Sequence[Record], folder: Path) -> Made:
 def make_tables(results: Path, reports: Path, suite: str) -> list[Made]:
     """The table of each machine that has records of the suite; raises ValueError when none has."""
     groups: dict[str, list[Record]] = {}
-    for path in record_files(results):
-        record = read_record(path)
-        if record.suite == suite:
-            groups.setdefault(record.machine.slug, []).append(record)
+    for record in read_records(results, [suite]):
+        groups.setdefault(record.machine.slug, []).append(record)
     if not groups:
         raise ValueError(f"no records of suite {suite!r} in {results}: run it first")
     return [make_table(records, reports / slug / suite) for slug, records in groups.items()]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.record import Record, read_record, record_files, write_atomically
+from benchmarks.record import Record, read_records, write_atomically
 from benchmarks.report import generation, growth
 from benchmarks.report.costs import costs_of
 from benchmarks.report.growth import SHRINKING, Curve, curves_of
@@ -165,9 +165,8 @@ PAGES: dict[str, Callable[[Sequence[Record], Path], Made]] = {
 def make_pages(name: str, results: Path, reports: Path, suite: str) -> list[Made]:
     """The page of each machine that has records of the suite; raises ValueError where there are none to show."""
     groups: dict[str, list[Record]] = {}
-    for path in record_files(results):
-        record = read_record(path)
-        if record.suite == suite and record.cell.kind == "cost":
+    for record in read_records(results, [suite]):
+        if record.cell.kind == "cost":
             groups.setdefault(record.machine.slug, []).append(record)
     if not groups:
         raise ValueError(f"no records of costs of suite {suite!r} in {results}: run it first")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.record import Record, read_record, record_files, write_atomically
+from benchmarks.record import Record, read_records, write_atomically
 from benchmarks.report import distance, frames, reach
 from benchmarks.report.about import failed_table
 from benchmarks.report.costs import costs_of
@@ -328,8 +328,7 @@ def make_answer(records: Sequence[Record], folder: Path) -> Made:
 def make_answers(results: Path, reports: Path) -> list[Made]:
     """The page of each machine that has records of both models; raises ValueError when none has."""
     groups: dict[str, list[Record]] = {}
-    for path in record_files(results) if results.is_dir() else ():
-        record = read_record(path)
+    for record in read_records(results) if results.is_dir() else ():
         groups.setdefault(record.machine.slug, []).append(record)
     both = {slug: records for slug, records in groups.items() if by_suite(records)}
     if not both:
