@@ -1,4 +1,4 @@
-"""A page a suite and machine: a summary and parts, with figures as SVG and the numbers behind each figure as CSV."""
+"""A page a suite and machine, as Markdown and as HTML: a summary and parts, figures as SVG, their numbers as CSV."""
 
 from __future__ import annotations
 
@@ -10,7 +10,21 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.record import Record, read_records, write_atomically
-from benchmarks.report import about, costs, distance, extrapolation, frames, learning, reach, style, training
+from benchmarks.report import (
+    about,
+    costs,
+    distance,
+    extrapolation,
+    frames,
+    gaps,
+    html,
+    learning,
+    reach,
+    style,
+    tradeoff,
+    training,
+)
+from benchmarks.report.headline import headline
 from benchmarks.report.parts import Part
 from benchmarks.report.tables import markdown, plain, span
 
@@ -21,13 +35,21 @@ TEMPLATES = Environment(
 TEMPLATES.filters["markdown"] = markdown
 
 PARTS: tuple[Callable[[Sequence[Record]], list[Part]], ...] = (
-    learning.parts, distance.parts, extrapolation.parts, training.parts, reach.parts, costs.parts, about.parts,
+    learning.parts, distance.parts, extrapolation.parts, training.parts, reach.parts, costs.parts, tradeoff.parts,
+    gaps.parts, about.parts,
 )  # fmt: skip
 """What a page is made of, in its order."""
 COLUMNS: tuple[Callable[[Sequence[Record]], dict[str, dict[str, str]]], ...] = (
     learning.summary, distance.summary, reach.summary, costs.summary,
 )  # fmt: skip
 """Columns of its first table, by model."""
+
+ONE_SEED = (
+    "One seed: intervals are of the answers to one trained model (Wilson), not of what another seed would have learned."
+)
+RECONSTRUCTION = (
+    "RRWKV here is this project's reconstruction: its paper (arXiv 2306.05176) was withdrawn, without code or results."
+)
 
 
 @dataclass(frozen=True)
@@ -65,8 +87,32 @@ class Page:
         return len({record.cell.seed for record in self.records if record.outcome.learn})
 
     @property
-    def reconstruction(self) -> bool:
-        return any(record.cell.model == "rrwkv" for record in self.records)
+    def made(self) -> str:
+        """Of how many records it is, and by what command."""
+        seeds = f", {self.seeds} seed{'' if self.seeds == 1 else 's'}" if self.seeds else ""
+        failed = f", {self.failed} of them not ok" if self.failed else ""
+        command = f"lookback report {self.records[0].suite}"
+        return f"{len(self.records)} records{seeds}{failed}. Made from the records alone by `{command}`."
+
+    @property
+    def notes(self) -> list[str]:
+        """What must be known before any number is read."""
+        found = [ONE_SEED] if self.seeds == 1 else []
+        return found + ([RECONSTRUCTION] if any(record.cell.model == "rrwkv" for record in self.records) else [])
+
+    @property
+    def document(self) -> html.Document:
+        first = self.records[0]
+        return html.Document(
+            f"{first.suite} on {first.machine.device}", measured(self.records), headline(self.records, self.parts),
+            " ".join([self.made, *self.notes]), self.summary,
+        )  # fmt: skip
+
+
+def measured(records: Sequence[Record]) -> str:
+    """From which day to which, and on what."""
+    days = min(record.started for record in records)[:10], max(record.ended for record in records)[:10]
+    return f"{' to '.join(dict.fromkeys(days))} on {records[0].machine.device}"
 
 
 def make_reports(results: Path, reports: Path, suites: Sequence[str]) -> list[Made]:
@@ -83,7 +129,9 @@ def make_reports(results: Path, reports: Path, suites: Sequence[str]) -> list[Ma
     absent = set(suites) - {suite for _, suite in groups}
     if absent or not groups:
         raise ValueError(f"no records of suite {sorted(absent)[0] if absent else ''!r} in {results}: run it first")
-    return [make_page(records, reports / slug / suite) for (slug, suite), records in groups.items()]
+    made = [make_page(records, reports / slug / suite) for (slug, suite), records in groups.items()]
+    html.write_index(reports)
+    return made
 
 
 def make_page(records: Sequence[Record], folder: Path) -> Made:
@@ -92,6 +140,7 @@ def make_page(records: Sequence[Record], folder: Path) -> Made:
     for part in page.parts:
         part.write(folder)
     write_atomically(folder / "README.md", TEMPLATES.get_template("suite.md").render(page=page))
+    html.write(page.document, page.parts, folder)
     return Made(plain(page.summary), folder / "README.md")
 
 

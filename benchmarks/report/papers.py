@@ -13,11 +13,11 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.record import Record, read_records, write_atomically
-from benchmarks.report import generation, growth
+from benchmarks.report import generation, growth, html
 from benchmarks.report.costs import costs_of
 from benchmarks.report.growth import SHRINKING, Curve, curves_of
 from benchmarks.report.lra import published
-from benchmarks.report.page import TEMPLATES, Made
+from benchmarks.report.page import TEMPLATES, Made, measured
 from benchmarks.report.parts import Part
 from benchmarks.report.style import in_order
 from benchmarks.report.tables import number, plain
@@ -56,7 +56,7 @@ def complexity_page(records: Sequence[Record], folder: Path) -> Made:
     ]
     title = f"The RWKV paper's complexities, measured on {records[0].machine.device}"
     text = f"{_made_by(records, 'complexity')}\n\n{COMPLEXITY}"
-    return _write(folder, title, text, [*parts, *growth.parts(curves)], plain(tables[0]))
+    return _write(records, folder, title, text, [*parts, *growth.parts(curves)], plain(tables[0]))
 
 
 def complexity_table(curves: Sequence[Curve]) -> pd.DataFrame:
@@ -95,7 +95,7 @@ def generation_page(records: Sequence[Record], folder: Path) -> Made:
     table = beside_the_paper(generated)
     parts = [Part("The paper's figure in words, and ours", table=table), *generation.parts(records)]
     title = f"Generation, token by token, on {records[0].machine.device}"
-    return _write(folder, title, f"{_made_by(records, 'generation')}\n\n{GENERATION}", parts, plain(table))
+    return _write(records, folder, title, f"{_made_by(records, 'generation')}\n\n{GENERATION}", parts, plain(table))
 
 
 def beside_the_paper(generated: pd.DataFrame) -> pd.DataFrame:
@@ -147,13 +147,15 @@ def _made_by(records: Sequence[Record], name: str) -> str:
     )
 
 
-def _write(folder: Path, title: str, text: str, parts: Sequence[Part], table: str) -> Made:
+def _write(records: Sequence[Record], folder: Path, title: str, text: str, parts: Sequence[Part], table: str) -> Made:
     """Write a page of parts; `table` is what a terminal shows of it."""
     kept = [part for part in parts if not part.empty]
     for part in kept:
         part.write(folder)
     page = TEMPLATES.get_template("paper.md").render(title=title, text=text, parts=kept)
     write_atomically(folder / "README.md", page)
+    html.write(html.Document(title, measured=measured(records), text=text), kept, folder)
+    html.write_index(folder.parent.parent)
     return Made(table, folder / "README.md")
 
 

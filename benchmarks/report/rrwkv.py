@@ -17,11 +17,11 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.record import Record, read_records, write_atomically
-from benchmarks.report import distance, frames, reach
+from benchmarks.report import distance, frames, html, reach
 from benchmarks.report.about import failed_table
 from benchmarks.report.costs import costs_of
 from benchmarks.report.learning import better, learned
-from benchmarks.report.page import TEMPLATES, Made
+from benchmarks.report.page import TEMPLATES, Made, measured
 from benchmarks.report.parts import Part
 from benchmarks.report.statistics import LEVEL
 from benchmarks.report.style import in_order
@@ -33,6 +33,7 @@ RATIOS = (
     ("time of a token in decode", "decode", "seconds"), ("state", "decode", "state_bytes"),
 )  # fmt: skip
 
+TITLE = "Does retrospection help, where, and what does it cost? RRWKV beside RWKV on "
 Row = dict[str, Any]
 
 
@@ -318,10 +319,13 @@ def make_answer(records: Sequence[Record], folder: Path) -> Made:
     """Write the page; records must be of one machine, of any suites."""
     short, *others = parts(records)
     found = [short, *(part for part in others if not part.empty)]
-    page = TEMPLATES.get_template("rrwkv.md").render(
-        device=records[0].machine.device, suites=", ".join(by_suite(records)), parts=found
-    )
+    device, of_both = records[0].machine.device, by_suite(records)
+    page = TEMPLATES.get_template("rrwkv.md").render(title=TITLE + device, suites=", ".join(of_both), parts=found)
     write_atomically(folder / "README.md", page)
+    when = measured([record for group in of_both.values() for record in group])
+    sentences = [line.removeprefix("- ") for line in short.text.split("\n")]
+    html.write(html.Document(TITLE + device, when, sentences, page.split("\n\n")[1]), found[1:], folder)
+    html.write_index(folder.parent.parent)
     return Made(plain(found[1].table) if len(found) > 1 else found[0].text, folder / "README.md")
 
 
