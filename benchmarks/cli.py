@@ -161,16 +161,19 @@ def _device(device: Device) -> str:
 
 @app.command()
 def report(
-    suite: Annotated[list[str] | None, typer.Argument(help="Names of suites; all that have records, if none.")] = None,
+    suite: Annotated[
+        list[str] | None, typer.Argument(help="Names of suites; every page there are records for, if none.")
+    ] = None,
     scale: Annotated[str, typer.Option(help="Of the suites named: smoke, small or paper.")] = DEFAULT_SCALE,
     results: Results = RESULTS,
     reports: Annotated[Path, typer.Option(help="Folder for what is made.")] = REPORTS,
 ) -> None:
-    """Make tables, figures and pages from records."""
-    from benchmarks.report import make_reports
+    """Make tables, figures and pages from records: of the suites named, or all that there are records for."""
+    from benchmarks.report import make_all, make_reports
 
-    for made in make_reports(results, reports, [scaled(name, scale) for name in suite or []]):
-        print(f"{made.table}\n\n{made.path}")
+    names = [scaled(name, scale) for name in suite or []]
+    for made in make_reports(results, reports, names) if names else make_all(results, reports):
+        print(f"{made.table}\n\n{made.path}, and as one file {made.path.with_name('index.html')}")
 
 
 @app.command()

@@ -52,6 +52,10 @@ RECONSTRUCTION = (
 )
 
 
+class NothingToReportError(ValueError):
+    """No records of what a page is about."""
+
+
 @dataclass(frozen=True)
 class Made:
     """What was made of a suite: a table for the terminal, and the path of the page."""

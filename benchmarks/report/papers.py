@@ -17,7 +17,7 @@ from benchmarks.report import generation, growth, html
 from benchmarks.report.costs import costs_of
 from benchmarks.report.growth import SHRINKING, Curve, curves_of
 from benchmarks.report.lra import published
-from benchmarks.report.page import TEMPLATES, Made, measured
+from benchmarks.report.page import TEMPLATES, Made, NothingToReportError, measured
 from benchmarks.report.parts import Part
 from benchmarks.report.style import in_order
 from benchmarks.report.tables import number, plain
@@ -165,13 +165,13 @@ PAGES: dict[str, Callable[[Sequence[Record], Path], Made]] = {
 
 
 def make_pages(name: str, results: Path, reports: Path, suite: str) -> list[Made]:
-    """The page of each machine that has records of the suite; raises ValueError where there are none to show."""
+    """The page of each machine that has records of the suite; raises NothingToReportError where none has."""
     groups: dict[str, list[Record]] = {}
     for record in read_records(results, [suite]):
         if record.cell.kind == "cost":
             groups.setdefault(record.machine.slug, []).append(record)
     if not groups:
-        raise ValueError(f"no records of costs of suite {suite!r} in {results}: run it first")
+        raise NothingToReportError(f"no records of costs of suite {suite!r} in {results}: run it first")
     folder = name + suite.removeprefix("cost") if suite.startswith("cost") else f"{name}-{suite}"
     return [
         PAGES[name](sorted(found, key=lambda record: record.cell.id), reports / slug / folder)

@@ -21,7 +21,7 @@ from benchmarks.report import distance, frames, html, reach
 from benchmarks.report.about import failed_table
 from benchmarks.report.costs import costs_of
 from benchmarks.report.learning import better, learned
-from benchmarks.report.page import TEMPLATES, Made, measured
+from benchmarks.report.page import TEMPLATES, Made, NothingToReportError, measured
 from benchmarks.report.parts import Part
 from benchmarks.report.statistics import LEVEL
 from benchmarks.report.style import in_order
@@ -330,13 +330,14 @@ def make_answer(records: Sequence[Record], folder: Path) -> Made:
 
 
 def make_answers(results: Path, reports: Path) -> list[Made]:
-    """The page of each machine that has records of both models; raises ValueError when none has."""
+    """The page of each machine that has records of both models; raises NothingToReportError when none has."""
     groups: dict[str, list[Record]] = {}
     for record in read_records(results) if results.is_dir() else ():
         groups.setdefault(record.machine.slug, []).append(record)
     both = {slug: records for slug, records in groups.items() if by_suite(records)}
     if not both:
-        raise ValueError(f"no suite in {results} has records of both {OURS} and {BASELINE}: run `ablation` first")
+        what = f"records of both {OURS} and {BASELINE}: run `ablation` first"
+        raise NothingToReportError(f"no suite in {results} has {what}")
     return [make_answer(records, reports / slug / "rrwkv") for slug, records in both.items()]
 
 
