@@ -171,7 +171,7 @@ def report(
     """Make tables, figures and pages from records: of the suites named, or all that there are records for."""
     from benchmarks.report import make_all, make_reports
 
-    names = [scaled(name, scale) for name in suite or []]
+    names = [scaled(Path(name).stem if name.endswith(".toml") else name, scale) for name in suite or []]
     for made in make_reports(results, reports, names) if names else make_all(results, reports):
         print(f"{made.table}\n\n{made.path}, and as one file {made.path.with_name('index.html')}")
 
