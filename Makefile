@@ -6,7 +6,7 @@ SCALE ?= small
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help environment bench test test-slow test-gpu lint format pictures report speed doctor clean \
+.PHONY: help environment bench test test-slow test-gpu lint format pictures cards report speed doctor clean \
     recall copying tracking language ablation cost paper-zoology-mqar \
     paper-rrwkv paper-rrwkv-reach paper-rwkv-lra paper-rwkv-enwik8
 
@@ -84,6 +84,9 @@ paper-rrwkv-reach: $(READY) ## the RRWKV paper's path lengths as reach of gradie
 
 pictures: $(READY) ## make the documentation's pictures anew from the data
 	@$(BIN)/python -m benchmarks.pictures
+
+cards: $(READY) ## make the page of the tasks' spec cards anew: docs/tasks.md
+	@$(BIN)/python -m benchmarks.cards
 
 speed: $(READY) ## measure operators, training steps and samplers beside their peers
 	@$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt --editable '.[dev,peers]'

@@ -27,6 +27,7 @@ def card(name: str, plugins: Sequence[str] = ()) -> str:
 
 
 def task_card(task: Task) -> str:
+    """The rule of a task, its facts and options, what is known of its data, and examples."""
     data, examples = _data(task)
     facts = {
         "rule": task.source,
@@ -45,7 +46,7 @@ def _data(task: Task) -> tuple[dict[str, Any], list[str]]:
     """What identifies a task's data, and examples; how to get the data, where they are not here."""
     try:
         facts = {f"data {key}": value for key, value in task.data.items()}
-        return facts, [spec(task)] if task.classes and task.sizes else _examples(task)
+        return facts, [spec(task)] if task.classes and task.sizes else examples(task)
     except AbsentCorpusError as error:
         return {"data": f"not here: {error}"}, []
 
@@ -60,7 +61,8 @@ def _other_lengths(task: Task) -> str:
     return "; no others" if task.exact else f" commonly; from {task.shortest} in steps of {task.multiple}"
 
 
-def _examples(task: Task) -> list[str]:
+def examples(task: Task) -> list[str]:
+    """Two short sequences of a task whose positions are asked: tokens, targets and distances under each other."""
     length = max(task.shortest, 24)
     length += -length % task.multiple
     batch = task.batch("train", 0, 0, 2, length)
@@ -84,6 +86,7 @@ def _example(task: Task, batch: Batch, row: int) -> str:
 
 
 def model_card(name: str) -> str:
+    """The equations of a model as its file states them, its options, and its parameters at two sizes."""
     block = registered_block(name)
     module = inspect.getdoc(sys.modules[block.__module__]) or ""
     options = ", ".join(f"{key}={value!r}" for key, value in model_options(name).items()) or "none"

@@ -55,6 +55,12 @@ def sample_copy(
     tokens     a  c  b  _  _  _  _  >  a  c
     targets    .  .  .  .  .  .  .  a  c  b
     distances  .  .  .  .  .  .  .  7  7  7
+
+    `symbols` are to be copied, drawn from an `alphabet` of so many. Distance: from where a symbol is asked back to
+    where it stood. Symbols already said are given, which tells a model how far the answer has come.
+
+    Tests whether symbols survive a wait of known length, in order. Does not test what to keep: what comes is always
+    to be kept, at the same places, so that a model may learn positions instead of content.
     """
     drawn = torch.randint(alphabet, (batch_size, symbols), generator=generator)
     where = torch.arange(symbols).expand(batch_size, -1)
@@ -78,6 +84,11 @@ def sample_selective_copy(
     tokens     _  a  _  c  b  _  _  >  a  c
     targets    .  .  .  .  .  .  .  a  c  b
     distances  .  .  .  .  .  .  .  6  5  5
+
+    `symbols` and `alphabet` as in copy; every set of places is equally likely. Distance: back to where a symbol stood.
+
+    Tests choosing by content and keeping order, at distances that differ within a sequence. Does not test looking up:
+    the order is the only key, and the number of symbols does not grow with the length.
     """
     drawn = torch.randint(alphabet, (batch_size, symbols), generator=generator)
     chance = torch.rand((batch_size, length - symbols), generator=generator)

@@ -67,6 +67,10 @@ def sample_mqar(
 
     Published grid of (length, pairs): (64, 4), (128, 8), (256, 16), (512, 64). Keys are 1..vocabulary/2-1, values the
     upper half, both without replacement. The published code trains on 100000 examples and picks on the test set.
+    `random_filler` puts random tokens where else 0 stands. Distance: from the key asked back to its value.
+
+    Tests looking up by content, many keys at once; as `pairs` grow, how much a state can hold. Hardly tests reach:
+    with the published `power` most questions come soon (half of them within 14 tokens at a length of 64).
     """
     keys = _distinct(batch_size, pairs, 1, vocabulary // 2, generator)
     values = _distinct(batch_size, pairs, vocabulary // 2, vocabulary, generator)
@@ -115,7 +119,11 @@ def sample_recall(
         targets    .  .  .  .  .  .  .  .  .  . v4 v2
         distances  .  .  .  .  .  .  .  .  .  .  7  4
 
-    The number of pairs does not grow with the length: what a longer sequence asks is reach, not capacity.
+    The number of pairs does not grow with the length: what a longer sequence asks is reach, not capacity. `pairs` of
+    `alphabet` keys and as many values; keys differ within a sequence, values need not. Distance: back to the value.
+
+    Tests looking up by content at every distance alike. Does not test composing what was found, nor meaning: keys and
+    values are signs, and between them stands only a blank, which is easy to pass over.
     """
     slots = (length - pairs) // 2
     keys = _shuffled(batch_size, alphabet, pairs, generator)
@@ -148,6 +156,11 @@ def sample_needle(batch_size: int, length: int, generator: torch.Generator, *, a
     tokens    v3 v8  ? v5 v8 v1 v2  ?
     targets    .  .  .  .  .  .  . v5
     distances  .  .  .  .  .  .  .  4
+
+    `alphabet` is the number of values. Distance: from the question back to the value behind the first mark.
+
+    Tests finding one thing among much that looks like it, wherever it stands. One question a sequence: little to learn
+    from, and wide intervals. Does not test several needles, nor language: the haystack is noise.
     """
     tokens = torch.randint(alphabet, (batch_size, length), generator=generator)
     marker_at = torch.randint(length - 2, (batch_size, 1), generator=generator)

@@ -66,6 +66,10 @@ def sample_listops(rows: Tensor, length: int, split: str, *, released: bool = Fa
     Operators MIN, MAX, MED (integer part of the median) and SM (sum modulo 10), nested up to ten deep. At length 2000
     that is the published rule; its generator has no seed, so its files cannot be made again, but with `released` they
     are read where LOOKBACK_LRA names them. `data_seed` draws another set by the same rule.
+
+    Tests reading a hierarchy of operators over a thousand tokens and more. Does not test all of an expression: an
+    outer MIN or MAX makes much of it irrelevant, labels 0 and 9 are twice as common as others, and no distance can be
+    told. In the RWKV paper's table a Transformer has 0.36 and S4 0.60 (Peng et al. 2023, arXiv 2305.13048).
     """
     if not released:
         return as_batch(generated(data_seed, length).read(split, rows.numpy()))

@@ -77,6 +77,9 @@ def sample_pathfinder(
     Curves of 14 paddles are the published ("hard") setting, 9 and 6 the easier ones. Papers split the released
     pictures differently, so test sets are not the same across papers: `released` takes 80, 10 and 10 % in the order of
     the files; otherwise the pictures are our own, by the published rule, and `data_seed` draws others.
+
+    Tests following a curve whose neighbouring pixels lie a row, that is 32 tokens and more, apart. Does not test
+    language or memory of content. Scores at a half are the rule until training finds the way; give it many steps.
     """
     return as_batch(image_set(length, released, contour_length, data_seed).read(split, rows.numpy()), padded=False)
 
@@ -89,5 +92,8 @@ def sample_pathx(
 
     tokens    grey values 0 to 255 of 128 x 128 pixels, the upper left one first
     target    1 when both dots end the same curve, 0 when they end two
+
+    Options as in pathfinder. Tests the same, with rows 128 tokens apart. Does not tell why a model fails: too little
+    reach, too few steps and a wrong learning rate all look like a half.
     """
     return as_batch(image_set(length, released, contour_length, data_seed).read(split, rows.numpy()), padded=False)

@@ -108,6 +108,9 @@ def sample_source_text(rows: Tensor, length: int, split: str) -> Batch:
         target    1 when the lines stand as in the file, 0 when they are shuffled
 
     An eighth of the length to all of it, filled up with PAD. Files of the library belong to one split each.
+
+    Tests whether lines far apart are seen to belong together, without a network. Indentation from line to line gives
+    much of it away, so that it does not test long reach alone; its scores say nothing about IMDB.
     """
     files, texts, labels = _files(split), [], []
     for label, random in _each("source-text", rows, split, length):
@@ -141,6 +144,9 @@ def sample_source_retrieval(rows: Tensor, length: int, split: str) -> Batch:
     tokens    i m p o r t \u2423 r e _ _        from the first half of a file
               r e . s u b ( _ _ _ _        from the second half of it, or of another
     target    1 for one file, 0 for two
+
+    Tests keeping what a document is about in one vector: neither passage is read with the other in view. Does not
+    test comparing them word by word; its scores say nothing about AAN.
     """
     files, texts, labels = _files(split), [], []
     for label, random in _each("source-retrieval", rows, split, length):
