@@ -21,7 +21,7 @@ from benchmarks.flops import counter
 from benchmarks.machine import joules
 from benchmarks.memory import LiveBytes, alive_in
 from benchmarks.record import Cell, CostNumbers, Generated, Phase, Status, Timing
-from benchmarks.step import make_model, make_optimizer, precision, to_device, training_step
+from benchmarks.step import Progress, make_model, make_optimizer, precision, to_device, training_step
 from models.model import SequenceModel, parameter_count, state_bytes
 from tasks.task import Batch, Task
 
@@ -35,8 +35,8 @@ GENERATION_SECONDS = 15.0  # that passes of generation may take together, GENERA
 GENERATIONS = 3
 WARM_TOKENS = 16  # generated before the clock starts, and read before decode is warmed up
 ENERGY_SECONDS = 2.0  # the driver's counter moves ten times a second or so
+YARDSTICKS = 50  # runs of the yardstick, of which the median counts
 
-Progress = Callable[[int, int, str], None]
 Run = Callable[[], Any]
 
 
@@ -191,12 +191,36 @@ def _measure(work: Work, cell: Cell) -> Phase:
     with _uncompiled(), counter() as counted:
         work.run()
     gc.collect()
+    before = yardstick(cell.device)
     times = _time_gpu(work, cell.repeats) if cell.device == "cuda" else _time_cpu(work, cell.repeats)
-    timing = summary(times)
+    after = yardstick(cell.device)
+    timing = summary(times, drift=abs(after - before) / min(after, before))
     return Phase(
         tokens=work.tokens, seconds=timing, peak_bytes=peak, reserved_bytes=reserved,
         flops=counted.get_total_flops(), joules=_joules(work.run, cell, timing.median),
+        yardstick=(before + after) / 2,
     )  # fmt: skip
+
+
+def yardstick(device: str) -> float:
+    """Seconds that the same work always takes on this machine, if it is as fast as ever: the median of a few runs.
+
+    Some of what models do: products of matrices, a sweep over more than caches hold, many small operations. A machine
+    that is shared, hot or throttled is slower for hours, and no spread within a phase shows it.
+    """
+    side, sweep, small = (2048, 1 << 26, 200) if device == "cuda" else (256, 1 << 22, 200)
+    matrix, long, short = (torch.ones(*size, device=device) for size in ((side, side), (sweep,), (16, 16)))
+
+    def run() -> None:
+        for _ in range(4):
+            torch.mm(matrix, matrix)
+        long.mul_(1.0)
+        for _ in range(small):
+            short.mul_(1.0)
+
+    work = Work(run, run, [], 0)
+    times = _time_gpu(work, YARDSTICKS, 0.1) if device == "cuda" else _time_cpu(work, YARDSTICKS)
+    return statistics.median(times)
 
 
 def _peak_bytes(work: Work, cell: Cell) -> tuple[int, int | None]:
@@ -227,9 +251,10 @@ def _time_cpu(work: Work, repeats: int) -> list[float]:
     return times
 
 
-def _time_gpu(work: Work, repeats: int) -> list[float]:
+def _time_gpu(work: Work, repeats: int, warmup: float = 1.0) -> list[float]:
+    """Seconds of each repeat, after `warmup` seconds of the same."""
     started, warm = time.perf_counter(), 0
-    while warm < GPU_WARMUP or time.perf_counter() - started < 1:
+    while warm < GPU_WARMUP or time.perf_counter() - started < warmup:
         work.warm()
         torch.cuda.synchronize()
         warm += 1
@@ -259,10 +284,11 @@ def _joules(run: Run, cell: Cell, seconds: float) -> float | None:
     return None if after is None else (after - before) / runs
 
 
-def summary(times: list[float]) -> Timing:
-    """Median and quartiles of times in seconds."""
+def summary(times: list[float], drift: float = 0.0) -> Timing:
+    """Median and quartiles of times in seconds; `drift` is how far apart the yardstick was before and after."""
     low, median, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
-    return Timing(median=median, low=low, high=high, n=len(times), noisy=high - low > NOISY * median)
+    noisy = high - low > NOISY * median or drift > NOISY
+    return Timing(median=median, low=low, high=high, n=len(times), noisy=noisy)
 
 
 # Generation

@@ -81,6 +81,7 @@ class Cell(Value):
     validations: int = Field(default=10, ge=1)  # how often in training
     validation_examples: int = Field(default=128, ge=1)  # sequences each time
     reach: bool = False  # how much of an output's gradient arrives how far back, before training and after
+    processes: int = Field(default=1, ge=1, le=1024)  # that train this cell together, a GPU each
 
     repeats: int = Field(default=20, ge=1)  # timed runs of each phase
     generate: bool = False  # tokens one by one, as many as the length, and what each of them took
@@ -240,7 +241,11 @@ class LearnNumbers(Value):
 
 
 class Timing(Value):
-    """Seconds of `n` repeats: median, first and third quartile; `noisy` when they spread over 10 % of the median."""
+    """Seconds of `n` repeats: median, first and third quartile.
+
+    `noisy` when they spread over 10 % of the median, or the yardstick was over 10 % slower after them than before, or
+    faster.
+    """
 
     median: float
     low: float
@@ -262,6 +267,7 @@ class Phase(Value):
     reserved_bytes: int | None = None
     flops: int | None = None  # floating-point operations of one repeat, a multiplication and an addition being two
     joules: float | None = None  # of the GPU in one repeat, on average; None where nobody tells
+    yardstick: float | None = None  # seconds of work that is always the same, before the repeats and after, on average
 
 
 class Generated(Value):

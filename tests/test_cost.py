@@ -255,6 +255,19 @@ def test_summary_is_median_and_quartiles() -> None:
     assert found.noisy and not summary([1.0, 1.01, 1.02]).noisy and summary([2.0]).median == 2.0
     assert not summary([0.952, 1.0, 1.048]).noisy  # quartiles 0.976 and 1.024
     assert summary([0.89, 1.0, 1.11]).noisy  # quartiles 0.945 and 1.055
+    assert summary([1.0, 1.0, 1.0], drift=0.11).noisy and not summary([1.0, 1.0, 1.0], drift=0.09).noisy
+
+
+@pytest.mark.parametrize(("after", "noisy"), [(1.05, False), (1.3, True), (0.7, True)])
+def test_a_machine_whose_speed_changes_under_a_phase_is_noticed(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch, after: float, noisy: bool
+) -> None:
+    yardsticks = iter([1.0, after] * 3)
+    monkeypatch.setattr(cost_module, "yardstick", lambda device: next(yardsticks))
+    monkeypatch.setattr(cost_module, "_time_cpu", lambda work, repeats: [1.0] * 5)
+    phases = cost(cell.model_copy(update={"kind": "cost"}), get_task("copy"), lambda *_: None).phases
+    assert [phase.seconds.noisy for phase in phases.values()] == [noisy] * 3
+    assert all(phase.yardstick == pytest.approx((1 + after) / 2) for phase in phases.values())
 
 
 def test_alive_in_holds_weights_and_moments() -> None:

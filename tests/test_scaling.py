@@ -275,6 +275,25 @@ def test_noise_is_said_and_leaves_things_open() -> None:
     assert "in the time of a training step and the time of prefill they are not told apart" in said
 
 
+def test_a_slower_machine_is_said() -> None:
+    """The yardstick of one cell of six took a fifth longer than the others': its times are flagged, theirs are not."""
+    slow = "cost-python-rwkv-L512"
+    records = [with_yardstick(r, 1.2 if r.cell_id.startswith(slow) else 1.0) for r in suite()]
+    table = part(costs.parts(records), "Costs").table
+    assert table is not None
+    flagged = table[table["n"].str.contains("noisy")]
+    assert set(zip(flagged["model"], flagged["length"], strict=True)) == {("rwkv", 512)} and len(flagged) == 3
+    assert set(flagged["yardstick"]) == {"1.20"} and set(table["yardstick"]) == {"1.00", "1.20"}
+    assert "yardstick" not in part(costs.parts(suite()), "Costs").table
+
+
+def with_yardstick(made: Record, seconds: float) -> Record:
+    assert made.outcome.cost
+    phases = {name: p.model_copy(update={"yardstick": seconds}) for name, p in made.outcome.cost.phases.items()}
+    numbers = made.outcome.cost.model_copy(update={"phases": phases})
+    return made.model_copy(update={"outcome": made.outcome.model_copy(update={"cost": numbers})})
+
+
 def test_protocols_never_share_a_figure_or_a_fit() -> None:
     records = [*suite(), *suite(batch_size=None, batch_tokens=16384), *suite(batch_size=4)]
     parts = costs.parts(records)

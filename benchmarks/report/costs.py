@@ -21,6 +21,7 @@ from benchmarks.report.style import RC, few, in_order, legend, length_axis, log_
 from benchmarks.report.tables import number, size
 
 PHASES = ("training", "prefill", "decode")
+NOISY = 0.1  # of its median, that the yardstick may be off
 ROWS = (
     (("tokens_per_second", "tokens a second", 1), ("tokens_per_second", "tokens a second", 1),
      ("milliseconds", "milliseconds a token", 1)),
@@ -30,9 +31,11 @@ ROWS = (
     (("joules_a_token", "energy a token, mJ", 1e3),) * 3,
 )  # fmt: skip
 """Rows of panels, in each one for training, prefill and decode: a column, its title and the scale of its unit."""
-READING = """Medians and quartiles of repeats; hollow where these are over a tenth of the median apart. Where a \
-measurement ended otherwise than well, a cross at the top marks the length. Peak memory is the most that was alive at \
-once, weights and optimizer state included; decode is one token after a context of that length."""
+READING = """Medians and quartiles of repeats; hollow (noisy) where these are over a tenth of the median apart, or \
+where the yardstick, work that is always the same and is timed before and after, took a tenth more or less than its \
+median on this page. Where a measurement ended otherwise than well, a cross at the top marks the length. Peak memory \
+is the most that was alive at once, weights and optimizer state included; decode is one token after a context of that \
+length."""
 
 SHRINKS = "The batch shrinks as the length grows, so a decoded token's time says more of the batch than of the length."
 
@@ -87,8 +90,17 @@ def costs_of(records: Sequence[Record]) -> pd.DataFrame:
                 row["status"] = cost.failed.get(name, "missing") if cost else record.outcome.status
             rows.append(row)
     frame = pd.DataFrame(rows)
+    if frame.empty:
+        return frame
     measured = list(_measured_columns())
-    return frame.reindex(columns=[*frame.columns, *(c for c in measured if c not in frame)]) if rows else frame
+    return _beside_the_yardstick(frame.reindex(columns=[*frame.columns, *(c for c in measured if c not in frame)]))
+
+
+def _beside_the_yardstick(costs: pd.DataFrame) -> pd.DataFrame:
+    """The yardstick of each row as a multiple of the median of all; where that is far from one, the time is noisy."""
+    beside = costs["yardstick"] / costs["yardstick"].median()
+    noisy = costs["noisy"].where(~((beside - 1).abs() > NOISY), other=True)
+    return costs.assign(yardstick=beside, noisy=noisy)
 
 
 def _measured(phase: Phase) -> dict[str, Any]:
@@ -102,13 +114,14 @@ def _measured(phase: Phase) -> dict[str, Any]:
         "reserved_bytes": math.nan if phase.reserved_bytes is None else phase.reserved_bytes,
         "flops_a_token": math.nan if phase.flops is None else phase.flops / tokens,
         "joules_a_token": math.nan if phase.joules is None else phase.joules / tokens,
+        "yardstick": math.nan if phase.yardstick is None else phase.yardstick,
     }  # fmt: skip
 
 
 def _measured_columns() -> tuple[str, ...]:
     names = ("tokens_per_second", "seconds", "milliseconds")
     spread = tuple(f"{name}{end}" for name in names for end in ("", "_low", "_high"))
-    return (*spread, "n", "noisy", "peak_bytes", "reserved_bytes", "flops_a_token", "joules_a_token")
+    return (*spread, "n", "noisy", "peak_bytes", "reserved_bytes", "flops_a_token", "joules_a_token", "yardstick")
 
 
 def summary(records: Sequence[Record]) -> dict[str, dict[str, str]]:
@@ -140,11 +153,13 @@ def cost_table(costs: pd.DataFrame) -> pd.DataFrame:
             "tokens/s": number(row.tokens_per_second) if ok else row.status,
             "quartiles": f"{number(row.tokens_per_second_low)} to {number(row.tokens_per_second_high)}" if ok else "",
             "n": f"{row.n:.0f}{' (noisy)' if row.noisy else ''}" if ok else "",
+            "yardstick": number(row.yardstick, 2),
             "peak memory": size(row.peak_bytes), "reserved": size(row.reserved_bytes), "state": size(row.state_bytes),
             "MFLOP a token": number(row.flops_a_token / 1e6, 2), "mJ a token": number(row.joules_a_token * 1e3, 2),
         })  # fmt: skip
     table = pd.DataFrame(rows)
-    return table.drop(columns=[c for c in ("reserved", "MFLOP a token", "mJ a token") if (table[c] == "").all()])
+    seldom = ("yardstick", "reserved", "MFLOP a token", "mJ a token")
+    return table.drop(columns=[column for column in seldom if (table[column] == "").all()])
 
 
 def _phases_first(column: pd.Series) -> pd.Series:
