@@ -41,11 +41,11 @@ def save(folder: Path, model: SequenceModel, optimizer: torch.optim.Optimizer, s
     """
     folder.mkdir(parents=True, exist_ok=True)
     content = {
-        "cell": cell.canonical(),
+        "cell": _alone(cell),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "random_cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
         "state": {**vars(state), "loss_sum": float(state.loss_sum), "seen": torch.cat(state.seen)},
     }
     newest, before = (folder / name for name in NAMES)
@@ -61,6 +61,11 @@ def save(folder: Path, model: SequenceModel, optimizer: torch.optim.Optimizer, s
     if newest.exists():
         newest.replace(before)
     fresh.replace(newest)
+
+
+def _alone(cell: Cell) -> str:
+    """What the checkpoints of a cell say of it: nothing of the number of processes, any of which may go on."""
+    return cell.model_copy(update={"processes": 1}).canonical()
 
 
 def load(folder: Path, model: SequenceModel, optimizer: torch.optim.Optimizer, cell: Cell) -> State:
@@ -98,7 +103,7 @@ def _check(path: Path) -> None:
 
 def _state(content: dict[str, Any], model: SequenceModel, cell: Cell) -> State:
     """Where the run of a checkpoint stands; raises ValueError when it is not one of this cell and model."""
-    if content.get("cell", cell.canonical()) != cell.canonical():  # those written before had no cell in them
+    if content.get("cell", _alone(cell)) != _alone(cell):  # those written before had no cell in them
         raise ValueError("it is another cell's")
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if {name: tensor.shape for name, tensor in content["model"].items()} != shapes:
@@ -113,5 +118,5 @@ def _resume(content: dict[str, Any], model: SequenceModel, optimizer: torch.opti
     model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
     torch.set_rng_state(content["random"].cpu())
-    if content["random_cuda"]:
-        torch.cuda.set_rng_state_all([state.cpu() for state in content["random_cuda"]])
+    if content["random_cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(content["random_cuda"][0].cpu())

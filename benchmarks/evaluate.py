@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from benchmarks import parallel
 from benchmarks.record import Cell, DistanceScore, PositionScore, Score
-from benchmarks.step import answers
+from benchmarks.step import answers, rows_of
 from models.model import SequenceModel
 from tasks.task import Batch, Task
 
@@ -43,24 +45,48 @@ def evaluate(
     """
     model.eval()
     examples = min(examples, task.sizes.get(split, examples))
-    losses, correct, distances, positions, doubles = [], [], [], [], 0
-    for index in range(-(-examples // EVALUATION_BATCH)):
+    before = torch.cat(seen) if seen else None
+    found = {}
+    for index in range(parallel.rank(), -(-examples // EVALUATION_BATCH), parallel.count()):
         batch = task.batch(split, EVALUATION_SEED, index, EVALUATION_BATCH, length)
-        batch = _rows(batch, 0, min(EVALUATION_BATCH, examples - index * EVALUATION_BATCH))
-        if seen:
-            doubles += int(torch.isin(fingerprints(batch.tokens), torch.cat(seen)).sum())
-        rows = max(1, EVALUATION_TOKENS // batch.tokens[0].numel())
-        for first in range(0, len(batch.tokens), rows):
-            part = _rows(batch, first, first + rows)
-            logits, targets = answers(model, part, cell)
-            losses.append(cross_entropy(logits, targets, reduction="none").cpu())
-            correct.append((logits.argmax(-1) == targets).cpu())
-            positions.append(part.asked() % length)
-            if part.distances is not None:
-                distances.append(part.distances.flatten()[part.asked()])
+        batch = rows_of(batch, 0, min(EVALUATION_BATCH, examples - index * EVALUATION_BATCH))
+        found[index] = _answered(model, cell, batch, before)
     model.train()
-    every_loss, right = torch.cat(losses).double(), torch.cat(correct)
-    loss = every_loss.mean().item()
+    everything = sorted((index, part) for parts in parallel.of_all(found) for index, part in parts.items())
+    return parallel.of_first(lambda: _score(task, length, examples, [part for _, part in everything]))
+
+
+class Answered(NamedTuple):
+    """How a model answered a batch, an entry an answer; tensors on the CPU."""
+
+    losses: Tensor  # float32
+    correct: Tensor  # bool
+    positions: Tensor
+    distances: Tensor | None
+    doubles: int  # examples that also stood in a training batch
+
+
+def _answered(model: SequenceModel, cell: Cell, batch: Batch, seen: Tensor | None) -> Answered:
+    losses, correct = [], []
+    rows = max(1, EVALUATION_TOKENS // batch.tokens[0].numel())
+    for first in range(0, len(batch.tokens), rows):
+        logits, targets = answers(model, rows_of(batch, first, first + rows), cell)
+        losses.append(cross_entropy(logits, targets, reduction="none").cpu())
+        correct.append((logits.argmax(-1) == targets).cpu())
+    asked = batch.asked()
+    return Answered(
+        torch.cat(losses), torch.cat(correct), asked % batch.tokens.shape[-1],
+        None if batch.distances is None else batch.distances.flatten()[asked],
+        0 if seen is None else int(torch.isin(fingerprints(batch.tokens), seen).sum()),
+    )  # fmt: skip
+
+
+def _score(task: Task, length: int, examples: int, parts: Sequence[Answered]) -> Score:
+    losses = torch.cat([part.losses for part in parts]).double()
+    right = torch.cat([part.correct for part in parts])
+    positions = torch.cat([part.positions for part in parts])
+    distances = [part.distances for part in parts if part.distances is not None]
+    loss = losses.mean().item()
     accuracy = right.double().mean().item()
     finite = math.isfinite(loss)
     return Score(
@@ -70,15 +96,10 @@ def evaluate(
         correct=int(right.sum()),
         loss=loss if finite else None,
         score=accuracy if task.score == "accuracy" else loss / math.log(2) if finite else None,
-        seen_in_training=doubles,
+        seen_in_training=sum(part.doubles for part in parts),
         by_distance=by_distance(right, torch.cat(distances)) if distances else (),
-        by_position=by_position(every_loss, torch.cat(positions)) if task.score != "accuracy" and finite else (),
+        by_position=by_position(losses, positions) if task.score != "accuracy" and finite else (),
     )
-
-
-def _rows(batch: Batch, first: int, last: int) -> Batch:
-    rows: dict[str, Any] = {name: x if x is None else x[first:last] for name, x in vars(batch).items()}
-    return Batch(**rows)
 
 
 def half_octaves(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,16 +18,19 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
+from benchmarks import parallel
 from benchmarks.cost import cost, out_of_memory
 from benchmarks.machine import memory_bytes
 from benchmarks.memory import LiveBytes
 from benchmarks.record import Cell, Outcome, Status, TaskFacts, write_atomically
-from benchmarks.step import answers, make_model, model_of, precision
+from benchmarks.step import Progress, answers, make_model, model_of, precision
 from benchmarks.train import InterruptedRunError, NotFiniteError, learn
 from models.model import model_names, parameter_count
 from tasks.task import AbsentCorpusError, Task, get_task, task_names
@@ -37,6 +40,7 @@ OWN_PACKAGES = ("tasks", "models", "benchmarks")
 PROGRESS_SECONDS = 0.2
 KERNEL_TOKENS = 1024  # read to see which operators a `cost` cell calls
 MEMORY_SHARE = 0.9  # of the machine's, for a cell on a CPU
+ECHO_SECONDS = 3.0  # in which torch's launcher notices a process that ended, and ends the others
 
 
 def load_plugins(files: Sequence[str]) -> None:
@@ -84,10 +88,22 @@ def check(cell: Cell) -> int:
         task.check_length(length)
     if cell.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("the torch installed here sees no CUDA GPU: use --device cpu")
+    _check_processes(cell)
     if cell.kind == "cost" and task.documents > 1:
         raise ValueError(f"task {task.name!r} has pairs of documents: a `cost` cell measures one sequence at a time")
     with torch.device("meta"):
         return parameter_count(model_of(cell, task))
+
+
+def _check_processes(cell: Cell) -> None:
+    """Raise ValueError where so many processes cannot train the cell together."""
+    several = f"processes = {cell.processes}: expected"
+    if cell.kind == "cost" and cell.processes > 1:
+        raise ValueError(f"{several} 1, for a `cost` cell measures one process on one GPU")
+    if cell.processes > cell.batch_size:
+        raise ValueError(f"{several} at most one for each of the {cell.batch_size} sequences of a batch")
+    if cell.device == "cuda" and cell.processes > torch.cuda.device_count():
+        raise ValueError(f"{several} at most one for each of the {torch.cuda.device_count()} GPUs that torch sees here")
 
 
 def absent_data(cells: Iterable[Cell]) -> dict[Cell, str]:
@@ -124,7 +140,7 @@ class Reporter:
             os.write(self.descriptor, (json.dumps([done, total, what]) + "\n").encode())
 
 
-def measure(cell: Cell, folder: Path, progress: Reporter, stop: list[bool]) -> Outcome:
+def measure(cell: Cell, folder: Path, progress: Progress, stop: list[bool]) -> Outcome:
     """The outcome of a cell; everything that can happen to it, but an interruption, is one."""
     facts = None
     kernels: tuple[str, ...] = ()
@@ -181,7 +197,10 @@ def limit_memory(cell: Cell) -> None:
     """
     if cell.device == "cpu":
         there, most = resource.getrlimit(resource.RLIMIT_DATA)
-        wanted = [int(MEMORY_SHARE * memory_bytes()), *(n for n in (there, most) if n != resource.RLIM_INFINITY)]
+        wanted = [
+            int(MEMORY_SHARE * memory_bytes() / cell.processes),
+            *(n for n in (there, most) if n != resource.RLIM_INFINITY),
+        ]
         resource.setrlimit(resource.RLIMIT_DATA, (min(wanted), most))
 
 
@@ -196,7 +215,20 @@ def _die_with(parent: int) -> None:
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     _die_with(job["parent"])
+    if job["cell"]["processes"] > 1:
+        _in_several(job)
+        return
     stop = [False]
+    cell = _prepare(job, stop)
+    try:
+        outcome = measure(cell, Path(job["folder"]), Reporter(job["progress"]), stop)
+    except InterruptedRunError:
+        sys.exit(INTERRUPTED)
+    write_atomically(Path(job["outcome"]), outcome.model_dump_json())
+
+
+def _prepare(job: dict[str, Any], stop: list[bool]) -> Cell:
+    """Make this process ready to measure a job's cell: asked to stop, it notes so in `stop`."""
     cell = Cell.model_validate(job["cell"])
 
     def asked_to_stop(number: int, frame: FrameType | None) -> None:
@@ -206,17 +238,50 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, asked_to_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the runner decides
-    torch.set_num_threads(job["threads"])
+    torch.set_num_threads(max(1, job["threads"] // cell.processes))
     limit_memory(cell)
     load_plugins(job["plugins"])
     if cell.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when CUDA starts
         torch.use_deterministic_algorithms(True)
-    try:
-        outcome = measure(cell, Path(job["folder"]), Reporter(job["progress"]), stop)
-    except InterruptedRunError:
-        sys.exit(INTERRUPTED)
-    write_atomically(Path(job["outcome"]), outcome.model_dump_json())
+    return cell
+
+
+def _in_several(job: dict[str, Any]) -> None:
+    """Measure a job's cell in as many processes as it asks for; this one ends as the first of them that ended badly."""
+    launched = {**job, "parent": os.getpid()}
+    with Connection(job["progress"], readable=False) as progress:
+        code = parallel.launch(_part, job["cell"]["processes"], Path(job["folder"]), launched, progress)
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
+
+
+def _part(job: dict[str, Any], progress: Connection) -> None:
+    """What each of several processes does. The first says how it went, or else the one that went wrong."""
+    _die_with(job["parent"])
+    stop = [False]
+    cell = _prepare(job, stop)
+    with parallel.joined(cell.device, cell.time_limit):
+        first = parallel.rank() == 0
+        try:
+            outcome = measure(cell, Path(job["folder"]), Reporter(progress.fileno()) if first else _silent, stop)
+        except InterruptedRunError:
+            return
+        failed = outcome.status in ("error", "oom")
+        if outcome.status == "error":  # perhaps only because another process ended: that one is noticed meanwhile
+            time.sleep(ECHO_SECONDS)
+        if stop[0] and failed:
+            return
+        if first or failed:
+            write_atomically(Path(job["outcome"]), outcome.model_dump_json())
+        if failed:
+            os._exit(1)  # at once: the others may wait for this process in vain
+
+
+def _silent(done: int, total: int, what: str) -> None:
+    """Progress of a process that nobody watches."""
 
 
 if __name__ == "__main__":

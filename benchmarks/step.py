@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from benchmarks import parallel
 from benchmarks.record import Cell
 from models.model import SequenceModel, build_model
 from tasks.task import Batch, Task
 
 BETAS, EPSILON, CLIP = (0.9, 0.99), 1e-8, 1.0
+
+Progress = Callable[[int, int, str], None]
+"""Called with what is done, what there is to do, and a word on it."""
 
 
 def make_model(cell: Cell, task: Task) -> SequenceModel:
@@ -74,7 +79,12 @@ def to_device(batch: Batch, device: str) -> Batch:
     return replace(batch, **moved)
 
 
-def answers(model: SequenceModel, batch: Batch, cell: Cell) -> tuple[Tensor, Tensor]:
+def rows_of(batch: Batch, first: int, last: int) -> Batch:
+    rows: dict[str, Any] = {name: x if x is None else x[first:last] for name, x in vars(batch).items()}
+    return Batch(**rows)
+
+
+def answers(model: SequenceModel | parallel.Spread, batch: Batch, cell: Cell) -> tuple[Tensor, Tensor]:
     """Logits (asked, choices) float32 and targets (asked,) of everything the batch asks, on the cell's device.
 
     What is asked is found before the batch moves, so that a GPU is not waited for.
@@ -92,15 +102,26 @@ def answers(model: SequenceModel, batch: Batch, cell: Cell) -> tuple[Tensor, Ten
 
 
 def training_step(
-    model: SequenceModel, optimizer: torch.optim.Optimizer, batch: Batch, cell: Cell, step: int
+    model: SequenceModel | parallel.Spread, optimizer: torch.optim.Optimizer, batch: Batch, cell: Cell, step: int
 ) -> Tensor:
-    """One step at the learning rate of `step`; the loss before it, a scalar on the cell's device, nats."""
+    """One step at the learning rate of `step`; the loss before it, a scalar on the cell's device, nats.
+
+    Of several processes each brings the whole batch and trains on its rows; the mean of their losses is the batch's.
+    """
     rate = learning_rate(cell, step)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
-    loss = cross_entropy(*answers(model, batch, cell))
+    loss = _loss(model, batch, cell)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.detach()
+
+
+def _loss(model: SequenceModel | parallel.Spread, batch: Batch, cell: Cell) -> Tensor:
+    """Mean cross entropy, nats: of all answers alike, also where one process is asked for more of them than another."""
+    if parallel.count() == 1:
+        return cross_entropy(*answers(model, batch, cell))
+    own = rows_of(batch, *parallel.share(len(batch.tokens)))
+    return cross_entropy(*answers(model, own, cell), reduction="sum") * (parallel.count() / len(batch.asked()))

@@ -1,4 +1,7 @@
-"""Trains and scores one cell. It can be stopped at any step and goes on as if it had not been."""
+"""Trains and scores one cell. It can be stopped at any step and goes on as if it had not been.
+
+Of several processes (see parallel.py) all do the same, each on its rows; the first keeps the checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks import parallel
 from benchmarks.checkpoint import State, load, save
 from benchmarks.evaluate import evaluate, fingerprints
 from benchmarks.machine import joules
+from benchmarks.reach import reach
 from benchmarks.record import Cell, CurvePoint, LearnNumbers, ReachBin, Reached, Trial
-from benchmarks.step import make_model, make_optimizer, training_step
+from benchmarks.step import Progress, make_model, make_optimizer, training_step
 from models.model import SequenceModel, parameter_count
 from tasks.task import Batch, Task
 
 CHECKPOINT_SECONDS = 60.0
 GOALS = (0.9, 0.99)  # accuracies whose price is recorded
-
-Progress = Callable[[int, int, str], None]
-"""Called with what is done, what there is to do, and a word on it."""
 
 
 class NotFiniteError(ArithmeticError):
@@ -55,7 +57,7 @@ def learn(cell: Cell, task: Task, folder: Path, progress: Progress, stop: Callab
 
     Raises NotFiniteError when the loss is finite at none of the rates, and whatever torch raises, out of memory too.
     """
-    before = _reach(make_model(cell, task), cell, task) if cell.reach else ()
+    before = reach(make_model(cell, task), cell, task) if cell.reach else ()
     rates = cell.learning_rates or (cell.learning_rate,)
     best, trials = None, []
     for number, rate in enumerate(rates):
@@ -68,7 +70,7 @@ def learn(cell: Cell, task: Task, folder: Path, progress: Progress, stop: Callab
         failure = run.state.failure
     if best is None:
         raise NotFiniteError(failure)
-    if stop():
+    if any(parallel.agreed(stop())):
         raise InterruptedRunError("stopped before the tests")
     progress(1, 1, "tests")
     return _numbers(cell, task, best, tuple(trials) if len(rates) > 1 else (), before)
@@ -109,14 +111,8 @@ def _numbers(cell: Cell, task: Task, run: Run, trials: tuple[Trial, ...], before
         validation=evaluate(model, cell, task, "validation", cell.length, cell.validation_examples),
         tests=tuple(evaluate(model, cell, task, "test", n, cell.test_examples, state.seen) for n in lengths),
         reach_before=before,
-        reach_after=_reach(model, cell, task) if cell.reach else (),
+        reach_after=reach(model, cell, task) if cell.reach else (),
     )
-
-
-def _reach(model: SequenceModel, cell: Cell, task: Task) -> tuple[ReachBin, ...]:
-    from benchmarks.reach import reach
-
-    return reach(model, cell, task)
 
 
 def _reached(run: Run, task: Task) -> tuple[Reached, ...]:
@@ -140,22 +136,28 @@ def _train(cell: Cell, task: Task, folder: Path, here: Here, progress: Progress,
     model = make_model(cell, task)
     optimizer = make_optimizer(model, cell)
     state = load(folder, model, optimizer, cell)
+    trained = parallel.spread(model)
     points = {round(cell.steps * (i + 1) / cell.validations) for i in range(cell.validations)}
     clock = Clock(cell.device)
     for batch, prints in () if state.finished else batches(cell, task, state.step):
+        parallel.seed(cell.seed, state.step)
         with clock:
-            loss = training_step(model, optimizer, batch, cell, state.step)
+            loss = training_step(trained, optimizer, batch, cell, state.step)
         state.loss_sum = state.loss_sum + loss
         state.loss_count += 1
         state.seen.append(prints)
         state.step += 1
         progress(here.before + state.step, here.total, f"step {state.step}{here.word}")
-        at_point, stopping = state.step in points, stop()
-        if at_point or stopping or clock.since_start() > CHECKPOINT_SECONDS:
+        at_point = state.step in points
+        stopping, due = parallel.agreed(stop(), clock.since_start() > CHECKPOINT_SECONDS)
+        if at_point or stopping or due:
             clock.add_to(state)
+            state.loss_sum = parallel.mean(state.loss_sum)
             if at_point:
                 _close_segment(cell, task, model, state)
-            save(folder, model, optimizer, state, cell)
+            if parallel.rank() == 0:
+                save(folder, model, optimizer, state, cell)
+            parallel.wait()
             if state.finished:
                 break
             if stopping:
@@ -189,7 +191,10 @@ def length_at(cell: Cell, task: Task, step: int) -> int:
 
 
 class Clock:
-    """Seconds and joules from its making on, and how many of the seconds were spent outside the training step."""
+    """Seconds and joules from its making on, and how many of the seconds were spent outside the training step.
+
+    Joules are of the GPUs of all processes together, seconds of this one.
+    """
 
     def __init__(self, device: str) -> None:
         self.device, self.inside = device, 0.0
@@ -214,11 +219,12 @@ class Clock:
         if self.device == "cuda":
             torch.cuda.synchronize()
         self.inside += time.perf_counter() - waited
-        seconds, used = self.since_start(), joules(self.device)
+        seconds, now = self.since_start(), joules(self.device)
         state.seconds += seconds
         state.waiting += seconds - self.inside
-        if used is not None and self.joules is not None:
-            state.joules = (state.joules or 0.0) + used - self.joules
+        used = parallel.total(math.nan if now is None or self.joules is None else now - self.joules)
+        if math.isfinite(used):
+            state.joules = (state.joules or 0.0) + used
 
 
 def _close_segment(cell: Cell, task: Task, model: SequenceModel, state: State) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MEASURING = {"tasks", "models", "benchmarks.record", "benchmarks.step", "benchmarks.memory"}
+MEASURING = {"tasks", "models", "benchmarks.record", "benchmarks.step", "benchmarks.memory", "benchmarks.parallel"}
 ALLOWED = {
     "tasks": {"tasks"},
     "models": {"models"},
@@ -17,7 +17,8 @@ ALLOWED = {
     "benchmarks.catalogue": set(),
     "benchmarks.machine": {"benchmarks.record"},
     "benchmarks.suite": {"benchmarks.record"},
-    "benchmarks.step": {"tasks", "models", "benchmarks.record"},
+    "benchmarks.parallel": {"models"},
+    "benchmarks.step": {"tasks", "models", "benchmarks.record", "benchmarks.parallel"},
     "benchmarks.evaluate": MEASURING,
     "benchmarks.checkpoint": MEASURING,
     "benchmarks.train": MEASURING
