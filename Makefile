@@ -58,26 +58,26 @@ recall copying tracking language ablation cost paper-zoology-mqar: $(READY)
 
 paper-rrwkv: ## does retrospection help, where, and what does it cost: the ablation's records and all others on one page
 	$(MAKE) ablation SCALE=$(SCALE)
-	@$(BIN)/python -m benchmarks.report.rrwkv
+	@$(BIN)/lookback report rrwkv
 
 paper-rwkv-lra: $(READY) ## the RWKV paper's Long Range Arena table beside our runs (SCALE=smoke, small or paper)
 	@test $(SCALE) = smoke || $(BIN)/lookback prefetch pathfinder
 	$(BIN)/lookback run lra --scale $(SCALE) || test $$? -eq 1
-	@$(BIN)/python -m benchmarks.report.lra --scale $(SCALE)
+	@$(BIN)/lookback report lra-table --scale $(SCALE)
 
 paper-rwkv-enwik8: $(READY) ## the RWKV paper's table of enwik8 beside our runs (SCALE=smoke, small or paper)
 	@test $(SCALE) = smoke || $(BIN)/lookback prefetch enwik8
 	$(BIN)/lookback run paper-rwkv-enwik8 --scale $(SCALE)
-	@$(BIN)/python -m benchmarks.report.enwik8 --scale $(SCALE)
+	@$(BIN)/lookback report enwik8 --scale $(SCALE)
 
 .PHONY: paper-rwkv-complexity paper-rwkv-generation
 paper-rwkv-complexity: $(READY) ## the RWKV paper's complexities beside measured exponents (SCALE=smoke, small or paper)
 	$(BIN)/lookback run cost --scale $(SCALE) || test $$? -eq 1
-	@$(BIN)/python -m benchmarks.report.papers complexity --scale $(SCALE)
+	@$(BIN)/lookback report complexity --scale $(SCALE)
 
 paper-rwkv-generation: $(READY) ## the RWKV paper's figure of generation beside ours (SCALE=smoke, small or paper)
 	$(BIN)/lookback run cost --scale $(SCALE) || test $$? -eq 1
-	@$(BIN)/python -m benchmarks.report.papers generation --scale $(SCALE)
+	@$(BIN)/lookback report generation --scale $(SCALE)
 
 paper-rrwkv-reach: $(READY) ## the RRWKV paper's path lengths as reach of gradients, measured (SCALE=smoke, small or paper)
 	@$(BIN)/lookback reach --scale $(SCALE)

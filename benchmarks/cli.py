@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ ATTEMPT_ALL = (
 TOO_BIG = "they are predicted to need more memory than this machine has; --attempt-all runs them all the same"
 
 RESULTS, REPORTS = Path("results"), Path("reports")
+QUESTIONS = "complexity, generation, rrwkv, lra-table or enwik8"  # pages beside those of suites
 
 
 class Kind(StrEnum):
@@ -147,7 +149,7 @@ def reach(
     except typer.Exit as ended:
         code = ended.exit_code
     if code <= 1:  # not interrupted
-        report([suite], scale, results, reports)
+        report([suite], scale, results=results, reports=reports)
     raise typer.Exit(code)
 
 
@@ -162,17 +164,20 @@ def _device(device: Device) -> str:
 @app.command()
 def report(
     suite: Annotated[
-        list[str] | None, typer.Argument(help="Names of suites; every page there are records for, if none.")
+        list[str] | None,
+        typer.Argument(help=f"Names of suites or of {QUESTIONS}; every page there are records for, if none."),
     ] = None,
     scale: Annotated[str, typer.Option(help="Of the suites named: smoke, small or paper.")] = DEFAULT_SCALE,
+    of: Annotated[str, typer.Option(help="The suite that a page of a question is made of, in place of its own.")] = "",
     results: Results = RESULTS,
     reports: Annotated[Path, typer.Option(help="Folder for what is made.")] = REPORTS,
 ) -> None:
-    """Make tables, figures and pages from records: of the suites named, or all that there are records for."""
-    from benchmarks.report import make_all, make_reports
+    """Make tables, figures and pages from records: of suites and questions, or all that there are records for."""
+    from benchmarks.report import make_all, make_named
 
-    names = [scaled(Path(name).stem if name.endswith(".toml") else name, scale) for name in suite or []]
-    for made in make_reports(results, reports, names) if names else make_all(results, reports):
+    names = [Path(name).stem if name.endswith(".toml") else name for name in suite or []]
+    named = partial(make_named, names=names, at_scale=partial(scaled, scale=scale), of=of)
+    for made in named(results, reports) if names else make_all(results, reports):
         print(f"{made.table}\n\n{made.path}, and as one file {made.path.with_name('index.html')}")
 
 

@@ -6,7 +6,8 @@ import re
 import pytest
 
 from benchmarks.record import Cell, write_record
-from benchmarks.report.enwik8 import make_table, make_tables, our_rows, published_rows
+from benchmarks.report import make_named
+from benchmarks.report.enwik8 import differences, make_table, our_rows, published_rows
 from benchmarks.suite import read_suite
 from tests.records import learn_record
 
@@ -67,10 +68,21 @@ def test_what_did_not_end_well_says_how(tmp_path):
 
 def test_a_page_for_each_machine(tmp_path):
     write_record(tmp_path / "results", record_of(1.2))
-    (made,) = make_tables(tmp_path / "results", tmp_path / "reports", "small")
+    (made,) = make_named(tmp_path / "results", tmp_path / "reports", ["enwik8"])
     assert re.fullmatch(r"[^/]+/enwik8/README\.md", made.path.relative_to(tmp_path / "reports").as_posix())
+    assert made.path.with_name("index.html").exists() and (tmp_path / "reports" / "index.html").exists()
     with pytest.raises(ValueError, match="no records of suite 'paper-rwkv-enwik8-paper'"):
-        make_tables(tmp_path / "results", tmp_path / "reports", "paper")
+        make_named(tmp_path / "results", tmp_path / "reports", ["enwik8"], lambda name: f"{name}-paper")
+
+
+def test_ours_stand_beside_the_papers_with_the_difference():
+    """1.178 of RWKV 12x512; of a Transformer 12x512 and 24x256 1.137 and 1.130; RWKV 6x512 has no test score."""
+    found = [record_of(1.278), record_of(1.0, model="transformer"), record_of(1.0, model="lstm")]
+    table = differences(found).set_index("beside")
+    assert table["difference"].to_dict() == {
+        "RWKV 12x512": "+0.100", "Transformer 12x512": "-0.137", "Transformer 24x256": "-0.130",
+    }  # fmt: skip
+    assert set(table["95 % interval"]) == {""} and set(table["seeds"]) == {1}
 
 
 def test_the_suite_is_the_papers_setting():

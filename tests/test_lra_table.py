@@ -7,7 +7,10 @@ import pytest
 
 from benchmarks.measure import absent_data, check
 from benchmarks.record import Cell, write_record
-from benchmarks.report.lra import TASKS, averages, make_table, make_tables, published, published_rows
+from benchmarks.report import make_named
+from benchmarks.report.html import read_card
+from benchmarks.report.lra import TASKS, averages, differences, make_table, published_rows, rows_of
+from benchmarks.report.published import published
 from benchmarks.suite import read_suite
 from benchmarks.train import learn
 from tasks.task import get_task
@@ -91,11 +94,29 @@ def test_the_same_records_make_the_same_bytes(tmp_path: Path) -> None:
     for number in range(2):
         for seed in range(2):
             write_record(tmp_path / "results", learn_record(lra_cell(seed=seed), 50, "lra"))
-        make_tables(tmp_path / "results", tmp_path / f"reports{number}", "lra")
+        make_named(tmp_path / "results", tmp_path / f"reports{number}", ["lra-table"])
     pages = [sorted(path for path in (tmp_path / f"reports{n}").rglob("*.*")) for n in range(2)]
-    assert [p.read_bytes() for p in pages[0]] == [p.read_bytes() for p in pages[1]] and len(pages[0]) == 2
+    assert [p.read_bytes() for p in pages[0]] == [p.read_bytes() for p in pages[1]]
+    place = tmp_path / "reports0" / "some-machine" / "lra-table"
+    assert {path.name for path in place.iterdir()} == {"README.md", "index.html", "lra-table.csv"}
+    assert "Long Range Arena" in str(read_card(place / "index.html"))
+    assert "some-machine/lra-table/index.html" in (tmp_path / "reports0" / "index.html").read_text()
     with pytest.raises(ValueError, match="no records of suite 'lra-paper'"):
-        make_tables(tmp_path / "results", tmp_path, "lra-paper")
+        make_named(tmp_path / "results", tmp_path, ["lra-table"], lambda name: f"{name}-paper")
+
+
+def test_ours_stand_beside_the_papers_with_the_difference() -> None:
+    """RWKV's ListOps is printed as 55.88, the Transformer's as 36.37, and neither has a score on Path-X."""
+    records = [
+        learn_record(lra_cell(task, seed=seed, model=model), correct, "lra")
+        for task in ("listops", "pathx") for model in ("rwkv", "transformer", "lstm")
+        for seed, correct in enumerate((60, 70, 80))
+    ]  # fmt: skip
+    table = differences(rows_of(records)).set_index("model")
+    assert table["task"].tolist() == ["ListOps", "ListOps"]
+    assert table.loc["rwkv", "difference"] == "+14.12" and table.loc["transformer", "difference"] == "+33.63"
+    half = 4.302653 * 10 / math.sqrt(3)  # Student's t, two degrees of freedom
+    assert table.loc["rwkv", "95 % interval"] == f"{14.12 - half:+.2f} to {14.12 + half:+.2f}"
 
 
 @pytest.mark.parametrize("scale", ["smoke", "small", "paper"])

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.record import Cell, Outcome, Record, TaskFacts, write_record
-from benchmarks.report.rrwkv import by_suite, comparisons, cost_ratios, make_answers, part_pairs, words
+from benchmarks.report import make_named
+from benchmarks.report.rrwkv import by_suite, comparisons, cost_ratios, part_pairs, words
 from tests.records import FACTS, asked, cost_record, learn_record, record, score, trained
 
 ROOT = Path(__file__).parent.parent
@@ -119,12 +120,11 @@ def test_the_page_of_each_machine(records: list[Record], cell: Cell, tmp_path: P
     failed = record(of(cell, model="rrwkv", seed=9), Outcome(status="nan", message="the loss is nan"), "ablation")
     for one in [*records, failed, learn_record(of(cell, model="lstm"))]:
         write_record(tmp_path / "results", one)
-    (made,) = make_answers(tmp_path / "results", tmp_path / "reports")
+    (made,) = make_named(tmp_path / "results", tmp_path / "reports", ["rrwkv"])
     assert made.path == tmp_path / "reports" / "some-machine" / "rrwkv" / "README.md"
     page = made.path.read_text()
     for text in (
         "this project's reconstruction",
-        "## In short",
         "| interval=8 |",
         "helps",
         "× 1.10",
@@ -132,6 +132,9 @@ def test_the_page_of_each_machine(records: list[Record], cell: Cell, tmp_path: P
     ):
         assert text in page, text
     assert "lstm" not in page and "0.900" not in page
-    command = [sys.executable, "-m", "benchmarks.report.rrwkv", "--results", str(tmp_path / "nothing")]
+    command = [sys.executable, "-m", "benchmarks.cli", "report", "rrwkv", "--results", str(tmp_path / "nothing")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and "no suite in" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("lookback: no records")
+    write_record(tmp_path / "one", learn_record(of(cell, model="lstm")))
+    with pytest.raises(ValueError, match="no suite has records of both rrwkv and rwkv"):
+        make_named(tmp_path / "one", tmp_path / "reports", ["rrwkv"])

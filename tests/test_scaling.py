@@ -13,9 +13,9 @@ from scipy import stats
 
 from benchmarks.predict import state_bytes, step_flops
 from benchmarks.record import Cell, CostNumbers, Generated, Outcome, Phase, Record, Timing, write_record
-from benchmarks.report import costs, generation, growth, papers
-from benchmarks.report.lra import published
+from benchmarks.report import costs, generation, growth, make_named, papers
 from benchmarks.report.parts import Part
+from benchmarks.report.published import published
 from benchmarks.report.scaling import Point, crossing, fit, theory, verdict
 from tests.records import FACTS, record
 
@@ -402,10 +402,12 @@ def test_generation_stands_beside_the_paper(tmp_path: Path) -> None:
 def test_pages_of_papers_are_made_from_a_folder(tmp_path: Path) -> None:
     for made in suite(("rwkv",), generate=True):
         write_record(tmp_path / "results", made)
-    (page,) = papers.make_pages("generation", tmp_path / "results", tmp_path, "suite")
+    (page,) = make_named(tmp_path / "results", tmp_path, ["generation"], of="suite")
     assert page.path == tmp_path / "some-machine" / "generation-suite" / "README.md"
-    with pytest.raises(ValueError, match="no records of costs of suite 'cost'"):
-        papers.make_pages("complexity", tmp_path / "results", tmp_path, "cost")
+    with pytest.raises(ValueError, match="no records of suite 'cost'"):
+        make_named(tmp_path / "results", tmp_path, ["complexity"])
+    with pytest.raises(ValueError, match="quick is a suite's page"):
+        make_named(tmp_path / "results", tmp_path, ["quick"], of="suite")
 
 
 @pytest.mark.parametrize("model", ["transformer", "rwkv", "rrwkv", "lstm"])

@@ -1,21 +1,41 @@
 """Records -> tables, figures and pages. Needs neither torch nor the tasks and models: a folder of records is enough."""
 
 import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.record import read_records
+from benchmarks.report import enwik8, lra, papers, rrwkv
 from benchmarks.report.page import Made, NothingToReportError, make_reports
 
-__all__ = ["Made", "make_all", "make_reports"]
+__all__ = ["QUESTIONS", "Made", "make_all", "make_named", "make_reports"]
+
+QUESTIONS = {one.name: one for one in (rrwkv.QUESTION, *papers.QUESTIONS, lra.QUESTION, enwik8.QUESTION)}
+"""Pages that are not a suite's own, by their names."""
 
 
 def make_all(results: Path, reports: Path) -> list[Made]:
-    """Every suite's page, and those that answer a paper's question, where there are records for them."""
-    from benchmarks.report import papers, rrwkv  # programs of their own too, which must not be imported before they run
-
-    made = make_reports(results, reports, [])
-    for name in papers.PAGES:
+    """Every suite's page, and those that answer a question, where there are records for them."""
+    made, records = make_reports(results, reports, []), list(read_records(results))
+    for question in QUESTIONS.values():
         with contextlib.suppress(NothingToReportError):
-            made += papers.make_pages(name, results, reports, "cost")
-    with contextlib.suppress(NothingToReportError):
-        made += rrwkv.make_answers(results, reports)
+            made += question.pages(records, reports)
+    return made
+
+
+def make_named(
+    results: Path, reports: Path, names: Sequence[str], at_scale: Callable[[str], str] = str, of: str = ""
+) -> list[Made]:
+    """The pages of suites and of questions; `at_scale` gives a suite's name at a scale, `of` a question's suite.
+
+    Raises ValueError where one of them has nothing to tell.
+    """
+    suites = [at_scale(name) for name in names if name not in QUESTIONS]
+    if of and suites:
+        raise ValueError(f"{suites[0]} is a suite's page: expected --of with one of {', '.join(QUESTIONS)}")
+    made = make_reports(results, reports, suites) if suites else []
+    for question in (QUESTIONS[name] for name in names if name in QUESTIONS):
+        suite = of or (at_scale(question.suite) if question.suite else "")
+        name = f"{question.name}-{of}" if of else at_scale(question.name) if question.suite else question.name
+        made += question.pages(read_records(results, [suite] if suite else []), reports, suite, name)
     return made

@@ -116,7 +116,8 @@ class Page:
 def measured(records: Sequence[Record]) -> str:
     """From which day to which, and on what."""
     days = min(record.started for record in records)[:10], max(record.ended for record in records)[:10]
-    return f"{' to '.join(dict.fromkeys(days))} on {records[0].machine.device}"
+    devices = sorted({record.machine.device for record in records})
+    return f"{' to '.join(dict.fromkeys(days))} on {', '.join(devices)}"
 
 
 def make_reports(results: Path, reports: Path, suites: Sequence[str]) -> list[Made]:

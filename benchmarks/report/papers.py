@@ -1,28 +1,24 @@
-"""What the RWKV paper says of cost beside our records: `python -m benchmarks.report.papers complexity` or `generation`.
-
-Each is a page of its own, reports/<machine>/complexity and reports/<machine>/generation, of the records of one suite.
-"""
+"""What the RWKV paper says of cost beside our records, a page each: complexity and generation."""
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.record import Record, read_records, write_atomically
-from benchmarks.report import generation, growth, html
+from benchmarks.record import Record
+from benchmarks.report import generation, growth
+from benchmarks.report.answers import Question, notes_on, write_answer
 from benchmarks.report.costs import costs_of
 from benchmarks.report.growth import SHRINKING, Curve, curves_of
-from benchmarks.report.lra import published
-from benchmarks.report.page import TEMPLATES, Made, NothingToReportError, measured
+from benchmarks.report.page import Made, NothingToReportError
 from benchmarks.report.parts import Part
+from benchmarks.report.published import OURS, published
 from benchmarks.report.style import in_order
 from benchmarks.report.tables import number, plain
 
-OURS = {"Transformer": "transformer", "RWKV": "rwkv"}  # rows of the paper's table that we measure
 MEASURED = {
     "time of T tokens at once": "prefill time", "memory of T tokens at once": "prefill memory",
     "time of one more token": "decode time", "state after T tokens": "state",
@@ -48,7 +44,7 @@ def complexity_page(records: Sequence[Record], folder: Path) -> Made:
     curves = [curve for curve in curves_of(costs_of(records)) if len(curve.points) >= 2]
     protocols = [p for p in dict.fromkeys(curve.protocol for curve in curves) if not p.endswith(SHRINKING)]
     if not protocols:
-        raise ValueError("no model was measured at two lengths or more with a fixed batch: nothing to fit")
+        raise NothingToReportError("no model was measured at two lengths or more with a fixed batch: nothing to fit")
     tables = [complexity_table([curve for curve in curves if curve.protocol == protocol]) for protocol in protocols]
     parts = [
         Part(f"The table, and what was measured with {protocol}", table=table)
@@ -56,7 +52,7 @@ def complexity_page(records: Sequence[Record], folder: Path) -> Made:
     ]
     title = f"The RWKV paper's complexities, measured on {records[0].machine.device}"
     text = f"{_made_by(records, 'complexity')}\n\n{COMPLEXITY}"
-    return _write(records, folder, title, text, [*parts, *growth.parts(curves)], plain(tables[0]))
+    return write_answer(folder, title, text, [*parts, *growth.parts(curves)], records, plain(tables[0]))
 
 
 def complexity_table(curves: Sequence[Curve]) -> pd.DataFrame:
@@ -66,7 +62,7 @@ def complexity_table(curves: Sequence[Curve]) -> pd.DataFrame:
         by_model.setdefault(curve.model, {})[curve.quantity] = curve
     families = {model: next(iter(found.values())).family for model, found in by_model.items()}
     rows, shown = [], set()
-    for name, orders in published().query("comparison == 'complexity'").groupby("model", sort=False):
+    for name, orders in published("complexity").groupby("model", sort=False):
         order = dict(zip(orders["task"], orders["setting"], strict=True))
         said = {"time": order["time"], "space": order["space"]}
         ours = [model for model in in_order(by_model) if families[model] == OURS.get(str(name))]
@@ -91,17 +87,18 @@ def generation_page(records: Sequence[Record], folder: Path) -> Made:
     """The paper's words beside what we measured, and the figure."""
     generated = generation.generated_of(records)
     if generated.empty:
-        raise ValueError("no cell generated: expected `cost` cells with generate = true")
+        raise NothingToReportError("no cell generated: expected `cost` cells with generate = true")
     table = beside_the_paper(generated)
     parts = [Part("The paper's figure in words, and ours", table=table), *generation.parts(records)]
     title = f"Generation, token by token, on {records[0].machine.device}"
-    return _write(records, folder, title, f"{_made_by(records, 'generation')}\n\n{GENERATION}", parts, plain(table))
+    text = f"{_made_by(records, 'generation')}\n\n{GENERATION}"
+    return write_answer(folder, title, text, parts, records, plain(table))
 
 
 def beside_the_paper(generated: pd.DataFrame) -> pd.DataFrame:
     """Seconds for a thousand tokens, or for all where they were fewer, and the line's shape."""
     rows = []
-    for name, group in published().query("comparison == 'generation-time'").groupby("model", sort=False):
+    for name, group in published("generation-time").groupby("model", sort=False):
         found = dict(zip(group["task"], group["value"], strict=True))
         shape = group.loc[group["task"] == "shape", "setting"].iloc[0]
         seconds = f"{found['low']:.0f} to {found['high']:.0f}"
@@ -135,65 +132,11 @@ def _shape(verdict: str) -> str:
 def _made_by(records: Sequence[Record], name: str) -> str:
     suite, sizes = records[0].suite, [r.outcome.cost.parameters for r in records if r.outcome.cost]
     low, high = min(sizes, default=0), max(sizes, default=math.nan)
-    return (
+    made = (
         f"Made from the records of suite {suite} alone, by `make paper-rwkv-{name}`. "
         f"Models of {low:,} to {high:,} parameters."
-        + (
-            "\n\nRRWKV here is this project's reconstruction: its paper (arXiv 2306.05176) was withdrawn, without code "
-            "or results."
-            if any(record.cell.model == "rrwkv" for record in records)
-            else ""
-        )
     )
+    return "\n\n".join([made, *notes_on(records)])
 
 
-def _write(records: Sequence[Record], folder: Path, title: str, text: str, parts: Sequence[Part], table: str) -> Made:
-    """Write a page of parts; `table` is what a terminal shows of it."""
-    kept = [part for part in parts if not part.empty]
-    for part in kept:
-        part.write(folder)
-    page = TEMPLATES.get_template("paper.md").render(title=title, text=text, parts=kept)
-    write_atomically(folder / "README.md", page)
-    html.write(html.Document(title, measured=measured(records), text=text), kept, folder)
-    html.write_index(folder.parent.parent)
-    return Made(table, folder / "README.md")
-
-
-PAGES: dict[str, Callable[[Sequence[Record], Path], Made]] = {
-    "complexity": complexity_page, "generation": generation_page,
-}  # fmt: skip
-
-
-def make_pages(name: str, results: Path, reports: Path, suite: str) -> list[Made]:
-    """The page of each machine that has records of the suite; raises NothingToReportError where none has."""
-    groups: dict[str, list[Record]] = {}
-    for record in read_records(results, [suite]):
-        if record.cell.kind == "cost":
-            groups.setdefault(record.machine.slug, []).append(record)
-    if not groups:
-        raise NothingToReportError(f"no records of costs of suite {suite!r} in {results}: run it first")
-    folder = name + suite.removeprefix("cost") if suite.startswith("cost") else f"{name}-{suite}"
-    return [
-        PAGES[name](sorted(found, key=lambda record: record.cell.id), reports / slug / folder)
-        for slug, found in sorted(groups.items())
-    ]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("page", choices=sorted(PAGES))
-    parser.add_argument("--scale", default="small", choices=("smoke", "small", "paper"), help="of the suite cost")
-    parser.add_argument("--suite", help="another suite than cost; the scale then says nothing")
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    parser.add_argument("--reports", type=Path, default=Path("reports"))
-    given = parser.parse_args()
-    suite = given.suite or ("cost" if given.scale == "small" else f"cost-{given.scale}")
-    try:
-        for made in make_pages(given.page, given.results, given.reports, suite):
-            print(f"{made.table}\n\n{made.path}")
-    except ValueError as error:
-        parser.exit(2, f"{error}\n")
-
-
-if __name__ == "__main__":
-    main()
+QUESTIONS = (Question("complexity", complexity_page, "cost"), Question("generation", generation_page, "cost"))

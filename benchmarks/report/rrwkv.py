@@ -1,14 +1,9 @@
-"""Does retrospection help, where, and what does it cost: RRWKV beside RWKV, in one page a machine, from all records.
-
-`python -m benchmarks.report.rrwkv` writes reports/<machine>/rrwkv for each machine that has records of both.
-"""
+"""Does retrospection help, where, and what does it cost: RRWKV beside RWKV, in one page a machine, from all records."""
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +11,13 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.record import Record, read_records, write_atomically
-from benchmarks.report import distance, frames, html, reach
+from benchmarks.record import Record
+from benchmarks.report import distance, frames, reach
 from benchmarks.report.about import failed_table
+from benchmarks.report.answers import Question, notes_on, write_answer
 from benchmarks.report.costs import costs_of
 from benchmarks.report.learning import better, learned
-from benchmarks.report.page import TEMPLATES, Made, NothingToReportError, measured
+from benchmarks.report.page import Made, NothingToReportError
 from benchmarks.report.parts import Part
 from benchmarks.report.statistics import LEVEL
 from benchmarks.report.style import in_order
@@ -289,8 +285,7 @@ def _cost_words(rows: Sequence[Row]) -> list[str]:
 # --- the page
 
 
-def parts(records: Sequence[Record]) -> list[Part]:
-    groups = by_suite(records)
+def parts(groups: dict[str, list[Record]]) -> list[Part]:
     rows, pairs, ratios = comparisons(groups), part_pairs(groups), cost_ratios(groups)
     reaches = [
         Part(f"How far back gradients reach: {suite}", reach.TABLE_TEXT, table=reach.reach_table(shares))
@@ -317,41 +312,18 @@ def parts(records: Sequence[Record]) -> list[Part]:
 
 def make_answer(records: Sequence[Record], folder: Path) -> Made:
     """Write the page; records must be of one machine, of any suites."""
-    short, *others = parts(records)
-    found = [short, *(part for part in others if not part.empty)]
-    device, of_both = records[0].machine.device, by_suite(records)
-    page = TEMPLATES.get_template("rrwkv.md").render(title=TITLE + device, suites=", ".join(of_both), parts=found)
-    write_atomically(folder / "README.md", page)
-    when = measured([record for group in of_both.values() for record in group])
+    groups = by_suite(records)
+    if not groups:
+        raise NothingToReportError(f"no suite has records of both {OURS} and {BASELINE}: run `ablation` first")
+    both = [record for found in groups.values() for record in found]
+    short, *others = parts(groups)
     sentences = [line.removeprefix("- ") for line in short.text.split("\n")]
-    html.write(html.Document(TITLE + device, when, sentences, page.split("\n\n")[1]), found[1:], folder)
-    html.write_index(folder.parent.parent)
-    return Made(plain(found[1].table) if len(found) > 1 else found[0].text, folder / "README.md")
+    text = " ".join([
+        *notes_on(both), "What stands here is of that reconstruction, not of what its author may have built.",
+        f"Made from the records of {', '.join(groups)} alone, by `make paper-rrwkv`.",
+    ])  # fmt: skip
+    shown = next((plain(part.table) for part in others if part.table is not None and part.has_table), short.text)
+    return write_answer(folder, TITLE + records[0].machine.device, text, others, both, shown, sentences)
 
 
-def make_answers(results: Path, reports: Path) -> list[Made]:
-    """The page of each machine that has records of both models; raises NothingToReportError when none has."""
-    groups: dict[str, list[Record]] = {}
-    for record in read_records(results) if results.is_dir() else ():
-        groups.setdefault(record.machine.slug, []).append(record)
-    both = {slug: records for slug, records in groups.items() if by_suite(records)}
-    if not both:
-        what = f"records of both {OURS} and {BASELINE}: run `ablation` first"
-        raise NothingToReportError(f"no suite in {results} has {what}")
-    return [make_answer(records, reports / slug / "rrwkv") for slug, records in both.items()]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    parser.add_argument("--reports", type=Path, default=Path("reports"))
-    given = parser.parse_args()
-    try:
-        for made in make_answers(given.results, given.reports):
-            print(f"{made.table}\n\n{made.path}")
-    except ValueError as error:
-        sys.exit(f"lookback: {error}")
-
-
-if __name__ == "__main__":
-    main()
+QUESTION = Question("rrwkv", make_answer)
