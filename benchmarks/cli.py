@@ -22,8 +22,8 @@ app = typer.Typer(
 )  # fmt: skip
 
 ATTEMPT_ALL = (
-    "Also cells predicted not to fit in memory. On a CPU they are left out, for who runs out of it there can take "
-    "others along; a GPU only says no, which is a result, so there they always run."
+    "Also cells predicted not to fit in memory, to end as `oom`. On a CPU they are left out, for they fill the memory "
+    "first, which takes time and slows others down; a GPU says no at once, so there they always run."
 )
 TOO_BIG = "they are predicted to need more memory than this machine has; --attempt-all runs them all the same"
 
@@ -41,6 +41,12 @@ class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+
+
+class Engine(StrEnum):
+    local = "local"
+    ray = "ray"
+    slurm = "slurm"
 
 
 Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="Python file that registers tasks or models.")]
@@ -91,6 +97,15 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what each cell would need; measure none.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The dry run for machines.")] = False,
     attempt_all: Annotated[bool, typer.Option("--attempt-all", help=ATTEMPT_ALL)] = False,
+    engine: Annotated[
+        Engine, typer.Option(help="Here, cell by cell; or all over a Ray cluster, or Slurm.")
+    ] = Engine.local,
+    address: Annotated[str, typer.Option(help="Of the Ray cluster; else RAY_ADDRESS, else one is started here.")] = "",
+    machine: Annotated[str, typer.Option(help="Of a cluster of several types of machine, the one to measure on.")] = "",
+    share: Annotated[
+        float, typer.Option(help="Of a GPU, for each cell of Ray's that is not timed.", min=0, max=1)
+    ] = 1.0,
+    slurm: Annotated[list[str] | None, typer.Option(help="An option of sbatch, as NAME=VALUE: partition=gpu.")] = None,
 ) -> None:
     """Measure every cell of a suite that has no record yet."""
     from benchmarks.measure import absent_data, check, load_plugins
@@ -98,13 +113,14 @@ def run(
     from benchmarks.sizes import matched
 
     load_plugins(plugin or [])
-    chosen = read_suite(suite, scale, _device(device))
+    here = dry_run or engine == Engine.local
+    chosen = read_suite(suite, scale, _device(device) if here else _device_of(engine, address, device))
     cells = chosen.cells
     for field, values in (("task", task), ("model", model), ("length", length), ("seed", seed)):
         cells = narrow(cells, field, values) if values else cells
     chosen = matched(dataclasses.replace(chosen, cells=cells), tolerance)
     for cell in chosen.cells:
-        check(cell.model_copy(update={"device": "cpu"}) if dry_run else cell)
+        check(cell.model_copy(update={"device": "cpu"}) if dry_run or engine != Engine.local else cell)
     absent = absent_data(chosen.cells)
     _say_left_out(list(absent.values()))
     cells = tuple(cell for cell in chosen.cells if cell not in absent)
@@ -115,6 +131,10 @@ def run(
         plan = make_plan(runner)
         print(json.dumps([line.values() for line in plan.lines], indent=1) if as_json else plan)
         return
+    if cells and not here:
+        from benchmarks.engines import on_ray, on_slurm
+
+        runner = on_ray(runner, share, machine) if engine == Engine.ray else on_slurm(runner, slurm or [])
     if cells and cells[0].device == "cpu" and not attempt_all:
         from benchmarks.plan import without_too_big
 
@@ -161,6 +181,20 @@ def _device(device: Device) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def _device_of(engine: Engine, address: str, device: Device) -> str:
+    """That of a cluster, which Ray can tell when it is joined."""
+    from benchmarks.engines import join_ray, ray_device
+
+    if engine == Engine.ray:
+        join_ray(address)
+        return ray_device() if device == Device.auto else device.value
+    if device == Device.auto:
+        raise ValueError(
+            "--engine slurm: expected --device cuda or --device cpu, for what the nodes have is not known here"
+        )
+    return device.value
+
+
 @app.command()
 def report(
     suite: Annotated[
@@ -179,6 +213,21 @@ def report(
     named = partial(make_named, names=names, at_scale=partial(scaled, scale=scale), of=of)
     for made in named(results, reports) if names else make_all(results, reports):
         print(f"{made.table}\n\n{made.path}, and as one file {made.path.with_name('index.html')}")
+
+
+@app.command("compare")
+def compare_(
+    a: Annotated[Path, typer.Argument(help="Folder of records: before, or theirs.")],
+    b: Annotated[Path, typer.Argument(help="Folder of records: after, or ours.")],
+    tolerance: Annotated[float, typer.Option(help="Share by which the medians of times may differ.")] = 0.1,
+    as_json: Annotated[bool, typer.Option("--json", help="All that was compared, for machines.")] = False,
+) -> None:
+    """Say what changed from A to B beyond the interval; exit code 1 when anything did."""
+    from benchmarks.report.compare import compare
+
+    found = compare(a, b, tolerance)
+    print(found.as_json() if as_json else found)
+    raise typer.Exit(int(found.changed))
 
 
 @app.command()
