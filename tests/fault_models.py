@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import time
 
@@ -72,3 +73,27 @@ class LeavesAProcess(Plain):
         if not self.training:
             subprocess.Popen(["sleep", "987654"])
         return super().forward(x)
+
+
+@register_model("stumbles")
+class Stumbles(Plain):
+    """Of several processes that train it, the second does not come far."""
+
+    def __init__(self, width: int, layer: int, depth: int, *, how: str = "raise") -> None:
+        super().__init__(width, layer, depth)
+        self.how, self.steps = how, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += self.training and torch.is_grad_enabled()
+        if self.steps == 3 and os.environ.get("RANK") == "1":
+            self.stumble()
+        return super().forward(x)
+
+    def stumble(self) -> None:
+        if self.how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == "hang":
+            time.sleep(987654)
+        if self.how == "memory":
+            raise MemoryError("out of memory, for a test")
+        raise RuntimeError("stumbled in process 1")
