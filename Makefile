@@ -92,6 +92,30 @@ speed: $(READY) ## measure operators, training steps and samplers beside their p
 	@$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt --editable '.[dev,peers]'
 	@$(BIN)/python -m benchmarks.speed_report
 
+ifdef PACK
+GPU_READY := $(PACK)/site
+GPU_PYTHON := PYTHONPATH=$(abspath $(PACK)/site) $(PYTHON)
+$(PACK)/site: $(PACK)/pack.txt
+	rm -rf $@ $@.new && mkdir -p $@.new
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --target $@.new $(wildcard $(PACK)/wheels/*.whl)
+	mv $@.new $@
+else
+GPU_READY := $(READY)
+GPU_PYTHON := $(BIN)/python
+endif
+BUDGET ?= 480
+DEVICE ?= cuda
+RESULTS ?= results
+
+.PHONY: gpu gpu-pack
+gpu: $(GPU_READY) ## measure all that a GPU is wanted for, in stages that go on later (STAGE=cost, BUDGET=480, PACK=folder)
+	@$(GPU_PYTHON) -m benchmarks.gpu $(STAGE) --budget $(BUDGET) --device $(DEVICE) --scale $(SCALE) \
+	    --results $(RESULTS) $(if $(PACK),--pack $(PACK))
+
+gpu-pack: $(READY) ## pack what a GPU machine without network lacks (HAVE=its pip list, LIMIT=64M, TO=gpu-pack)
+	@$(BIN)/python -m benchmarks.gpu_pack --to $(or $(TO),gpu-pack) $(if $(HAVE),--have $(HAVE)) \
+	    $(if $(LIMIT),--limit $(LIMIT)) $(if $(TARGET_PYTHON),--python $(TARGET_PYTHON))
+
 report: $(READY) ## make reports/ anew from results/
 	@$(BIN)/lookback report
 

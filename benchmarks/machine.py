@@ -55,7 +55,10 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> tuple[str | None, bool | None]:
-    """The commit of this checkout, and whether its code differs from it; None outside a checkout."""
+    """The commit of this checkout, and whether its code differs from it; None outside a checkout.
+
+    A copy without its history is of the commit that LOOKBACK_COMMIT names; whether it differs nobody knows.
+    """
     root = Path(__file__).parent.parent
 
     def git(*arguments: str) -> str:
@@ -64,7 +67,7 @@ def commit() -> tuple[str | None, bool | None]:
     try:
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", ".", ":!results", ":!reports"))
     except (OSError, subprocess.CalledProcessError):
-        return None, None
+        return os.environ.get("LOOKBACK_COMMIT"), None
 
 
 def _slug(name: str) -> str:

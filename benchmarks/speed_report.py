@@ -1,16 +1,19 @@
 """Measures `benchmarks/test_speed.py` and prints what it says: times, ratios, and shares of the memory floor.
 
     python -m benchmarks.speed_report                 measure, then print
+    python -m benchmarks.speed_report -k operator     a part, as pytest's -k names it
+    python -m benchmarks.speed_report -k training_step --profile     with what takes the time of each training step
     python -m benchmarks.speed_report speed.json      print what pytest-benchmark wrote earlier
 
 The memory floor is the time that a copy takes for the bytes that an operator must touch once; a share of 100 % is the
 speed of memory.
 """
 
+import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +23,11 @@ MEBIBYTE = 2**20
 NOISY = 0.1  # quartiles further apart than this share of the median
 
 
-def measure(target: Path) -> int:
-    """Runs the benchmarks, without their own table; the exit code of pytest."""
-    options = ["-q", "--benchmark-json", str(target), "--benchmark-quiet", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    return int(pytest.main([str(Path(__file__).with_name("test_speed.py")), *options, "-rs"]))
+def measure(target: Path, chosen: str = "") -> int:
+    """Runs the benchmarks that `chosen` names, without their own table; the exit code of pytest."""
+    plain = ["--benchmark-quiet", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs", "-q"]
+    file = str(Path(__file__).with_name("test_speed.py"))
+    return int(pytest.main([file, "-k", chosen, "--benchmark-json", str(target), *plain]))
 
 
 def rows(results: dict[str, Any], section: str) -> list[dict[str, Any]]:
@@ -81,6 +85,8 @@ def step_lines(results: dict[str, Any]) -> Iterator[str]:
 
 def decode_lines(results: dict[str, Any]) -> Iterator[str]:
     """A token's step beside the matrix products and attention in it: what is over twice them is our own code's cost."""
+    if not rows(results, "decode"):
+        return
     yield ""
     yield f"{'decode, 1 x 256 x 256 x 4':<32}{'us a token':>12}{'its products':>14}{'step is':>10}"
     found = {(row["name"], row["what"]): 1e6 * row["seconds"] / row["tokens"] for row in rows(results, "decode")}
@@ -91,6 +97,8 @@ def decode_lines(results: dict[str, Any]) -> Iterator[str]:
 
 def sampler_lines(results: dict[str, Any]) -> Iterator[str]:
     """How many tokens and examples of each task one core makes in a second."""
+    if not rows(results, "sampler"):
+        return
     yield ""
     yield f"{'samplers, one core':<32}{'million tokens a second':>26}{'examples a second':>20}"
     for row in rows(results, "sampler"):
@@ -100,6 +108,8 @@ def sampler_lines(results: dict[str, Any]) -> Iterator[str]:
 
 def record_lines(results: dict[str, Any]) -> Iterator[str]:
     """What many records cost to look through; where it is linear, that of a record stays as it is."""
+    if not rows(results, "records"):
+        return
     yield ""
     yield f"{'records':<32}{'of':>12}{'seconds':>12}{'us a record':>14}"
     for row in rows(results, "records"):
@@ -110,18 +120,30 @@ def record_lines(results: dict[str, Any]) -> Iterator[str]:
 SECTIONS = (operator_lines, step_lines, decode_lines, sampler_lines, record_lines)
 
 
-def main(arguments: list[str]) -> int:
+def profile_lines(results: dict[str, Any]) -> Iterator[str]:
+    """The operators that take the most time of each training step, as torch's profiler saw one."""
+    for row in rows(results, "step"):
+        yield f"\n{row['name']}, {row['group']}\n{row['profile']}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """0 where everything was measured, else pytest's exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed_report", allow_abbrev=False)
+    parser.add_argument("written", type=Path, nargs="?", help="what pytest-benchmark wrote earlier")
+    parser.add_argument("-k", dest="chosen", default="", help="a part, as pytest's -k names it")
+    parser.add_argument("--profile", action="store_true", help="print what takes the time of each training step")
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(arguments[0]) if arguments else Path(folder) / "speed.json"
-        code = 0 if arguments else measure(path)
+        path = options.written or Path(folder) / "speed.json"
+        code = 0 if options.written else measure(path, options.chosen)
         if not path.exists() or not path.stat().st_size:
             return code or 1
         results = json.loads(path.read_text())
-    for section in SECTIONS:
-        print("\n".join(section(results)))
+    for section in (*SECTIONS, *([profile_lines] if options.profile else [])):
+        if lines := list(section(results)):
+            print("\n".join(lines))
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -9,6 +9,7 @@ not installed is skipped; `pip install -e '.[peers]'` brings them.
 import functools
 import importlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.record import CurvePoint, LearnNumbers, Outcome, Record, TaskFacts, make_cell, read_records
@@ -32,6 +34,7 @@ from tasks.task import AbsentCorpusError, Batch, get_task, task_names
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
 CALLS = 20 if ON_GPU else 1  # a timed round; a GPU is waited for once a round, not once a call
+SLOW = 0.5  # seconds: of a call that takes longer, one is a round
 SECONDS = 6.0  # what one measurement may take after its warm-up
 COPIED_BYTES = 1 << (30 if ON_GPU else 27)
 
@@ -182,18 +185,23 @@ def _status_bytes(field: str) -> int:
 def measure(benchmark: BenchmarkFixture, call: Callable[[], Any], rounds: int = 20) -> None:
     """At least three rounds, `rounds` where they fit into SECONDS; on a GPU a round is CALLS calls and one wait."""
 
-    def timed() -> None:
-        for _ in range(CALLS):
+    def timed(calls: int) -> None:
+        for _ in range(calls):
             call()
         if ON_GPU:
             torch.cuda.synchronize()
 
-    timed()  # compiles, allocates
-    benchmark.extra_info |= {"calls": CALLS, "device": DEVICE, "threads": torch.get_num_threads()}
-    estimate = benchmark._timer()
-    timed()
-    estimate = benchmark._timer() - estimate
-    benchmark.pedantic(timed, rounds=max(3, min(rounds, int(SECONDS / estimate))), iterations=1, warmup_rounds=0)
+    timed(1)  # compiles, allocates
+    calls = 1 if _seconds(benchmark, lambda: timed(1)) > SLOW else CALLS
+    benchmark.extra_info |= {"calls": calls, "device": DEVICE, "threads": torch.get_num_threads()}
+    rounds = max(3, min(rounds, int(SECONDS / _seconds(benchmark, lambda: timed(calls)))))
+    benchmark.pedantic(timed, args=(calls,), rounds=rounds, iterations=1, warmup_rounds=0)
+
+
+def _seconds(benchmark: BenchmarkFixture, run: Callable[[], None]) -> float:
+    started = benchmark._timer()
+    run()
+    return float(benchmark._timer() - started)
 
 
 @pytest.mark.parametrize(("name", "direction", "shape"), operator_cases(), ids=lambda part: str(part).replace(" ", "-"))
@@ -232,22 +240,23 @@ class StepShape(NamedTuple):
 
 VOCABULARY = 256
 LIBRARY = "transformers RwkvForCausalLM"
-STEP_SHAPES = (
-    [StepShape(8, 1024, 768, 12, "bfloat16"), StepShape(1, 16384, 768, 12, "bfloat16")]
-    if ON_GPU
-    else [
+STEP_SHAPES = {
+    "smoke": [StepShape(2, 16, 16, 2, "float32")],
+    "cpu": [
         StepShape(32, 64, 64, 2, "float32"),
         StepShape(8, 256, 64, 2, "float32"),
         StepShape(2, 1024, 128, 2, "float32"),
-    ]
-)
+    ],
+    "cuda": [StepShape(8, 1024, 768, 12, "bfloat16"), StepShape(1, 16384, 768, 12, "bfloat16")],
+}[os.environ.get("SPEED_SCALE", DEVICE)]
+PROFILED = 12  # operators that a profile names
 
 
 def step_cases() -> list[tuple[str, StepShape]]:
-    """(model, shape). The library's loop on a CPU is left out where its backward pass would take minutes."""
+    """(model, shape). The library's loop (its kernel is on a hub) is left out where its backward would take minutes."""
     names = ["rwkv", "rrwkv", "transformer", "lstm", LIBRARY]
     cases = [(name, shape) for shape in STEP_SHAPES for name in names]
-    return [case for case in cases if case[0] != LIBRARY or ON_GPU or case[1].length <= 256]
+    return [case for case in cases if case[0] != LIBRARY or case[1].length <= (1024 if ON_GPU else 256)]
 
 
 class LibraryModel(torch.nn.Module):
@@ -285,7 +294,22 @@ def test_training_step(benchmark: BenchmarkFixture, name: str, shape: StepShape)
     tokens = torch.randint(VOCABULARY, (shape.batch_size, shape.length))
     benchmark.group = f"step {'x'.join(map(str, shape[:4]))} {shape.precision}"
     benchmark.extra_info |= {"section": "step", "name": name, "tokens": tokens.numel(), "shape": shape._asdict()}
-    measure(benchmark, lambda: training_step(model, optimizer, Batch(tokens, tokens), cell, 0))
+    step = lambda: training_step(model, optimizer, Batch(tokens, tokens), cell, 0)  # noqa: E731
+    measure(benchmark, step)
+    benchmark.extra_info["profile"] = profiled(step)
+
+
+def profiled(call: Callable[[], Any]) -> str:
+    """A table of the operators (on a GPU: kernels too) in which a call spends its time, by what is their own."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if ON_GPU else [])]
+    with profile(activities=activities) as seen:
+        call()
+        if ON_GPU:
+            torch.cuda.synchronize()
+    table: str = seen.key_averages().table(
+        sort_by=f"self_{DEVICE}_time_total", row_limit=PROFILED, max_name_column_width=60
+    )
+    return table
 
 
 # Decoding, beside its own matrix products
