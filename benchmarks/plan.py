@@ -21,7 +21,10 @@ COLUMNS = ("cell", "parameters", "width", "step", "whole cell", "peak memory", "
 
 @dataclass(frozen=True)
 class Line:
-    """What the dry run says of one cell; `factor` is how many times the operations of the record its time is from."""
+    """What the dry run says of one cell; `factor` is how many times the operations of the record its time is from.
+
+    Where there is no such record, the time is of a rate that somebody assumed, and `factor` None.
+    """
 
     cell: Cell
     need: Need
@@ -29,20 +32,29 @@ class Line:
     seconds: float | None
     factor: float | None
 
+    @property
+    def hours(self) -> float | None:
+        """Of all processes that train the cell, a GPU each."""
+        return None if self.seconds is None else self.seconds * self.cell.processes / 3600
+
     def values(self) -> dict[str, Any]:
         """For machines to read: bytes, seconds, operations."""
         return {
             "id": self.cell.id, "model": self.cell.model, "width": self.cell.width, "length": self.cell.length,
-            **vars(self.need), "seconds": self.seconds, "seconds_scaled_by": self.factor, "state": self.state,
+            **vars(self.need), "processes": self.cell.processes, "seconds": self.seconds,
+            "seconds_scaled_by": self.factor, "hours": self.hours, "state": self.state,
         }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Plan:
+    """What a run would need, cell by cell, and what there is."""
+
     lines: tuple[Line, ...]
     memory: int | None  # bytes of the device, where it is here
     device: str  # its name
     basis: str  # the machine whose records times are predicted from
+    assumed: float | None = None  # operations a second, where there is no record
 
     def __str__(self) -> str:
         rows = [COLUMNS, *(_row(line) for line in self.lines)]
@@ -55,40 +67,59 @@ class Plan:
 
     def _totals(self) -> list[str]:
         count = Counter(line.state for line in self.lines)
-        to_go = [line.seconds for line in self.lines if line.state == "to measure"]
-        known = [seconds for seconds in to_go if seconds is not None]
+        to_go = [line for line in self.lines if line.state == "to measure"]
+        known = [line for line in to_go if line.seconds is not None]
         unit = "GPU hours" if any(line.cell.device == "cuda" for line in self.lines) else "hours"
         room = human(self.memory, "B") if self.memory else "memory that is not known here"
         return [
             f"{len(self.lines)} cells: {count['recorded']} recorded, {count['to measure']} to measure, "
             f"{count['too big']} too big for {self.device} with {room}",
-            f"about {sum(known) / 3600:.2g} {unit} for {len(known)} of the {len(to_go)} to measure"
+            f"about {sum(line.hours or 0 for line in known):.2g} {unit} for {len(known)} of the {len(to_go)} to measure"
             + ("" if len(known) == len(to_go) else "; how long the others take is unknown"),
+            *self._unrecorded([line for line in to_go if line.factor is None], unit),
             "step, whole cell: floating-point operations, counted on tensors without memory, and so is peak memory",
             "time: of the cell's record, or of the same model's record nearest in size, times x by operations; "
             f"records of {self.basis}",
         ]  # fmt: skip
 
+    def _unrecorded(self, lines: Sequence[Line], unit: str) -> list[str]:
+        """What can be said of cells to which no record is near: their operations, and what these take at a rate."""
+        flops = human(sum(line.need.flops or 0 for line in lines), "FLOP")
+        if not lines:
+            return []
+        which = f"{len(lines)} of them, {flops} in all, have no record to go by"
+        if not self.assumed:
+            return [f"{which}: measure one cell of each model first, or name a rate by --assume-flops"]
+        hours = sum(line.hours or 0 for line in lines)
+        return [f"{which}: at {human(self.assumed, 'FLOP')} a second, which is assumed, they take {hours:.2g} {unit}"]
+
 
 def _row(line: Line) -> tuple[str, ...]:
     told = line.need
-    scaled = "" if line.factor is None or line.state == "recorded" else f" (x{line.factor:.3g})"
+    scaled = "" if line.state == "recorded" else f" (x{line.factor:.3g})" if line.factor else " (assumed)"
+    scaled = scaled if line.seconds is not None else ""
     return (
         line.cell.id, f"{told.parameters:,}", str(line.cell.width), human(told.step_flops, "FLOP"),
         human(told.flops, "FLOP"), human(told.peak_bytes, "B"), duration(line.seconds) + scaled, line.state,
     )  # fmt: skip
 
 
-def make_plan(runner: Runner) -> Plan:
-    """The plan of a runner's suite; its device need not be here."""
+def make_plan(runner: Runner, assumed: float | None = None) -> Plan:
+    """The plan of a runner's suite, whose device need not be here.
+
+    Args:
+        assumed: operations a second, for cells to which no record is near.
+    """
     cells = runner.suite.cells
     place = _here(runner, cells[0].device) if cells else None
     missing = set(runner.missing()) if place else set(cells)
     memory = memory_of(place) if place else None
     records = _earlier(runner.results, place.slug if place else None, cells)
-    lines = tuple(_line(cell, cell not in missing, memory, records) for cell in cells)
+    if assumed is not None and not (assumed > 0 and math.isfinite(assumed)):
+        raise ValueError(f"a rate of {assumed:g} operations a second: expected a positive number")
+    lines = tuple(_line(cell, cell not in missing, memory, records, assumed) for cell in cells)
     basis = records[0].machine.device if records else "this machine there are none yet"
-    return Plan(lines, memory, place.device if place else "a GPU", basis)
+    return Plan(lines, memory, place.device if place else "a GPU", basis, assumed)
 
 
 def _here(runner: Runner, device: str) -> Machine | None:
@@ -129,16 +160,19 @@ def _earlier(results: Path, slug: str | None, cells: Sequence[Cell]) -> list[Rec
     return [record for record in found if record.machine.slug == most[0][0]]
 
 
-def _line(cell: Cell, recorded: bool, memory: int | None, records: Sequence[Record]) -> Line:
+def _line(cell: Cell, recorded: bool, memory: int | None, records: Sequence[Record], assumed: float | None) -> Line:
     told = need(cell)
     state = "recorded" if recorded else "too big" if too_big([cell], memory) else "to measure"
     own = [record for record in records if record.cell == cell and recorded]
     near = own[0] if own else _nearest(cell, told, records)
-    if near is None:
+    factor = _factor(told, need(near.cell)) if near else None
+    if near and factor:
+        seconds = _scaled(_seconds(near), factor * near.cell.processes / cell.processes)
+    elif assumed and told.flops:
+        seconds = STARTING + told.flops / assumed / cell.processes
+    else:
         return Line(cell, told, state, None, None)
-    factor = _factor(told, need(near.cell))
-    seconds = None if factor is None else min(cell.time_limit, _scaled(_seconds(near), factor))
-    return Line(cell, told, state, seconds, factor)
+    return Line(cell, told, state, min(cell.time_limit, seconds), factor)
 
 
 def _nearest(cell: Cell, told: Need, records: Sequence[Record]) -> Record | None:
@@ -177,6 +211,7 @@ def human(value: float | None, unit: str) -> str:
 
 
 def duration(seconds: float | None) -> str:
+    """Seconds as people say them; None is unknown."""
     if seconds is None:
         return "unknown"
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):

@@ -51,7 +51,8 @@ class Need:
     """Of one cell; None where the model cannot be gone through without numbers.
 
     peak_bytes: most bytes of tensors alive at once, in training or in the largest test. Of a cell on a CPU they agree
-    with what is measured; for a GPU they are an estimate, made of the CPU's operators without their scratch.
+    with what is measured; for a GPU they are an estimate, made of the CPU's operators without their scratch. Of several
+    processes they are those of each GPU, or on a CPU of all together.
     """
 
     parameters: int
@@ -87,9 +88,10 @@ def _need(cell: Cell) -> Need:
 
 @cache
 def _peak_bytes(cell: Cell) -> int | None:
+    one = cell.model_copy(update={"batch_size": -(-cell.batch_size // cell.processes), "processes": 1})
     try:
         with FakeTensorMode():
-            return Rehearsal(cell).peak_bytes()
+            return Rehearsal(one).peak_bytes() * (cell.processes if cell.device == "cpu" else 1)
     except (RuntimeError, NotImplementedError):  # a model that looks at its numbers
         return None
 
@@ -101,6 +103,7 @@ def count_parameters(cell: Cell) -> int:
 
 
 def task_of(cell: Cell) -> Task:
+    """The cell's task; raises ValueError where there is none."""
     return get_task(cell.task, cell.task_options)
 
 
@@ -117,6 +120,7 @@ class Rehearsal:
         self.optimizer.zero_grad(set_to_none=True)
 
     def training_step(self) -> None:
+        """One step, on a batch without numbers."""
         batch = _shapes(self.cell, self.cell.length).of(self.cell.batch_size)
         training_step(self.model.train(), self.optimizer, batch, self.here, 0)
 
@@ -159,6 +163,7 @@ class Rehearsal:
 
 
 def count_flops(run: Callable[[], Any]) -> int:
+    """Floating-point operations of a call."""
     with counter() as counted:
         run()
     return counted.get_total_flops()
@@ -190,6 +195,7 @@ class Shapes:
     asked: int
 
     def of(self, rows: int) -> ShapedBatch:
+        """A batch of so many sequences of these shapes."""
         tokens, targets = (torch.zeros(rows, *shape, dtype=torch.int64) for shape in (self.tokens, self.targets))
         lengths = None if self.lengths is None else torch.ones(rows, *self.lengths, dtype=torch.int64)
         return ShapedBatch(tokens, targets, lengths=lengths, count=rows * self.asked)
@@ -202,6 +208,7 @@ class ShapedBatch(Batch):
     count: int = 0
 
     def asked(self) -> Tensor:
+        """As many indices as are asked for, and no numbers in them."""
         return torch.empty(self.count, 1, dtype=torch.int64).squeeze(1)
 
 

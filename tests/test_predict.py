@@ -133,6 +133,24 @@ def test_times_are_those_of_the_nearest_record_by_operations(tmp_path: Path) -> 
     assert "0.049 hours for 2 of the 3 to measure" in str(make_plan(runner(tmp_path, *cells)))
 
 
+def test_gpu_hours_are_of_all_processes_and_of_a_rate_where_nothing_is_recorded(tmp_path: Path) -> None:
+    """Two processes share the work: half the time, the same hours; each keeps half of the activations."""
+    one = small("rwkv", kind="learn", batch_size=64, length=256, time_limit=1e9)
+    two = one.model_copy(update={"processes": 2})
+    lines = make_plan(runner(tmp_path, one, two), assumed=1e6).lines
+    assert need(one).flops == need(two).flops and need(two).peak_bytes > need(one).peak_bytes  # two models, on a CPU
+    for line, processes in zip(lines, (1, 2), strict=True):
+        assert line.seconds == pytest.approx(4 + need(one).flops / 1e6 / processes) and line.factor is None  # type: ignore[operator]
+        assert line.hours == pytest.approx(line.seconds * processes / 3600)
+    said = str(make_plan(runner(tmp_path, one, two), assumed=1e6))
+    assert "1 MFLOP a second, which is assumed" in said and said.count("(assumed)") == 2
+    assert "have no record to go by: measure one cell of each model first" in str(make_plan(runner(tmp_path, one)))
+    gpu = (need(cell.model_copy(update={"device": "cuda"})).peak_bytes for cell in (one, two))
+    assert 0.5 < 1 / (next(gpu) / next(gpu)) < 0.6
+    with pytest.raises(ValueError, match="expected a positive number"):
+        make_plan(runner(tmp_path, one), assumed=-1.0)
+
+
 def test_numbers_are_written_for_people() -> None:
     assert [human(x, "B") for x in (0, 999, 1234567, 2.5e13, None)] == ["0 B", "999 B", "1.23 MB", "25 TB", "unknown"]
     assert [duration(x) for x in (4, 90, 7200, 200000, None)] == ["4 s", "1.5 min", "2.0 h", "2.3 d", "unknown"]
