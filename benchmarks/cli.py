@@ -25,6 +25,7 @@ ATTEMPT_ALL = (
     "Also cells predicted not to fit in memory, to end as `oom`. On a CPU they are left out, for they fill the memory "
     "first, which takes time and slows others down; a GPU says no at once, so there they always run."
 )
+ASSUME_FLOPS = "Operations a second, for the dry run's hours of cells to which no record is near."
 TOO_BIG = "they are predicted to need more memory than this machine has; --attempt-all runs them all the same"
 
 RESULTS, REPORTS = Path("results"), Path("reports")
@@ -96,6 +97,7 @@ def run(
     tolerance: Annotated[float | None, typer.Option(help="How near the sizes that [match] asks for must come.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what each cell would need; measure none.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The dry run for machines.")] = False,
+    assume_flops: Annotated[float | None, typer.Option(help=ASSUME_FLOPS)] = None,
     attempt_all: Annotated[bool, typer.Option("--attempt-all", help=ATTEMPT_ALL)] = False,
     engine: Annotated[
         Engine, typer.Option(help="Here, cell by cell; or all over a Ray cluster, or Slurm.")
@@ -128,7 +130,7 @@ def run(
     if dry_run:
         from benchmarks.plan import make_plan
 
-        plan = make_plan(runner)
+        plan = make_plan(runner, assume_flops)
         print(json.dumps([line.values() for line in plan.lines], indent=1) if as_json else plan)
         return
     if cells and not here:
