@@ -44,6 +44,7 @@ class Browser:
         self.requests: list[str] = []
 
     def attach(self) -> None:
+        """Open a page in a tab of its own, and listen to it."""
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network", "Security"):

@@ -147,7 +147,7 @@ def measure(cell: Cell, folder: Path, progress: Progress, stop: list[bool]) -> O
     try:
         task = get_task(cell.task, cell.task_options)
         facts = _facts(task)
-        kernels = _kernels(cell, task)
+        kernels = kernels_of(cell, task)
         if cell.kind == "cost":
             costs = cost(cell, task, progress)
             status: Status = next(iter(costs.failed.values()), "ok")
@@ -176,7 +176,7 @@ def _facts(task: Task) -> TaskFacts:
     )  # fmt: skip
 
 
-def _kernels(cell: Cell, task: Task) -> tuple[str, ...]:
+def kernels_of(cell: Cell, task: Task) -> tuple[str, ...]:
     """The operators for attention, WKV and LSTM that one forward pass of the cell really calls."""
     batch = task.batch("train", cell.seed, 0, 1, cell.length)
     model = make_model(cell, task)
@@ -213,6 +213,7 @@ def _die_with(parent: int) -> None:
 
 
 def main() -> None:
+    """Measure the cell of the job that the command line names, and write its outcome."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     _die_with(job["parent"])
     if job["cell"]["processes"] > 1:

@@ -59,6 +59,7 @@ def histogram(lengths: Tensor) -> str:
 
 
 def shares(labels: Tensor, task: Task) -> str:
+    """The share of each label, a line a label."""
     counts = torch.bincount(labels, minlength=len(task.answers)).tolist()
     width = max(map(len, task.answers))
     return "\n".join(

@@ -63,12 +63,14 @@ def learning_rate(cell: Cell, step: int) -> float:
 
 
 def precision(cell: Cell) -> contextlib.AbstractContextManager[object]:
+    """The context that a cell computes in: autocast, or none in float32."""
     if cell.precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(cell.device, dtype=torch.bfloat16)
 
 
 def to_device(batch: Batch, device: str) -> Batch:
+    """The batch on a device, asynchronously where it is a GPU."""
     if device == "cpu":
         return batch
 
@@ -80,6 +82,7 @@ def to_device(batch: Batch, device: str) -> Batch:
 
 
 def rows_of(batch: Batch, first: int, last: int) -> Batch:
+    """Sequences `first` to `last` of a batch, the latter not included."""
     rows: dict[str, Any] = {name: x if x is None else x[first:last] for name, x in vars(batch).items()}
     return Batch(**rows)
 

@@ -73,6 +73,7 @@ class Suite:
 
 
 def suite_names() -> list[str]:
+    """Names of the suites that come with Lookback, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 

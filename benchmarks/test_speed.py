@@ -206,6 +206,7 @@ def _seconds(benchmark: BenchmarkFixture, run: Callable[[], None]) -> float:
 
 @pytest.mark.parametrize(("name", "direction", "shape"), operator_cases(), ids=lambda part: str(part).replace(" ", "-"))
 def test_operator(benchmark: BenchmarkFixture, name: str, direction: str, shape: Shape) -> None:
+    """The WKV operator alone, forward and backward, beside those of other packages."""
     if name in PACKAGES:
         pytest.importorskip(PACKAGES[name], reason=f"{name} is not installed: pip install -e '.[peers]'")
     call, form = operator_call(name, direction, shape)
@@ -278,6 +279,7 @@ class LibraryModel(torch.nn.Module):
         return logits
 
     def parameter_groups(self) -> list[dict[str, Any]]:
+        """All parameters alike."""
         return [{"params": list(self.parameters()), "learning_rate_scale": 1.0, "decay": True}]
 
 

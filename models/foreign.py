@@ -98,6 +98,7 @@ class Stack(nn.Module):
         return self.read(x)
 
     def read(self, x: Tensor) -> Tensor:
+        """All positions at once, (batch, length, width) -> same, keeping nothing."""
         return self.stack(inputs_embeds=x, return_dict=True, **({"use_cache": False} if self.use_cache else {}))[0]
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> tuple[Kept, int]:
@@ -163,6 +164,7 @@ class Stack(nn.Module):
         return _close(torch.cat(outputs, 1), self.read(x))
 
     def check_length(self, length: int) -> None:
+        """Raise ValueError, naming the option, where the model has no positions for so many tokens."""
         if self.longest is not None and length > self.longest:
             raise ValueError(
                 f"model {self.name!r} knows {self.longest} positions, not {length}: its option "
@@ -301,6 +303,7 @@ Found = tuple[type, type]
 
 @register_family("hf", "any causal language model of transformers, with fresh weights: hf:llama, hf:mamba, ...")
 def of_transformers(kind: str) -> tuple[type[nn.Module], Recipe, dict[str, Any]]:
+    """Block, recipe and defaults of a `model_type` of transformers; raises ValueError where it has none."""
     name = f"hf:{kind}"
     library = _imported(name, "transformers", "transformers", "hf")
     configurations = importlib.import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING_NAMES
@@ -311,6 +314,7 @@ def of_transformers(kind: str) -> tuple[type[nn.Module], Recipe, dict[str, Any]]
 
 @register_family("fla", "any model of flash-linear-attention, on a GPU: fla:rwkv7, fla:gated_deltanet, fla:gla, ...")
 def of_flash_linear_attention(kind: str) -> tuple[type[nn.Module], Recipe, dict[str, Any]]:
+    """Block, recipe and defaults of a type of flash-linear-attention; raises ValueError where it has none."""
     name = f"fla:{kind}"
     library = _imported(name, "fla.models", "flash-linear-attention", "fla")
     _quiet(importlib.import_module("transformers"))

@@ -14,6 +14,8 @@ LSTMState = tuple[Tensor, Tensor]  # hidden and cell, each (batch, width)
 
 @register_model("lstm")
 class LSTMBlock(nn.Module):
+    """A layer: recurrence, then a layer of 2.5 widths, each behind its norm. It has no options."""
+
     def __init__(self, width: int, layer: int, depth: int) -> None:
         super().__init__()
         self.recurrence_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -31,6 +33,7 @@ class LSTMBlock(nn.Module):
         return self.finish(x, mixed), (hidden[0], cell[0])
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Add what the recurrence gave, and what the layer behind it gives: (batch, length, width) -> same."""
         x = x + mixed
         return x + self.mlp(self.mlp_norm(x))
 

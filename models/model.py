@@ -108,18 +108,22 @@ class SequenceModel(nn.Module):
         return features if self.documents == 1 else joined(features.unflatten(0, (-1, self.documents)))
 
     def kept_of(self, blocks: nn.ModuleList, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """What a stack makes of a sequence, (sequences, length, width) -> (sequences, width)."""
         return pooled(self.norm(self.through(blocks, x)), lengths, self.pooling)
 
     def through(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        """A stack of blocks, (batch, length, width) -> same; with dropout in training."""
         dropping = self.training and self.dropout.p and not self.recipe.whole
         for block in blocks:
             x = x + self.dropout(block(x) - x) if dropping else block(x)
         return x
 
     def embed(self, tokens: Tensor) -> Tensor:
+        """Tokens (...,) -> what the first block reads (..., width)."""
         return self.embedding_norm(self.embedding(tokens))
 
     def answer(self, x: Tensor) -> Tensor:
+        """What the last block gives (..., width) -> logits (..., vocabulary or classes)."""
         return self.head(self.norm(x))
 
     def initial_state(self, batch_size: int) -> list[State]:
@@ -196,6 +200,7 @@ def state_bytes(state: State) -> int:
 
 
 def parameter_count(model: nn.Module) -> int:
+    """Numbers in all parameters, embedding and head included."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -213,7 +218,17 @@ Block = TypeVar("Block", bound=type[nn.Module])
 
 
 def register_model(name: str, recipe: Recipe | None = None) -> Callable[[Block], Block]:
-    """Register a block under a name; raises ValueError when the name is malformed or taken."""
+    """Register a block under a name; raises ValueError when the name is malformed or taken.
+
+    A block is an nn.Module of a layer, made as `block(width, layer, depth, **options)`:
+
+        forward(x)                               (batch, length, width) -> same, all positions at once
+        initial_state(batch_size, device, dtype) its state before the first position
+        step(x, state)                           (batch, width) -> same and the next state: one position
+        prefill(x)                               `forward` and the state behind it; where there is none, it is stepped
+
+    `forward` over T positions equals T calls of `step`, and a later position changes nothing earlier.
+    """
 
     def decorate(block: Block) -> Block:
         if not NAME.fullmatch(name):

@@ -63,6 +63,7 @@ NO_MEMORY = Memory(None, None)
 
 
 def segment_length(interval: int | str, length: int) -> int:
+    """Tokens of a segment; of "sqrt" the square root of the length, rounded up."""
     return isqrt(length - 1) + 1 if interval == "sqrt" else int(interval)
 
 
@@ -96,6 +97,7 @@ class Mediums(nn.Module):
         self.shares = nn.ParameterList(nn.Parameter(torch.zeros(width)) for _ in range(count))
 
     def add(self, inputs: tuple[Tensor, ...], medium: Tensor) -> tuple[Tensor, ...]:
+        """Inputs of a mix, each (batch, length, width), with their share of the latest medium."""
         if not len(self.shares):
             return inputs
         return tuple(torch.addcmul(x, nu, medium) for x, nu in zip(inputs, self.shares, strict=True))
@@ -132,6 +134,8 @@ class Mediums(nn.Module):
 
 
 class RetrospectiveTimeMix(TimeMix):
+    """RWKV's time-mix with mediums in its inputs (where `shared`) and looking back at them all."""
+
     def __init__(
         self, width: int, layer: int, depth: int, interval: int | str, squeeze: bool, shared: bool, retrospection: str
     ) -> None:
@@ -173,11 +177,13 @@ class RetrospectiveTimeMix(TimeMix):
         return mixed, RetrospectiveState(TimeMixState(h, after), stream, memory)
 
     def finish(self, h: Tensor, receptance: Tensor, answer: Tensor, found: Tensor | None) -> Tensor:
+        """The mix's output from the gated sum of WKV's answer and what was found, (batch, length, width)."""
         if found is not None:
             answer = answer + self.gate(h).sigmoid() * found
         return self.output(receptance.sigmoid() * answer)
 
     def finish_once(self, h: Tensor, receptance: Tensor, answer: Tensor, found: Tensor | None) -> Tensor:
+        """`finish` for `step`."""
         layers = parts(self)
         if found is not None:
             answer = torch.addcmul(answer, product(layers["gate"], h).sigmoid(), found)
@@ -203,6 +209,7 @@ class RetrospectiveTimeMix(TimeMix):
         return as_seen(answers, interval, query.shape[1]), Memory(state, last(answers))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, interval: int) -> Tensor:
+        """Attention of each position to the keys of the mediums finished before it, (batch, length, width)."""
         position = torch.arange(interval, query.shape[1], device=query.device)  # before that, no medium is finished
         segment = torch.arange(key.shape[1], device=query.device)
         finished = segment < (position // interval)[:, None]  # (positions, segments)
@@ -231,6 +238,8 @@ class RetrospectiveTimeMix(TimeMix):
 
 
 class RetrospectiveChannelMix(ChannelMix):
+    """RWKV's channel-mix with mediums of its own in its inputs."""
+
     def __init__(self, width: int, layer: int, depth: int, interval: int | str, squeeze: bool) -> None:
         super().__init__(width, layer, depth)
         self.mediums = Mediums(width, interval, squeeze, count=2)

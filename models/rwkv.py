@@ -35,6 +35,7 @@ def last(x: Tensor) -> Tensor:
 
 
 def orthogonal(linear: nn.Linear) -> None:
+    """Fill a matrix orthogonally, larger where it widens, as RWKV-4 does."""
     out, into = linear.weight.shape
     nn.init.orthogonal_(linear.weight, gain=max(1.0, out / into) ** 0.5)
 
@@ -45,6 +46,8 @@ def _share(width: int, power: float, more: float = 0.0) -> nn.Parameter:
 
 
 class TimeMix(nn.Module):
+    """Mixes positions: token shift, WKV, and a gate; equations 11 to 13, 16 and 17 of the paper."""
+
     def __init__(self, width: int, layer: int, depth: int) -> None:
         super().__init__()
         progress = layer / (depth - 1) if depth > 1 else 0.0  # 0 in the first layer, 1 in the last
@@ -66,6 +69,7 @@ class TimeMix(nn.Module):
         return tuple(torch.lerp(before, h, share) for share in shares)
 
     def project(self, for_receptance: Tensor, for_key: Tensor, for_value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Receptance, key and value, (..., width) each."""
         return self.receptance(for_receptance), self.key(for_key), self.value(for_value)
 
     def prefill(self, h: Tensor) -> tuple[Tensor, TimeMixState]:
@@ -93,6 +97,7 @@ class TimeMix(nn.Module):
         )
 
     def project_once(self, for_receptance: Tensor, for_key: Tensor, for_value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`project` for `step`."""
         layers = parts(self)
         return (
             product(layers["receptance"], for_receptance),
@@ -101,11 +106,14 @@ class TimeMix(nn.Module):
         )
 
     def wkv_once(self, key: Tensor, value: Tensor, state: WKVState) -> tuple[Tensor, WKVState]:
+        """WKV at one position, (batch, width), and its state after it."""
         weights = own(self)
         return wkv_step(weights["decay"].exp(), weights["bonus"], key, value, state)
 
 
 class ChannelMix(nn.Module):
+    """Mixes channels: token shift, a squared ReLU 4 widths wide, and a gate; equations 14, 15 and 18."""
+
     def __init__(self, width: int, layer: int, depth: int) -> None:
         super().__init__()
         remaining = 1 - layer / depth
@@ -122,6 +130,7 @@ class ChannelMix(nn.Module):
         return torch.lerp(before, y, self.mix_receptance), torch.lerp(before, y, self.mix_key)
 
     def respond(self, for_receptance: Tensor, for_key: Tensor) -> Tensor:
+        """The gated layer, (..., width) -> same."""
         return self.receptance(for_receptance).sigmoid() * self.value(self.key(for_key).relu().square())
 
     def prefill(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,10 +143,12 @@ class ChannelMix(nn.Module):
         return self.respond_once(*self.mixed_once(y, before)), y
 
     def mixed_once(self, y: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """`mixed` for `step`."""
         share = own(self)
         return torch.lerp(before, y, share["mix_receptance"]), torch.lerp(before, y, share["mix_key"])
 
     def respond_once(self, for_receptance: Tensor, for_key: Tensor) -> Tensor:
+        """`respond` for `step`."""
         layers = parts(self)
         key = product(layers["key"], for_key).relu()
         return product(layers["receptance"], for_receptance).sigmoid() * product(layers["value"], key * key)
@@ -165,6 +176,8 @@ RWKVState = tuple[Any, Any]  # of the time-mix and of the channel-mix
 
 @register_model("rwkv", RECIPE)
 class RWKVBlock(nn.Module):
+    """A layer: time-mix, then channel-mix, each behind its norm. It has no options."""
+
     def __init__(self, width: int, layer: int, depth: int) -> None:
         super().__init__()
         self.time_norm, self.channel_norm = nn.LayerNorm(width), nn.LayerNorm(width)

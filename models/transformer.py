@@ -69,11 +69,13 @@ class TransformerBlock(nn.Module):
         return self.finish(x, mixed)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value of every head, (batch, heads, length, head width) each."""
         heads = self.query_key_value(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))  # (b, t, 3, h, d)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (b, h, t, d)
         return query, key, value
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Add what attention gave, (batch, heads, length, head width), and what the gated layer gives."""
         x = x + self.attention_output(mixed.transpose(1, 2).flatten(2))
         gate, value = self.gate_and_value(self.mlp_norm(x)).chunk(2, dim=-1)
         return x + self.mlp_output(silu(gate) * value)

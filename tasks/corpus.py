@@ -45,6 +45,7 @@ class Corpus:
 
     @property
     def folder(self) -> Path:
+        """Where it lies once it has been fetched."""
         return data_folder() / self.task
 
     def fetch(self) -> None:
@@ -80,6 +81,8 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Opened:
+    """A corpus that is here: its facts, and the text of each split, mapped into memory."""
+
     facts: dict[str, Any]
     texts: dict[str, Bytes]
 

@@ -68,6 +68,7 @@ class Generated:
         return tokens, labels, lengths
 
     def part(self, split: str, number: int) -> Path:
+        """The file of a part, whether it is there or not."""
         return self.folder / f"{split}-{number:04d}.npy"
 
     def fill(self, processes: int | None = None) -> None:

@@ -47,10 +47,12 @@ class Corpus:
 
     @property
     def folder(self) -> Path:
+        """Where it lies once it has been fetched."""
         return data_folder() / self.task
 
     @property
     def sizes(self) -> dict[str, int]:
+        """Examples of each split, validation taken from training."""
         train = self.rows["train"] - self.validation
         return {"train": train, "validation": self.validation, "test": self.rows["test"]}
 
@@ -106,10 +108,7 @@ def _tables(corpus: Corpus) -> dict[str, Any]:
     if named:
         tables = {file: _read_parquet(Path(named), file) for file in corpus.rows}
     elif corpus.folder.is_dir():
-        from datasets import load_from_disk
-
-        saved = load_from_disk(str(corpus.folder))
-        tables = {file: saved[file].data.table for file in corpus.rows}
+        tables = {file: _read_saved(corpus.folder / file) for file in corpus.rows}
     else:
         raise AbsentCorpusError(
             f"task {corpus.task!r} needs {corpus.hub}: `lookback prefetch {corpus.task}` fetches it once, or name a "
@@ -118,6 +117,19 @@ def _tables(corpus: Corpus) -> dict[str, Any]:
     for file, table in tables.items():
         check(corpus, f"{named or corpus.folder}: {file}", file, table)
     return tables
+
+
+def _read_saved(folder: Path) -> Any:
+    """The table that `datasets` saved in a folder, mapped into memory; reading needs pyarrow alone."""
+    import pyarrow as pa
+
+    paths = sorted(folder.glob("data-*.arrow"))
+    if not paths:
+        raise ValueError(f"{folder}: expected files data-*.arrow, found none")
+    try:
+        return pa.concat_tables([pa.ipc.open_stream(pa.memory_map(str(path))).read_all() for path in paths])
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{folder}: expected whole files as `datasets` saves them: {error}") from None
 
 
 def _read_parquet(folder: Path, file: str) -> Any:

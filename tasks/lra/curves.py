@@ -140,6 +140,7 @@ def picture(seed: int, side: int, contour: int, split: str, row: int) -> Picture
 
 
 def below(count: int, random: Random) -> int:
+    """A whole number from 0 to `count` - 1, the same on every machine."""
     return int(random.random() * count)
 
 
@@ -173,6 +174,7 @@ class Board:
     @staticmethod
     @lru_cache(maxsize=16)
     def of(setting: Setting, margin_number: int) -> Board:
+        """The board of a setting, with the margin of this number."""
         margin = setting.margins[margin_number]
         reach = setting.paddle_length + 2 * margin + ceil(setting.thickness)
         edge = 2 * setting.paddle_length + 3 * margin + 2  # as far as a paddle may be tried
@@ -188,10 +190,12 @@ class Board:
         return (point[0] + self.edge) * self.stride + point[1] + self.edge
 
     def stamp(self, direction: Direction) -> Stamp:
+        """What a paddle of this direction takes and draws."""
         setting = self.setting
         return stamp(setting.paddle_length, setting.thickness, self.margin, self.reach, self.stride, direction)
 
     def taken_by(self, paddle: Paddle) -> Taken:
+        """The pixels that a paddle takes, where it lies on the board."""
         mark, shift = self.stamp(paddle.direction), self.place(paddle.start) - self.reach * (self.stride + 1)
         return Taken(mark.near << shift, mark.wide << shift)
 
@@ -205,6 +209,7 @@ def bits(pixels: NDArray[np.bool_], stride: int) -> int:
 
 @lru_cache(maxsize=4096)
 def stamp(length: int, thickness: float, margin: int, reach: int, stride: int, direction: Direction) -> Stamp:
+    """A bar of a length and thickness, in pixels, and its margins, within `reach` of where it begins."""
     away = distance_to_bar(reach, length, direction) - thickness / 2
     near, wide = (share(away <= margin) >= COVERED), (share(away <= 2 * margin) >= COVERED)
     offsets = (np.argwhere(near) - reach) @ (stride, 1)
@@ -229,10 +234,12 @@ def share(points: NDArray[np.bool_]) -> Floats:
 
 @lru_cache(maxsize=16)
 def disc(radius: float) -> Floats:
+    """How much of each pixel a disc covers; radius in pixels."""
     return share(distance_to_bar(ceil(radius), 0, (1.0, 0.0)) <= radius)
 
 
 def paint(light: Floats, board: Board, curves: tuple[Curve, ...], contrast: float) -> None:
+    """Draw the paddles of curves into a picture, (side, side), at a contrast."""
     for curve in curves:
         for paddle in curve.paddles:
             lighten(light, paddle.start, board.stamp(paddle.direction).light * contrast)
@@ -295,6 +302,7 @@ def seed_curve(board: Board, tail: Point, direction: Direction) -> Curve:
 
 
 def any_direction(random: Random) -> Direction:
+    """One of 360 directions, all alike."""
     angle = radians(below(360, random))
     return sin(angle), cos(angle)
 
@@ -315,6 +323,7 @@ def two_curves(board: Board, contour: int, random: Random) -> tuple[Taken, tuple
 def grow_by_turns(
     board: Board, curves: list[Curve], contour: int, random: Random
 ) -> tuple[Taken, tuple[Curve, Curve]] | None:
+    """Both curves with `contour` paddles and what they take, or None where one of them is stuck."""
     taken = board.outside  # by all but the last paddles
     for _ in range(contour - 1):
         for mine in range(2):

@@ -23,6 +23,7 @@ SHADES = " .:-=+*#%@"
 
 
 def as_batch(examples: Examples, padded: bool = True) -> Batch:
+    """A batch of examples, their valid lengths only where some are `padded`."""
     tokens, labels, lengths = (torch.from_numpy(np.ascontiguousarray(part)).long() for part in examples)
     return Batch(tokens, labels, lengths=lengths if padded else None)
 

@@ -19,6 +19,7 @@ PUBLISHED_LENGTH = 2000
 
 
 def generated(data_seed: int, length: int) -> Generated:
+    """The set of expressions that this seed draws for a length, in tokens."""
     return Generated("listops", trees.make, (data_seed, length), length, SIZES)
 
 

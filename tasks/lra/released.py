@@ -186,6 +186,7 @@ def split_sizes(count: int) -> dict[str, int]:
 
 
 def split_start(count: int, split: str) -> int:
+    """The place of a split's first image among all `count`, in the order of the files."""
     sizes = split_sizes(count)
     return {"train": 0, "validation": sizes["train"], "test": sizes["train"] + sizes["validation"]}[split]
 

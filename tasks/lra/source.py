@@ -39,6 +39,7 @@ class Files:
     up_to: tuple[int, ...]
 
     def draw(self, random: Random) -> int:
+        """The number of a file, drawn in proportion to its bytes."""
         return bisect_right(self.up_to, int(random.random() * self.up_to[-1]))
 
 

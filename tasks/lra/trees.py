@@ -68,6 +68,7 @@ def numbered(key: Words, number: Integers | Words) -> Words:
 
 
 def stream_keys(stream: str, rows: Integers) -> Words:
+    """A 64-bit key for each example of a stream: (rows,)."""
     base = np.frombuffer(hashlib.sha256(stream.encode()).digest()[:8], dtype="<u8").astype(np.uint64)
     return numbered(base, np.asarray(rows))
 
