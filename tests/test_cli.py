@@ -126,3 +126,4 @@ def test_help_names_every_verb() -> None:
 def test_doctor_says_what_runs() -> None:
     said = lookback("doctor").stdout
     assert ("torch" in said and "wkv" in said and "tiled" in said) or "triton" in said
+    assert "scaled_dot_product" in said and "does not run" not in said and "in constraints.txt" in said
