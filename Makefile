@@ -82,6 +82,10 @@ paper-rwkv-generation: $(READY) ## the RWKV paper's figure of generation beside 
 paper-rrwkv-reach: $(READY) ## the RRWKV paper's path lengths as reach of gradients, measured (SCALE=smoke, small or paper)
 	@$(BIN)/lookback reach --scale $(SCALE)
 
+.PHONY: claims
+claims: $(READY) ## each claim of the RWKV and RRWKV papers on range and cost beside what the records say, on one page
+	@$(BIN)/lookback report claims
+
 pictures: $(READY) ## make the documentation's pictures anew from the data
 	@$(BIN)/python -m benchmarks.pictures
 

@@ -29,7 +29,7 @@ ASSUME_FLOPS = "Operations a second, for the dry run's hours of cells to which n
 TOO_BIG = "they are predicted to need more memory than this machine has; --attempt-all runs them all the same"
 
 RESULTS, REPORTS = Path("results"), Path("reports")
-QUESTIONS = "complexity, generation, rrwkv, lra-table or enwik8"  # pages beside those of suites
+QUESTIONS = "claims, complexity, generation, rrwkv, lra-table or enwik8"  # pages beside those of suites
 
 
 class Kind(StrEnum):

@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.record import read_records
-from benchmarks.report import enwik8, lra, papers, rrwkv
+from benchmarks.report import claims, enwik8, lra, papers, rrwkv
 from benchmarks.report.page import Made, NothingToReportError, make_reports
 
 __all__ = ["QUESTIONS", "Made", "make_all", "make_named", "make_reports"]
 
-QUESTIONS = {one.name: one for one in (rrwkv.QUESTION, *papers.QUESTIONS, lra.QUESTION, enwik8.QUESTION)}
+QUESTIONS = {
+    one.name: one for one in (claims.QUESTION, rrwkv.QUESTION, *papers.QUESTIONS, lra.QUESTION, enwik8.QUESTION)
+}
 """Pages that are not a suite's own, by their names."""
 
 

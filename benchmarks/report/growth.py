@@ -285,7 +285,7 @@ def words(costs: pd.DataFrame, curves: list[Curve]) -> list[Part]:
         base = BASELINE if BASELINE in here else next(iter(here))
         sentences = []
         for model in here:
-            ratios = {name: r for name in COMPARED if (r := _ratio(here[base].get(name), here[model].get(name)))}
+            ratios = {name: r for name in COMPARED if (r := ratio_of(here[base].get(name), here[model].get(name)))}
             if model != base and ratios:
                 found = {name: str(ratios[name]) if name in ratios else "" for name in COMPARED}
                 length = f"{max(ratio.length for ratio in ratios.values()):,.0f}"
@@ -338,7 +338,8 @@ def roughly(value: float) -> str:
     return f"{float(f'{value:.2g}'):,.10g}"
 
 
-def _ratio(one: Curve | None, two: Curve | None) -> Ratio | None:
+def ratio_of(one: Curve | None, two: Curve | None) -> Ratio | None:
+    """The first over the second at the longest length that both have; nothing where they share none."""
     if one is None or two is None or not set(one.points) & set(two.points):
         return None
     length = max(set(one.points) & set(two.points))

@@ -19,6 +19,15 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - reach, mean + reach
 
 
+def widened(low: float, high: float, n: int, means: int) -> tuple[float, float]:
+    """The t interval of one of several means of `n` values, so wide that those of all hold together (Bonferroni)."""
+    if n < 2:
+        return math.nan, math.nan
+    wide, narrow = (float(stats.t.ppf(1 - (1 - LEVEL) / 2 / count, n - 1)) for count in (max(means, 1), 1))
+    middle, reach = (low + high) / 2, (high - low) / 2 * wide / narrow
+    return middle - reach, middle + reach
+
+
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:
     """Bounds of the probability behind `correct` of `count` (Wilson 1927)."""
     if not count:
