@@ -33,18 +33,24 @@ QUESTIONS = "claims, complexity, generation, rrwkv, lra-table or enwik8"  # page
 
 
 class Kind(StrEnum):
+    """What there are lists of."""
+
     tasks = "tasks"
     models = "models"
     suites = "suites"
 
 
 class Device(StrEnum):
+    """Where cells run; `auto` is the GPU where there is one."""
+
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
 
 
 class Engine(StrEnum):
+    """Who starts the processes of the cells."""
+
     local = "local"
     ray = "ray"
     slurm = "slurm"

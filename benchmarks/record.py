@@ -309,6 +309,8 @@ class Machine(Value):
 
 
 class Record(Value):
+    """A measurement, complete in itself: the cell, its outcome, and where, when and with what code it was measured."""
+
     schema_version: Literal[1] = 1
     suite: SuiteName
     cell: Cell

@@ -227,6 +227,7 @@ def _interval(low: float, high: float) -> str:
 
 
 def claims_table(found: Sequence[tuple[Claim, list[Measure]]]) -> pd.DataFrame:
+    """A row a claim: who makes it, the verdict, and the measure that decided it."""
     rows = []
     for number, (claim, of_it) in enumerate(found, 1):
         one = deciding(of_it, claim.every)
@@ -239,6 +240,7 @@ def claims_table(found: Sequence[tuple[Claim, list[Measure]]]) -> pd.DataFrame:
 
 
 def claim_part(number: int, claim: Claim, found: Sequence[Measure]) -> Part:
+    """The part of a page about one claim: its verdict, what decided it, and every measure."""
     name = f"claim-{number}-{re.sub(r'[^a-z0-9]+', '-', claim.name.lower()).strip('-')}"
     title = f"{number}. {claim.name}: {verdict(found, claim.every)}"
     one = deciding(found, claim.every)
@@ -259,6 +261,7 @@ def _data(found: Sequence[Measure]) -> pd.DataFrame:
 
 
 def measure_table(found: Sequence[Measure]) -> pd.DataFrame:
+    """A row a measure: its number, its interval, and what it was judged by."""
     several = len({one.machine for one in found}) > 1
     table = pd.DataFrame([
         {"measure": one.what, "unit": one.unit, "number": _short(one.value),
@@ -317,6 +320,7 @@ def _row(axes: Axes, one: Measure, place: float, ends: tuple[float, float], look
 
 
 def headline(found: Sequence[tuple[Claim, list[Measure]]]) -> list[str]:
+    """What a page of claims says first."""
     words = [verdict(of_it, claim.every) for claim, of_it in found]
     counts = Counter(words)
     lines = [

@@ -90,6 +90,8 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
+    """Two folders of records, measurement by measurement; it has changed where any of them has."""
+
     a: Side
     b: Side
     rows: tuple[Row, ...]  # what changed first

@@ -50,6 +50,7 @@ def seed_points(axes: Axes, runs: pd.DataFrame, x: str, y: str) -> None:
 
 
 def score_axis(axes: Axes, unit: str) -> None:
+    """Name the axis of scores by their unit; accuracies all stand from 0 to 1."""
     axes.set_ylabel(unit if unit == "accuracy" else f"{unit} (lower is better)")
     if unit == "accuracy":
         axes.set_ylim(-0.02, 1.02)

@@ -154,6 +154,7 @@ Failures = dict[tuple[str, int, str], int]
 
 
 def failures(records: Sequence[Record]) -> Failures:
+    """How many runs ended in nan, oom or timeout, by task, length and model."""
     labels = Labels.of(records)
     found: Failures = {}
     for record in records:

@@ -113,6 +113,7 @@ def late_over_early(line: pd.DataFrame) -> float:
 
 
 def generation_table(generated: pd.DataFrame) -> pd.DataFrame:
+    """A row a model: its longest generation, how a token's time grew, and its state."""
     rows = []
     for model in in_order(generated["model"]):
         line = generated[generated["model"] == model].sort_values("tokens")

@@ -203,6 +203,7 @@ def growth_data(curves: list[Curve]) -> pd.DataFrame:
 
 
 def growth_table(curves: list[Curve]) -> pd.DataFrame:
+    """A row a curve: what was fitted, the verdict, and what theory says."""
     rows = []
     for curve in curves:
         growth = curve.growth
@@ -330,6 +331,7 @@ class Ratio:
 
 
 def times(ratio: float) -> str:
+    """A ratio to three digits, or to whole ones where it is large."""
     return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}" if ratio >= 10 else f"{ratio:.2f}"
 
 

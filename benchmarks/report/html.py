@@ -108,6 +108,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Section:
+    """A part of a page as its template takes it."""
+
     part: Part
     anchor: str
     drawing: Markup | None
@@ -152,6 +154,7 @@ def cell(value: object) -> Markup:
 
 
 def frame(card: dict[str, Any]) -> pd.DataFrame:
+    """A table of a card, as a frame."""
     return pd.DataFrame(card["rows"], columns=card["columns"])
 
 

@@ -64,6 +64,7 @@ def averages(scores: dict[str, float]) -> tuple[float, float]:
 
 
 def published_rows() -> list[dict[str, str]]:
+    """The rows of the paper's table, percents as texts, with both averages computed."""
     rows = []
     for name, group in published("lra").groupby("model", sort=False):
         of_task = group.set_index("task")
@@ -87,6 +88,7 @@ def _percent(value: float) -> str:
 
 
 def constant_row() -> dict[str, str]:
+    """What the commonest label scores, as a row of the same table."""
     found = published("lra-constant").set_index("task")["value"]
     scores = {task: float(found[task]) for task in TASKS}
     return {
@@ -147,6 +149,7 @@ def mean_of(records: Sequence[Record]) -> tuple[float, str]:
 
 
 def our_row(row: tuple[str, str, str], group: Group) -> dict[str, str]:
+    """The means of our records of one model and reading, as a row of the same table."""
     found = {task: mean_of(group[task]) for task in TASKS if task in group}
     scores = {task: mean for task, (mean, _) in found.items() if not math.isnan(mean)}
     complete = {} if set(scores) < set(TASKS) else scores  # a task that was not run is not one that failed

@@ -69,6 +69,7 @@ def _links(text: str) -> Markup:
 
 
 def link(address: str, words: str) -> Markup:
+    """A link that tells the other side nothing of where it came from."""
     return Markup('<a href="{}" rel="noopener noreferrer">{}</a>').format(address, words)
 
 

@@ -136,6 +136,7 @@ def _shares_at(group: pd.DataFrame) -> dict[str, str]:
 
 
 def geometric_mean(values: pd.Series) -> float:
+    """Of shares; 0 where one of them is."""
     return math.exp(math.fsum(math.log(v) for v in values) / len(values)) if values.min() > 0 else 0.0
 
 

@@ -99,6 +99,7 @@ def _in_order(rows: Sequence[Row]) -> list[Row]:
 
 
 def comparison_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """RRWKV minus RWKV-4, paired by seed, a row a suite, task, length and variant."""
     table = by_place([
         {"suite": row["suite"], "task": row["task"], "trained at": row["trained at"], "tested at": row["tested at"],
          "variant": row["variant"], "unit": row["score_unit"], "RWKV": decimal(row["score_of_baseline"]),
@@ -138,6 +139,7 @@ def part_pairs(groups: dict[str, list[Record]]) -> list[Row]:
 
 
 def part_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """What each part gives: a variant before and after a change of one option, paired by seed."""
     return by_place([
         {"suite": row["suite"], "task": row["task"], "trained at": row["trained at"], "tested at": row["tested at"],
          "variant": row["whole"], "changed to": row["changed"], "unit": row["score_unit"],
@@ -195,6 +197,7 @@ def _ratios(basis: pd.DataFrame, variant: pd.DataFrame, length: int) -> Row:
 
 
 def cost_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """What looking back costs: RRWKV's numbers over those of RWKV-4 in the same protocol."""
     return pd.DataFrame([
         {"suite": row["suite"], "task": row["task"], "with": row["protocol"], "length": row["length"],
          "variant": row["variant"], "parameters": _times(row["parameters"]),

@@ -32,6 +32,7 @@ def size(value: Any) -> str:
 
 
 def span(values: pd.Series) -> str:
+    """The least and the greatest whole number, one where they are the same."""
     low, high = int(values.min()), int(values.max())
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
