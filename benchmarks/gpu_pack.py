@@ -65,12 +65,8 @@ class Target:
         found = re.fullmatch(r"manylinux_2_(\d+)_x86_64", self.platform)
         if not found:
             raise ValueError(f"platform {self.platform!r}: expected manylinux_2_N_x86_64, as manylinux_2_28_x86_64")
-        newest, kind = int(found[1]), found[2]
-        return [
-            *(f"manylinux_2_{n}_{kind}" for n in range(newest, 4, -1)),
-            f"manylinux2014_{kind}",
-            f"manylinux1_{kind}",
-        ]
+        versions = [f"manylinux_2_{n}" for n in range(int(found[1]), 4, -1)]
+        return [f"{version}_x86_64" for version in (*versions, "manylinux2014", "manylinux1")]
 
 
 def read_have(path: Path | None) -> dict[str, str]:

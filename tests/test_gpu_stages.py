@@ -237,6 +237,8 @@ def test_what_does_not_fit_is_said(registry: None, tmp_path: Path, capsys: pytes
         assert line in said and said.count("\n") == 1
     with pytest.raises(ValueError, match="expected manylinux_2_N_x86_64"):
         gpu_pack.Target("3.12", "win_amd64", {}).platforms()
+    older = {"manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"}
+    assert older <= set(gpu_pack.Target("3.12", "manylinux_2_28_x86_64", {}).platforms())
     assert not (tmp_path / "b").exists() and (tmp_path / "pack/mine").exists()
     target = tmp_path / "old.txt"
     target.write_text("torch==2.6.0\ntriton==3.6.0\n")
