@@ -6,7 +6,7 @@ SCALE ?= small
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help environment bench test test-slow test-gpu lint format pictures cards report speed doctor clean \
+.PHONY: help environment bench test test-slow test-gpu smoke lint format pictures cards report speed doctor clean \
     recall copying tracking language ablation cost paper-zoology-mqar \
     paper-rrwkv paper-rrwkv-reach paper-rwkv-lra paper-rwkv-enwik8
 
@@ -34,6 +34,11 @@ test-slow: $(READY) ## run the tests that train for minutes
 
 test-gpu: $(READY) ## run all tests on a machine with a GPU, kernels compiled
 	$(BIN)/python -m pytest -m "not slow"
+
+smoke: $(READY) ## run and report the main suite at its smallest scale, into .smoke/: seconds
+	rm -rf .smoke
+	$(BIN)/lookback run quick --scale smoke --device cpu --results .smoke/results
+	@$(BIN)/lookback report --results .smoke/results --reports .smoke/reports
 
 lint: $(READY) ## check style, formatting and types
 	$(BIN)/ruff check .
@@ -127,4 +132,4 @@ doctor: $(READY) ## say what is installed and what will run
 	@$(BIN)/lookback doctor
 
 clean: ## remove the environment and caches; results stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .benchmarks lookback.egg-info
+	rm -rf $(VENV) .smoke .mypy_cache .ruff_cache .pytest_cache .benchmarks lookback.egg-info
