@@ -254,7 +254,8 @@ def _in_several(job: dict[str, Any]) -> None:
     with Connection(job["progress"], readable=False) as progress:
         code = parallel.launch(_part, job["cell"]["processes"], Path(job["folder"]), launched, progress)
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # of SIGKILL nobody can
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     sys.exit(code)
 

@@ -147,10 +147,10 @@ def test_what_goes_wrong_in_one_process_is_said_of_the_cell(tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "status", "said"),
-    [("kill", "killed", "SIGKILL"), ("hang", "timeout", "not done after 30"), ("memory", "oom", "out of memory")],
+    [("kill", "killed", "SIGKILL"), ("hang", "timeout", "not done after 90"), ("memory", "oom", "out of memory")],
 )
 def test_a_process_that_fails_ends_the_cell(tmp_path: Path, how: str, status: str, said: str) -> None:
-    outcome = measured(tmp_path, stumbling(how, time_limit=30)).outcome
+    outcome = measured(tmp_path, stumbling(how, time_limit=90 if how == "hang" else 3600)).outcome
     assert outcome.status == status and said in outcome.message
 
 
@@ -173,4 +173,5 @@ def test_stopped_and_gone_on_by_the_same_command(tmp_path: Path) -> None:
     assert running.wait(timeout=60) == 130 and not processes_of(tmp_path / "parts")
     parts = measured(tmp_path / "parts", cell)
     assert parts.outcome.learn is not None and whole.outcome.learn is not None
-    assert [p.loss for p in parts.outcome.learn.curve] == [p.loss for p in whole.outcome.learn.curve]
+    losses = [p.loss for p in whole.outcome.learn.curve]  # sums of a segment are rounded where it was stopped
+    assert [p.loss for p in parts.outcome.learn.curve] == pytest.approx(losses, rel=1e-6)
