@@ -106,7 +106,7 @@ GPU_READY := $(PACK)/site
 GPU_PYTHON := PYTHONPATH=$(abspath $(PACK)/site) $(PYTHON)
 $(PACK)/site: $(PACK)/pack.txt
 	rm -rf $@ $@.new && mkdir -p $@.new
-	$(PYTHON) -m pip install --quiet --no-index --no-deps --target $@.new $(wildcard $(PACK)/wheels/*.whl)
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --target $@.new $(wildcard $(PACK)/wheels/*.whl)
 	mv $@.new $@
 else
 GPU_READY := $(READY)
