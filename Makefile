@@ -128,6 +128,12 @@ gpu-pack: $(READY) ## pack what a GPU machine without network lacks (HAVE=its pi
 report: $(READY) ## make reports/ anew from results/
 	@$(BIN)/lookback report
 
+.PHONY: reports-check
+reports-check: $(READY) ## make reports/ anew into a scratch folder, and fail where it differs from what is committed
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(BIN)/lookback report --reports "$$fresh" > /dev/null && \
+	    { diff -rq -x '*.png' -x '*.pdf' reports "$$fresh" || \
+	    { echo "reports/ is not what results/ give: type make report, look at what changed, and commit it"; exit 1; }; }
+
 doctor: $(READY) ## say what is installed and what will run
 	@$(BIN)/lookback doctor
 

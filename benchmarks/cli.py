@@ -28,7 +28,11 @@ ATTEMPT_ALL = (
 ASSUME_FLOPS = "Operations a second, for the dry run's hours of cells to which no record is near."
 TOO_BIG = "they are predicted to need more memory than this machine has; --attempt-all runs them all the same"
 
-RESULTS, REPORTS = Path("results"), Path("reports")
+RESULTS, REPORTS, PAPER = Path("results"), Path("reports"), Path("paper")
+FOR_PAPERS = (
+    "`paper` draws for a paper's columns, in its type, and writes each figure also as PDF and PNG of 300 dpi and each "
+    "table as LaTeX and CSV, by default into paper/."
+)
 QUESTIONS = "claims, complexity, generation, rrwkv, lra-table or enwik8"  # pages beside those of suites
 
 
@@ -38,6 +42,13 @@ class Kind(StrEnum):
     tasks = "tasks"
     models = "models"
     suites = "suites"
+
+
+class Style(StrEnum):
+    """How figures are drawn: for a page of ours, or for a paper."""
+
+    page = "page"
+    paper = "paper"
 
 
 class Device(StrEnum):
@@ -212,14 +223,19 @@ def report(
     scale: Annotated[str, typer.Option(help="Of the suites named: smoke, small or paper.")] = DEFAULT_SCALE,
     of: Annotated[str, typer.Option(help="The suite that a page of a question is made of, in place of its own.")] = "",
     results: Results = RESULTS,
-    reports: Annotated[Path, typer.Option(help="Folder for what is made.")] = REPORTS,
+    reports: Annotated[Path | None, typer.Option(help="Folder for what is made, in place of reports/.")] = None,
+    style: Annotated[Style, typer.Option(help=FOR_PAPERS)] = Style.page,
 ) -> None:
     """Make tables, figures and pages from records: of suites and questions, or all that there are records for."""
     from benchmarks.report import make_all, make_named
+    from benchmarks.report.style import using
 
     names = [Path(name).stem if name.endswith(".toml") else name for name in suite or []]
     named = partial(make_named, names=names, at_scale=partial(scaled, scale=scale), of=of)
-    for made in named(results, reports) if names else make_all(results, reports):
+    folder = reports or (PAPER if style == Style.paper else REPORTS)
+    with using(style.value):
+        pages = named(results, folder) if names else make_all(results, folder)
+    for made in pages:
         print(f"{made.table}\n\n{made.path}, and as one file {made.path.with_name('index.html')}")
 
 

@@ -1,6 +1,9 @@
 """Pages are made from records alone, and the same records give the same bytes."""
 
+import io
 import math
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -8,6 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib import pyplot as plt
+from PIL import Image
 
 from benchmarks.record import Cell, Outcome, Record, write_record
 from benchmarks.report import make_reports, page
@@ -15,8 +22,8 @@ from benchmarks.report.frames import differences, over_seeds, scores
 from benchmarks.report.page import make_page
 from benchmarks.report.parts import Part
 from benchmarks.report.statistics import t_interval, wilson_interval
-from benchmarks.report.style import in_order, looks, panels
-from benchmarks.report.tables import number, safe, size
+from benchmarks.report.style import RC, in_order, looks, panels, using
+from benchmarks.report.tables import latex, number, safe, size, tex
 from tests.records import cost_record, learn_record, record
 
 ROOT = Path(__file__).parent.parent
@@ -38,8 +45,7 @@ def write_suite(folder: Path, cell: Cell) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    kept = (".md", ".csv", ".svg")
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.suffix in kept}
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_a_page_holds_what_was_measured(tmp_path: Path, cell: Cell) -> None:
@@ -54,18 +60,96 @@ def test_a_page_holds_what_was_measured(tmp_path: Path, cell: Cell) -> None:
         assert words in page, words
     for name in ("score-by-length", "score-by-distance", "cost-by-length", "learning-curves"):
         assert f"]({name}.svg)" in page
-        for ending in (".svg", ".png", ".pdf", ".csv"):
+        for ending in (".svg", ".csv"):
             assert (made.path.parent / name).with_suffix(ending).stat().st_size > 100
+    assert {path.suffix for path in made.path.parent.iterdir()} == {".md", ".html", ".svg", ".csv"}
     assert "copy @24" in made.table and "0.73" in made.table
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path: Path, cell: Cell) -> None:
+    """In every form that there is, and wherever hashes fall. Of pages, CI makes the committed ones anew."""
     write_suite(tmp_path / "results", cell)
-    for name in ("a", "b"):
+    for name, seed in (("a", "1"), ("b", "2")):
         command = [sys.executable, "-m", "benchmarks.cli", "report", "--results", str(tmp_path / "results"),
-                   "--reports", str(tmp_path / name)]  # fmt: skip
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    assert contents(tmp_path / "a") == contents(tmp_path / "b") and len(contents(tmp_path / "a")) >= 11
+                   "--reports", str(tmp_path / name), "--style", "paper"]  # fmt: skip
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=environment)
+    first, second = contents(tmp_path / "a"), contents(tmp_path / "b")
+    assert [name for name in first if first[name] != second.get(name)] == [] and first.keys() == second.keys()
+    page = "some-machine/suite/"
+    for name in ("score-by-length", "cost-by-length", "learning-curves"):
+        assert_fits_a_paper(first[f"{page}{name}.pdf"], first[f"{page}{name}.png"])
+    assert "copy @24" in first[f"{page}table-summary.tex"].decode()
+    for name in (name for name in first if name.endswith(".tex")):
+        rows = table_of(first[name].decode())
+        assert len(rows) - 1 == len(pd.read_csv(io.BytesIO(first[name.replace(".tex", ".csv")]))), name
+
+
+def assert_fits_a_paper(pdf: bytes, png: bytes) -> None:
+    """In the width of one column or two, at 300 dots an inch, without a date and without Type 3 fonts."""
+    boxes = re.findall(rb"/MediaBox \[ ?0 0 ([\d.]+) ", pdf)
+    assert boxes and all(float(width) / 72 in (3.25, 6.75) for width in boxes)
+    assert b"CreationDate" not in pdf and b"/Type3" not in pdf
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.width in (975, 2025) and image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+
+
+def table_of(text: str) -> list[list[str]]:
+    """Cells of a `tabular` of booktabs, read strictly: one row a line, as many cells as columns, nothing unescaped."""
+    first, begin, top, head, middle, *rows, bottom, end, after = text.split("\n")
+    assert (first, top, middle, bottom, end, after) == (
+        r"% \usepackage{booktabs}", r"\toprule", r"\midrule", r"\bottomrule", r"\end{tabular}", "",
+    )  # fmt: skip
+    sides = re.fullmatch(r"\\begin\{tabular\}\{([lr]+)\}", begin)
+    assert sides
+    read = [[cell.strip() for cell in re.split(r"(?<!\\)&", row.removesuffix(r" \\"))] for row in (head, *rows)]
+    assert all(row.endswith(r" \\") for row in (head, *rows)) and {len(row) for row in read} == {len(sides[1])}
+    for cell in (cell for row in read for cell in row):
+        assert_typesets(cell)
+    return read
+
+
+COMMANDS = (
+    "textbackslash", "textasciitilde", "textasciicircum", "textasciigrave", "ldots", "geq", "leq",
+    "times", "pm", "cdot", "approx", "to",
+)  # fmt: skip
+
+
+def assert_typesets(cell: str) -> None:
+    """Commands we know, escaped letters, formulas that end and braces that close; else no letter that TeX obeys."""
+    assert not cell.startswith(("[", "*"))  # which would be the row's before it
+    left = re.sub(r"\\[{}$&#_%]|\{[\[*]\}", "", cell)
+    left = re.sub(r"\$(?:<|>|\||-|\^2|\\(?:" + "|".join(COMMANDS) + r"))\$", "", left)
+    left = re.sub(r"\\(?:" + "|".join(COMMANDS) + r")\{\}", "", left)
+    assert not re.search(r"[\\{}$&#^_%~<>|\x00-\x1f]", left), cell
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_no_text_is_a_command_of_latex(text: str) -> None:
+    assert_typesets(tex(text))
+    assert table_of(latex(pd.DataFrame({"model": [text], "score": ["0.5"]})))[1][1] == "0.5"
+
+
+def test_latex_of_a_table() -> None:
+    """Written by hand, as a booktabs table is."""
+    table = pd.DataFrame({"model": ["a_b", "100 % & more"], "score": ["≥ 0.5", "-0.1 to +0.2"]})
+    assert latex(table) == (
+        "% \\usepackage{booktabs}\n\\begin{tabular}{lr}\n\\toprule\nmodel & score \\\\\n\\midrule\n"
+        "a\\_b & $\\geq$ 0.5 \\\\\n100 \\% \\& more & $-$0.1 to +0.2 \\\\\n\\bottomrule\n\\end{tabular}\n"
+    )
+    assert [tex(text) for text in ("2026-01-01", "L-2", "(-1, -.5)")] == ["2026-01-01", "L-2", "($-$1, $-$.5)"]
+
+
+def test_a_style_is_left_as_it_was_found() -> None:
+    before = dict(RC)
+    with pytest.raises(ValueError, match="expected one of page, paper"), using("poster"):
+        pass
+    with pytest.raises(RuntimeError), using("paper"):
+        assert panels(4)[0].get_figwidth() == 6.75 and panels(1)[0].get_figwidth() == 3.25 and before != RC
+        raise RuntimeError
+    plt.close("all")
+    assert before == RC and panels(4)[0].get_figwidth() == 12.4
 
 
 def test_one_kind_of_cell_is_enough(tmp_path: Path, cell: Cell) -> None:

@@ -142,7 +142,7 @@ def make_reports(results: Path, reports: Path, suites: Sequence[str]) -> list[Ma
 def make_page(records: Sequence[Record], folder: Path) -> Made:
     """Write one page, its figures and its data into `folder`; records must be of one suite and one machine."""
     page = Page.of(records)
-    for part in page.parts:
+    for part in [Part("Summary", table=page.summary), *page.parts]:
         part.write(folder)
     write_atomically(folder / "README.md", TEMPLATES.get_template("suite.md").render(page=page))
     html.write(page.document, page.parts, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.record import write_atomically
 from benchmarks.report import style
-from benchmarks.report.tables import safe
+from benchmarks.report.tables import csv, latex
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class Part:
     title: str
     text: str = ""  # Markdown: what is shown and how to read it
     name: str = ""  # of its files, without an ending
-    figure: Figure | None = None  # written as name.svg, and as PNG and PDF for whom they help
+    figure: Figure | None = None  # written as name.svg, for a paper also as PDF and PNG
     data: pd.DataFrame | None = None  # the numbers behind the figure, written as name.csv
-    table: pd.DataFrame | None = None  # of texts, as they are to be read
+    table: pd.DataFrame | None = None  # of texts, as they are to be read; for a paper also a file, see table_name
 
     def __post_init__(self) -> None:
         if not self.name and (self.figure is not None or self.has_data):
@@ -49,9 +50,17 @@ class Part:
     def empty(self) -> bool:
         return self.figure is None and not self.has_data and not self.has_table
 
+    @property
+    def table_name(self) -> str:
+        """Of the table's files, without an ending."""
+        return "table-" + re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+
     def write(self, folder: Path) -> None:
-        """Write its figure and its data into `folder`."""
+        """Write its figure and its data into `folder`, for a paper also its table, as LaTeX and as CSV."""
         if self.figure is not None:
             style.save(self.figure, folder / self.name)
         if self.has_data:
-            write_atomically(folder / f"{self.name}.csv", safe(self.data).to_csv(index=False, lineterminator="\n"))
+            write_atomically(folder / f"{self.name}.csv", csv(self.data))
+        if self.has_table and style.for_paper():
+            write_atomically(folder / f"{self.table_name}.tex", latex(self.table))
+            write_atomically(folder / f"{self.table_name}.csv", csv(self.table))

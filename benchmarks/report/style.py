@@ -1,9 +1,14 @@
-"""How figures look: a colour, a marker and a dash of its own for each model, and the same bytes from the same data."""
+"""How figures look: a colour, a marker and a dash of its own for each model, and the same bytes from the same data.
+
+Figures are drawn for a page, or, within `using("paper")`, for the columns of a paper: in its widths and type, and also
+written as PDF and as PNG of 300 dots an inch.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +31,40 @@ RC: dict[str, Any] = {
     "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6, "axes.titlesize": 10,
     "axes.titlelocation": "left", "legend.frameon": False, "lines.linewidth": 1.6, "lines.markersize": 5,
     "figure.constrained_layout.use": True,
-    "legend.title_fontsize": 8, "savefig.dpi": 150, "axes.axisbelow": True, "text.parse_math": False,
+    "legend.title_fontsize": 8, "axes.axisbelow": True, "text.parse_math": False,
 }  # fmt: skip
+
+STYLES = ("page", "paper")
+PAPER: dict[str, Any] = {
+    "font.family": ["STIXGeneral", "DejaVu Serif"],  # like Times, and matplotlib brings it: the same on every machine
+    "font.size": 8, "axes.titlesize": 8.5, "legend.title_fontsize": 8, "lines.linewidth": 1.2, "lines.markersize": 3.5,
+    "axes.linewidth": 0.6, "grid.linewidth": 0.4, "savefig.dpi": 300, "pdf.fonttype": 42,  # journals refuse Type 3
+}  # fmt: skip
+ONE_COLUMN, TWO_COLUMNS = 3.25, 6.75  # inches
+NARROWEST, LOWEST = 0.72, 1.7  # of a panel in a paper: the share of its width on a page, and inches
+_style = "page"
+
+
+@contextlib.contextmanager
+def using(name: str) -> Iterator[None]:
+    """Draw and write for a page or for a paper; raises ValueError for another name."""
+    global _style
+    if name not in STYLES:
+        raise ValueError(f"style {name!r}: expected one of {', '.join(STYLES)}")
+    before = _style, dict(RC)
+    _style = name
+    RC.update(PAPER if name == "paper" else {})
+    try:
+        yield
+    finally:
+        _style = before[0]
+        RC.clear()
+        RC.update(before[1])
+
+
+def for_paper() -> bool:
+    """Whether figures are being drawn for a paper."""
+    return _style == "paper"
 
 
 def in_order(models: Iterable[str]) -> list[str]:
@@ -57,9 +94,15 @@ def looks(models: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def panels(count: int, rows: int = 1, width: float = 3.1, height: float = 2.7) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels in `rows` rows; sizes in inches a panel."""
+    """A figure of `count` panels in `rows` rows; sizes in inches a panel. A paper may need more rows for its width."""
     columns = -(-count // rows)
-    figure, axes = plt.subplots(rows, columns, figsize=(max(width * columns, 4.2), height * rows + 0.5), squeeze=False)
+    total = max(width * columns, 4.2)
+    if for_paper():
+        rows = max(rows, -(-count // max(1, int(TWO_COLUMNS / (NARROWEST * width)))))
+        columns = -(-count // rows)
+        total = ONE_COLUMN if columns == 1 else TWO_COLUMNS
+        height = max(height * min(1.0, total / columns / width), min(height, LOWEST))
+    figure, axes = plt.subplots(rows, columns, figsize=(total, height * rows + 0.5), squeeze=False)
     for unused in axes.flat[count:]:
         unused.set_visible(False)
     return figure, list(axes.flat[:count])
@@ -91,7 +134,8 @@ def legend(figure: Figure, axes: Iterable[Axes], n: str) -> None:
     for one in axes:
         for handle, name in zip(*one.get_legend_handles_labels(), strict=True):
             entries.setdefault(name, handle)
-    inches = 0.075 * max(len(name) for name in entries) + 0.6  # what an entry takes, at the width of most letters
+    letter = 0.055 if for_paper() else 0.075  # inches, of most letters
+    inches = letter * max(len(name) for name in entries) + 0.6  # what an entry takes
     columns = max(1, min(len(entries), int(figure.get_figwidth() / inches)))
     rows = -(-len(entries) // columns)
     figure.set_figheight(figure.get_figheight() + 0.18 * (rows - 1))  # the panels keep theirs
@@ -104,10 +148,11 @@ def few(values: Any) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write SVG, which is committed, and PNG and PDF beside it, which are not; no dates, so that bytes repeat."""
+    """Write SVG, and for a paper PDF and PNG; no dates, so that bytes repeat."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(RC):
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": "Lookback"})
-        figure.savefig(path.with_suffix(".png"))
-        figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None, "Creator": "Lookback"})
+        if for_paper():
+            figure.savefig(path.with_suffix(".png"))
+            figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None, "Creator": "Lookback"})
     plt.close(figure)

@@ -1,9 +1,10 @@
-"""Tables as texts: for Markdown, for a terminal, for a spreadsheet; and numbers as people read them."""
+"""Tables as texts: for Markdown, LaTeX, a terminal, a spreadsheet; and numbers as people read them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -70,6 +71,34 @@ def escaped(value: Any) -> str:
     return text.replace("](", "]\\(")
 
 
+TEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
+    "|": "$|$", '"': "''", "[": "{[}", "*": "{*}", "`": r"\textasciigrave{}", "–": "--", "—": "---", "…": r"\ldots{}",
+    "≥": r"$\geq$", "≤": r"$\leq$", "×": r"$\times$", "−": "$-$", "±": r"$\pm$", "·": r"$\cdot$", "²": "$^2$",
+    "≈": r"$\approx$", "→": r"$\to$", **{letter: f"\\{letter}" for letter in "{}$&#_%"},
+}  # fmt: skip
+"""What LaTeX would obey (brackets and stars behind the end of a row), or does not know; other scripts are left."""
+MINUS = re.compile(r"(?<![\w.)\]])-(?=\.?\d)")
+
+
+def latex(table: pd.DataFrame) -> str:
+    """A `tabular` with the rules of booktabs; columns of numbers to the right."""
+    sides = "".join("l" if column in TEXT_COLUMNS else "r" for column in table.columns)
+    rows = [_tex_row(row) for row in table.itertuples(index=False)]
+    lines = [f"\\begin{{tabular}}{{{sides}}}", r"\toprule", _tex_row(table.columns), r"\midrule", *rows]
+    return "\n".join([r"% \usepackage{booktabs}", *lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _tex_row(values: Iterable[Any]) -> str:
+    return " & ".join(tex(value) for value in values) + r" \\"
+
+
+def tex(value: Any) -> str:
+    """What a record says, as LaTeX shows it: on one line, and no command of its own. A minus is one, not a hyphen."""
+    text = MINUS.sub("−", "".join(letter if letter.isprintable() else " " for letter in str(value)))
+    return "".join(TEX.get(letter, letter) for letter in text)
+
+
 def plain(table: pd.DataFrame) -> str:
     """The same for a terminal."""
     if table.empty:
@@ -82,6 +111,11 @@ def plain(table: pd.DataFrame) -> str:
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
     first, *others = zip(row, widths, strict=True)
     return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]).rstrip()
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """As a file: the same bytes on every system, and nothing that a spreadsheet would run."""
+    return safe(frame).to_csv(index=False, lineterminator="\n")
 
 
 def safe(frame: pd.DataFrame) -> pd.DataFrame:
