@@ -40,6 +40,13 @@ smoke: $(READY) ## run and report the main suite at its smallest scale, into .sm
 	$(BIN)/lookback run quick --scale smoke --device cpu --results .smoke/results
 	@$(BIN)/lookback report --results .smoke/results --reports .smoke/reports
 
+test-oldest: $(READY) ## run tests with the oldest versions that pyproject.toml allows, torch apart, in .venv-oldest
+	$(PYTHON) -m venv .venv-oldest
+	$(BIN)/python -m tests.oldest > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable '.[dev]'
+	.venv-oldest/bin/python -m pytest -n 2 -m "not slow and not gpu" tests/test_cli.py tests/test_record.py \
+	    tests/test_suite.py tests/test_report.py tests/test_run.py tests/test_train.py tests/test_tasks.py
+
 lint: $(READY) ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -75,7 +82,7 @@ paper-rwkv-enwik8: $(READY) ## the RWKV paper's table of enwik8 beside our runs 
 	$(BIN)/lookback run paper-rwkv-enwik8 --scale $(SCALE)
 	@$(BIN)/lookback report enwik8 --scale $(SCALE)
 
-.PHONY: paper-rwkv-complexity paper-rwkv-generation
+.PHONY: paper-rwkv-complexity paper-rwkv-generation test-oldest
 paper-rwkv-complexity: $(READY) ## the RWKV paper's complexities beside measured exponents (SCALE=smoke, small or paper)
 	$(BIN)/lookback run cost --scale $(SCALE) || test $$? -eq 1
 	@$(BIN)/lookback report complexity --scale $(SCALE)
@@ -138,4 +145,4 @@ doctor: $(READY) ## say what is installed and what will run
 	@$(BIN)/lookback doctor
 
 clean: ## remove the environment and caches; results stay
-	rm -rf $(VENV) .smoke .mypy_cache .ruff_cache .pytest_cache .benchmarks lookback.egg-info
+	rm -rf $(VENV) .venv-oldest .smoke .mypy_cache .ruff_cache .pytest_cache .benchmarks lookback.egg-info
