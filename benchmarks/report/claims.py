@@ -188,10 +188,11 @@ def _more(rest: int) -> str:
 
 
 def deciding(found: Sequence[Measure], every: bool) -> Measure | None:
-    """The measure that stands for a claim in the first table: of those that the verdict is due to the clearest one."""
+    """Which measure stands for a claim: of those that decide it the least sure; where one is enough, the surest."""
     word = verdict(found, every)
-    ours = [one for one in found if one.counted and one.verdict == word] or [one for one in found if one.counted]
-    return min(ours or found, key=lambda one: (one.n == 1, one.highest - one.lowest), default=None)
+    due = [one for one in found if one.counted and one.verdict == word] or [one for one in found if one.counted]
+    pick = max if every else min
+    return pick(due or found, key=lambda one: one.highest - one.lowest if one.counted else 0, default=None)
 
 
 def tally(found: Sequence[Measure]) -> str:
@@ -202,7 +203,7 @@ def tally(found: Sequence[Measure]) -> str:
 
 
 def _said(one: Measure) -> str:
-    return f"{one.what}, {_number(one)}"
+    return f"{one.what}: {_number(one)}"
 
 
 def _number(one: Measure) -> str:
@@ -229,14 +230,17 @@ def _interval(low: float, high: float) -> str:
 def claims_table(found: Sequence[tuple[Claim, list[Measure]]]) -> pd.DataFrame:
     """A row a claim: who makes it, the verdict, and the measure that decided it."""
     rows = []
-    for number, (claim, of_it) in enumerate(found, 1):
+    for claim, of_it in found:
         one = deciding(of_it, claim.every)
         rows.append({
-            "claim": f"{number}. {claim.name}", "claimed by": claim.paper, "verdict": verdict(of_it, claim.every),
-            "of its measures": tally(of_it) if of_it else "",
-            "one of them": f"{_said(one)}; {one.suite} on {one.machine}" if one else f"no record: {claim.target}",
+            "claim": claim.name, "verdict": verdict(of_it, claim.every), "such as": _such_as(one, claim),
+            "measures": tally(of_it) if of_it else "", "claimed by": claim.paper,
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _such_as(one: Measure | None, claim: Claim) -> str:
+    return f"{_said(one)}; {one.suite} on {one.machine}" if one else f"no record: {claim.target}"
 
 
 def claim_part(number: int, claim: Claim, found: Sequence[Measure]) -> Part:
@@ -244,10 +248,10 @@ def claim_part(number: int, claim: Claim, found: Sequence[Measure]) -> Part:
     name = f"claim-{number}-{re.sub(r'[^a-z0-9]+', '-', claim.name.lower()).strip('-')}"
     title = f"{number}. {claim.name}: {verdict(found, claim.every)}"
     one = deciding(found, claim.every)
-    short = f"Of what counts: {tally(found)}; {_said(one)}. {FIGURE}\n\n" if one else ""
+    short = f"Of its measures {tally(found)}. Such as {_such_as(one, claim)}. {FIGURE}\n\n" if one else ""
     text = (
         f"{short}**Claimed** ({claim.paper}): {claim.said}\n\n**Measured**: {claim.measured}\n\n"
-        f"**Would change it**: {rule(claim, found)} Records: `{claim.target}`."
+        f"**Would change it**: {rule(claim, found)} Made by: `{claim.target}`."
     )
     if not found:
         return Part(title, text, table=pd.DataFrame([{"measure": "none in these records", "made by": claim.target}]))
@@ -264,14 +268,13 @@ def measure_table(found: Sequence[Measure]) -> pd.DataFrame:
     """A row a measure: its number, its interval, and what it was judged by."""
     several = len({one.machine for one in found}) > 1
     table = pd.DataFrame([
-        {"measure": one.what, "unit": one.unit, "number": _short(one.value),
-         "interval": _interval(one.low, one.high),
+        {"measure": one.what, "unit": one.unit, "number": _short(one.value), "interval": _interval(one.low, one.high),
          "judged by": _interval(one.lowest, one.highest) if one.counted and one.lowest != one.low else "",
-         "n": _count(one), "wanted": str(one.band), "levels": one.note, "suite": one.suite,
-         "machine": one.machine if several else "", "verdict": one.verdict if one.counted else "not counted"}
+         "wanted": str(one.band), "verdict": one.verdict if one.counted else "not counted", "n": _count(one),
+         "suite": one.suite, "machine": one.machine if several else "", "note": one.note}
         for one in found
     ])  # fmt: skip
-    return table.drop(columns=[column for column in ("judged by", "levels", "machine") if (table[column] == "").all()])
+    return table.drop(columns=[column for column in ("judged by", "note", "machine") if (table[column] == "").all()])
 
 
 def claim_figure(found: Sequence[Measure]) -> Figure:

@@ -21,8 +21,8 @@ from benchmarks.report.statistics import widened
 
 ANSWERS = "accuracy, farther half"
 RANGE = "effective range, tokens"
-GAIN = "fall of the loss with context, bits per byte"
-LATE = "loss late in the context, bits per byte"
+GAIN = "fall of the loss, bits per byte"
+LATE = "late loss, bits per byte lower"
 REACH = "reach of the gradient, octaves"
 ONE_BY_ONE = "one by one over at once"
 ENOUGH = 4  # lengths that an exponent with an interval takes
@@ -150,7 +150,7 @@ def _exponent(growth: Growth, quantity: str, of: str, band: Band) -> Measure:
     """Of what is not seen to grow, the slope stands for the exponent."""
     shown = growth.exponent if growth.grows else growth.slope
     what = f"{quantity}: {of}"
-    return Measure(what, "exponent of growth with length", of.split(",")[0], shown.value, shown.low, shown.high,
+    return Measure(what, "exponent", of.split(",")[0], shown.value, shown.low, shown.high,
                    growth.n, "lengths", band, place=what, longest=growth.longest)  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 TEXT_COLUMNS = (
     "model", "direction", "pooling", "task", "phase", "unit", "options", "source of the rule", "data", "cell", "status",
     "message", "what", "path", "", "minus", "better", "suite", "variant", "with", "verdict",
-    "changed to", "claim", "claimed by", "of its measures", "one of them", "measure", "wanted", "levels", "made by",
+    "changed to", "claim", "claimed by", "such as", "measures", "measure", "wanted", "note", "made by",
 )  # fmt: skip
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a spreadsheet takes for the beginning of one
 
