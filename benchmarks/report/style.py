@@ -31,7 +31,7 @@ RC: dict[str, Any] = {
     "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6, "axes.titlesize": 10,
     "axes.titlelocation": "left", "legend.frameon": False, "lines.linewidth": 1.6, "lines.markersize": 5,
     "figure.constrained_layout.use": True,
-    "legend.title_fontsize": 8, "axes.axisbelow": True, "text.parse_math": False,
+    "legend.title_fontsize": 8, "savefig.dpi": 150, "axes.axisbelow": True, "text.parse_math": False,
 }  # fmt: skip
 
 STYLES = ("page", "paper")
