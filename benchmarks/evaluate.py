@@ -12,13 +12,14 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks import parallel
 from benchmarks.record import Cell, DistanceScore, PositionScore, Score
-from benchmarks.step import answers, rows_of
+from benchmarks.step import answers, precision, rows_of
 from models.model import SequenceModel
 from tasks.task import Batch, Task
 
 EVALUATION_BATCH = 32  # sequences; fixed, so that the test examples are the same for every cell
 EVALUATION_TOKENS = 65536  # at most so many go through a model at once
 EVALUATION_SEED = 0
+FORMS_TOKENS = 256  # at most so many are read both ways
 HASH = 0x9E3779B97F4A7C15 - (1 << 64)  # an odd number whose powers spread over 64 bits
 
 
@@ -133,3 +134,30 @@ def by_position(losses: Tensor, positions: Tensor) -> tuple[PositionScore, ...]:
         )
         for i in count.nonzero().flatten().tolist()
     )  # fmt: skip
+
+
+@torch.no_grad()
+def forms_apart(model: SequenceModel, cell: Cell, task: Task) -> float | None:
+    """How far a model's parallel and its recurrent form are apart: 0 where they are one function, exactly computed.
+
+    The largest difference between the logits of a test sequence read at once and token by token from an empty state,
+    over the largest of these logits; of its first FORMS_TOKENS tokens, in the cell's precision. None where a model has
+    no recurrent form, or none that begins with an empty state, where a task asks for one label a sequence, and where
+    logits are not finite.
+    """
+    if task.classes is not None or not all(hasattr(block, "step") for block in model.blocks):
+        return None
+    model.eval()
+    try:
+        state = model.initial_state(1)
+    except ValueError:  # an interval that only the length tells
+        return None
+    read = task.batch("test", EVALUATION_SEED, 0, 1, cell.length).tokens[:, :FORMS_TOKENS].to(cell.device)
+    one_by_one = []
+    with precision(cell):
+        at_once = model(read).float()
+        for token in read.unbind(1):
+            logits, state = model.step(token, state)
+            one_by_one.append(logits.float())
+    apart = float((at_once - torch.stack(one_by_one, 1)).abs().max() / at_once.abs().max())
+    return apart if math.isfinite(apart) else None

@@ -238,6 +238,7 @@ class LearnNumbers(Value):
     tests: tuple[Score, ...]
     reach_before: tuple[ReachBin, ...] = ()
     reach_after: tuple[ReachBin, ...] = ()
+    forms_apart: float | None = None  # largest difference of logits read at once and one by one, over the largest logit
 
 
 class Timing(Value):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks import parallel
 from benchmarks.checkpoint import State, load, save
-from benchmarks.evaluate import evaluate, fingerprints
+from benchmarks.evaluate import evaluate, fingerprints, forms_apart
 from benchmarks.machine import joules
 from benchmarks.reach import reach
 from benchmarks.record import Cell, CurvePoint, LearnNumbers, ReachBin, Reached, Trial
@@ -112,6 +112,7 @@ def _numbers(cell: Cell, task: Task, run: Run, trials: tuple[Trial, ...], before
         tests=tuple(evaluate(model, cell, task, "test", n, cell.test_examples, state.seen) for n in lengths),
         reach_before=before,
         reach_after=reach(model, cell, task) if cell.reach else (),
+        forms_apart=forms_apart(model, cell, task),
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import evaluate as evaluating
-from benchmarks.evaluate import by_distance, by_position, evaluate, fingerprints
+from benchmarks.evaluate import by_distance, by_position, evaluate, fingerprints, forms_apart
 from benchmarks.record import Cell, LearnNumbers, make_cell
 from benchmarks.step import answers, learning_rate, make_model, make_optimizer, training_step
 from benchmarks.train import InterruptedRunError, NotFiniteError, batches, learn
@@ -306,3 +306,32 @@ def test_classes_are_asked_once_a_sequence(cell: Cell) -> None:
     batch = Batch(torch.randint(10, (5, 24)), torch.tensor([0, 1, 2, 0, 1]))
     logits, targets = answers(model, batch, cell)
     assert logits.shape == (5, 3) and targets.shape == (5,)
+
+
+@pytest.mark.parametrize("name", ["transformer", "rwkv", "rrwkv", "lstm"])
+def test_both_forms_of_a_model_are_compared(cell: Cell, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Float32 rounds at 6e-8; a recurrent form that forgets its state is another function, and is seen to be."""
+    cell = cell.model_copy(update={"model": name, "length": 40})
+    task = get_task(cell.task)
+    torch.manual_seed(0)
+    model = make_model(cell, task)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)  # no part of it is idle, as some are before training
+    apart = forms_apart(model, cell, task)
+    assert apart is not None and apart < 1e-5
+    step = type(model).step
+    monkeypatch.setattr(type(model), "step", lambda self, token, _: step(self, token, self.initial_state(len(token))))
+    forgetful = forms_apart(model, cell, task)
+    assert forgetful is not None and forgetful > 1e-2
+    with torch.no_grad():
+        model.head.weight.fill_(math.nan)
+    assert forms_apart(model, cell, task) is None
+
+
+def test_a_model_without_a_recurrent_form_has_none_to_compare(cell: Cell) -> None:
+    for update, task in (
+        ({"model": "rrwkv", "model_options": {"interval": "sqrt"}}, get_task("copy")),
+        ({"pooling": "mean", "direction": "bidirectional"}, get_task("listops")),
+    ):
+        other = cell.model_copy(update=update)
+        assert forms_apart(make_model(other, task), other, task) is None
