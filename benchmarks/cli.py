@@ -122,7 +122,7 @@ def run(
     address: Annotated[str, typer.Option(help="Of the Ray cluster; else RAY_ADDRESS, else one is started here.")] = "",
     machine: Annotated[str, typer.Option(help="Of a cluster of several types of machine, the one to measure on.")] = "",
     share: Annotated[
-        float, typer.Option(help="Of a GPU, for each cell of Ray's that is not timed.", min=0, max=1)
+        float, typer.Option(help="Of a GPU, for each cell of Ray's that is not timed.", min=0.01, max=1)
     ] = 1.0,
     slurm: Annotated[list[str] | None, typer.Option(help="An option of sbatch, as NAME=VALUE: partition=gpu.")] = None,
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.record import Machine
 
+SHARED_GPU = "LOOKBACK_SHARED_GPU"  # set where other cells run on the GPU at the same time
 PACKAGES = ("lookback", "torch", "triton", "numpy", "pandas", "transformers", "flash-linear-attention")
 
 
@@ -28,8 +29,11 @@ def machine(device: str) -> Machine:
 
 
 def joules(device: str) -> float | None:
-    """What the first visible GPU has used since its driver was loaded; None on a CPU, or where nobody tells."""
-    if device != "cuda":
+    """What the first visible GPU has used since its driver was loaded; None on a CPU, or where nobody tells.
+
+    Of a GPU that several cells share, nobody can tell what each of them used.
+    """
+    if device != "cuda" or SHARED_GPU in os.environ:
         return None
     import pynvml
 
@@ -45,6 +49,7 @@ def load() -> float:
 
 
 def versions() -> dict[str, str]:
+    """Of Python and of the packages that numbers depend on, where they are installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

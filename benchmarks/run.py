@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from benchmarks.machine import commit, load, machine, versions
+from benchmarks.machine import SHARED_GPU, commit, load, machine, versions
 from benchmarks.record import FINAL, Cell, Machine, Outcome, Record, TornRecordError, read_record, write_record
 from benchmarks.suite import Suite
 
@@ -35,6 +35,16 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": s
 ROOT = Path(__file__).parent.parent
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What came of a cell: its record, or None where it was stopped or lost, and what there was to say of it."""
+
+    cell: Cell
+    record: Record | None
+    seconds: float = 0.0
+    said: tuple[str, ...] = ()
+
+
 @dataclass
 class Runner:
     """Measures the cells of a suite, one at a time, and keeps their records in results/<machine>/<suite>/."""
@@ -43,6 +53,8 @@ class Runner:
     suite: Suite
     plugins: Sequence[str] = ()
     threads: int = 0  # of torch; 0 for one a core
+    exclusive: bool = True  # waits until no other runner measures on this device; a cluster sees to that by itself
+    share: float = 1.0  # of a GPU, that cells have, the rest being others'
     signals: int = 0  # how often somebody asked to stop
     child: subprocess.Popen[bytes] | None = None
     machines: dict[str, Machine] = field(default_factory=dict)
@@ -98,27 +110,33 @@ class Runner:
         there = every - len(cells) - len(strange)
         print(f"{self.suite.name}: {every} cells, {there} recorded, {len(cells)} to measure", flush=True)
         failed = len(strange)
-        with self._listening(), Bar(len(cells)) as bar:
+        with self.listening(), Bar(len(cells)) as bar:
             for line in strange:
                 bar.say(line)
-            for cell in cells:
-                try:
-                    record = None if self.signals else self._measure_alone(cell, bar)
-                except OSError as error:
-                    bar.say(f"{cell.id}: cannot be recorded in {self.folder(cell)}: {error.strerror or error}")
-                    bar.say("what is recorded stays; when that is mended, the same command goes on from here")
-                    return 1
-                if self.signals:
-                    bar.say("interrupted; the same command goes on from here")
-                    return 128 + self.signal_number
-                if record is None or record.outcome.status not in FINAL:
-                    failed += 1
-                if record is not None:
-                    bar.finish(cell, record)
+            try:
+                for measured in self._measured(cells, bar):
+                    bar.finish(measured)
+                    failed += measured.record is None or measured.record.outcome.status not in FINAL
+            except OSError as error:
+                bar.say(f"cells cannot be recorded in {self.folder(cells[0])}: {error.strerror or error}")
+                bar.say("what is recorded stays; when that is mended, the same command goes on from here")
+                return 1
+            if self.signals:
+                bar.say("interrupted; the same command goes on from here")
+                return 128 + self.signal_number
         return 1 if failed else 0
 
+    def _measured(self, cells: Sequence[Cell], bar: Bar) -> Iterator[Measured]:
+        """What comes of each cell, as they end; none is begun any more when somebody has asked to stop."""
+        for cell in cells:
+            if self.signals:
+                return
+            bar.start(cell)
+            began = time.monotonic()
+            yield Measured(cell, self.measure(cell, bar), time.monotonic() - began)
+
     @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
+    def listening(self) -> Iterator[None]:
         """Within it, Ctrl-C and SIGTERM ask the cell to save and stop; asked twice, it is killed."""
         self.signal_number = signal.SIGINT
 
@@ -135,25 +153,34 @@ class Runner:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _measure_alone(self, cell: Cell, bar: Bar) -> Record | None:
-        """Measure one cell while nobody else measures on this device, unless somebody just did; None where stopped."""
+    def measure(self, cell: Cell, notes: Notes) -> Record | None:
+        """Measure one cell in its own process and record it, unless somebody just did; None where stopped.
+
+        Nobody else measures the cell meanwhile, nor, where the runner is exclusive, on this device.
+        """
         work = self.folder(cell).parent / WORK
         work.mkdir(parents=True, exist_ok=True)
-        bar.start(cell)
-        lock = FileLock(work / f"{cell.device}.lock")
+        names = (cell.device, cell.id) if self.exclusive else (cell.id,)
         while not self.signals:
             try:
-                with lock.acquire(timeout=1):
-                    self._set_torn_aside(cell, bar)
-                    record = self.recorded(cell)
-                    if record is None or record.outcome.status not in FINAL:
-                        record = self._measure(cell, work, bar)
+                with contextlib.ExitStack() as locked:
+                    for name in names:
+                        locked.enter_context(FileLock(work / f"{name}.lock").acquire(timeout=1))
+                    record = self._unless_recorded(cell, work, notes)
+                    (work / f"{cell.id}.lock").unlink(missing_ok=True)  # who waits for it finds the record
                     return record
             except Timeout:
-                bar.say_once(f"another runner measures on this {cell.device}; waiting for it")
+                notes.say_once(f"another runner measures on this {cell.device}; waiting for it")
         return None
 
-    def _set_torn_aside(self, cell: Cell, bar: Bar) -> None:
+    def _unless_recorded(self, cell: Cell, work: Path, notes: Notes) -> Record | None:
+        self._set_torn_aside(cell, notes)
+        record = self.recorded(cell)
+        if record is None or record.outcome.status not in FINAL:
+            record = self._measure(cell, work, notes)
+        return record
+
+    def _set_torn_aside(self, cell: Cell, notes: Notes) -> None:
         """Keep what is left of a torn record beside its place, under a name that is no record's."""
         path = self.path(cell)
         try:
@@ -163,38 +190,37 @@ class Runner:
                 name for n in itertools.count() if not (name := path.with_suffix(f".json.corrupt{n or ''}")).exists()
             )
             path.rename(aside)
-            bar.say(f"{error}; kept as {aside.name}, and its cell is measured again")
+            notes.say(f"{error}; kept as {aside.name}, and its cell is measured again")
 
-    def _measure(self, cell: Cell, work: Path, bar: Bar) -> Record:
+    def _measure(self, cell: Cell, work: Path, notes: Notes) -> Record | None:
         started, busy = _now(), load()
-        outcome = self._in_own_process(cell, work, bar)
+        outcome = self._in_own_process(cell, work, notes)
         if outcome.status == "killed" and not self.signals:
-            bar.say(f"{cell.id}: killed; trying once more")
-            outcome = self._in_own_process(cell, work, bar)
+            notes.say(f"{cell.id}: killed; trying once more")
+            outcome = self._in_own_process(cell, work, notes)
+        if self.signals and outcome.status not in FINAL:  # asked to stop, a cell may still have come to its end
+            return None
         code, uncommitted = commit()
         place = self.machine(cell)
         facts = {
             **place.facts,
-            "threads": self._threads(),
+            "threads": self.threads or cores(),
             "allocator": allocator(),
             "load_before": busy,
             "load_after": load(),
+            **({"gpu_share": self.share} if self.share < 1 else {}),
         }
         record = Record(
             suite=self.suite.name, cell=cell, cell_id=cell.id, outcome=outcome, started=started, ended=_now(),
             machine=place.model_copy(update={"facts": facts}), versions=versions(), commit=code,
             uncommitted_changes=uncommitted,
         )  # fmt: skip
-        if outcome.status in FINAL or not self.signals:  # asked to stop, a cell may still have come to its end
-            write_record(self.folder(cell), record)
+        write_record(self.folder(cell), record)
         if outcome.status in FINAL:
             shutil.rmtree(work / cell.id, ignore_errors=True)
         return record
 
-    def _threads(self) -> int:
-        return self.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-    def _in_own_process(self, cell: Cell, work: Path, bar: Bar) -> Outcome:
+    def _in_own_process(self, cell: Cell, work: Path, notes: Notes) -> Outcome:
         folder = work / cell.id
         folder.mkdir(parents=True, exist_ok=True)
         job, answer = folder / "job.json", folder / "outcome.json"
@@ -203,26 +229,29 @@ class Runner:
         job.write_text(json.dumps({
             "cell": cell.model_dump(mode="json"), "plugins": [str(Path(plugin).resolve()) for plugin in self.plugins],
             "folder": str(folder), "outcome": str(answer), "progress": writer, "parent": os.getpid(),
-            "threads": self._threads(),
+            "threads": self.threads or cores(),
         }), encoding="utf-8")  # fmt: skip
         with (folder / "output.txt").open("wb") as output:
             self.child = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.measure", str(job)], cwd=ROOT, stdin=subprocess.DEVNULL,
                 stdout=output, stderr=subprocess.STDOUT, pass_fds=(writer,), start_new_session=True,
-                env={**ALLOCATOR, **os.environ},
+                env={**ALLOCATOR, **os.environ, **({SHARED_GPU: "1"} if self.share < 1 else {})},
             )  # fmt: skip
         os.close(writer)
+        guard = _guard(self.child)
         if self.signals:  # that came before there was anybody to pass them on to
             self.child.send_signal(signal.SIGTERM)
         try:
-            timed_out = _follow(self.child, reader, cell.time_limit, bar.progress)
+            timed_out = _follow(self.child, reader, cell.time_limit, notes.progress)
         finally:
             os.close(reader)
             _kill_group(self.child)
+            guard.kill()
+            guard.communicate()
         said = (folder / "output.txt").read_text(encoding="utf-8", errors="replace")
         for line in said.splitlines():
             if line.startswith(SAID):
-                bar.say(f"{cell.id}: {line.removeprefix(SAID)}")
+                notes.say(f"{cell.id}: {line.removeprefix(SAID)}")
         return _outcome(self.child.returncode, answer, said[-2000:], timed_out, cell)
 
 
@@ -240,6 +269,18 @@ def _follow(child: subprocess.Popen[bytes], reader: int, limit: float, progress:
                 child.send_signal(signal.SIGKILL if timed_out else signal.SIGTERM)
                 deadline, timed_out = time.monotonic() + GRACE_SECONDS, True
     return timed_out
+
+
+def _guard(child: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+    """A process that kills the cell's whole group when ours ends, however that happens: its input is closed then.
+
+    The kernel ends the cell's own process with ours (measure.py), but not what that one has started.
+    """
+    wait = "trap '' HUP INT TERM; read nothing; kill -KILL -- -$1"
+    return subprocess.Popen(
+        ["/bin/sh", "-c", wait, "sh", str(child.pid)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
 
 
 def _kill_group(child: subprocess.Popen[bytes]) -> None:
@@ -260,6 +301,11 @@ def _outcome(code: int, answer: Path, said: str, timed_out: bool, cell: Cell) ->
     return Outcome(status="error", message=f"ended with exit code {code}: {said}")
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def allocator() -> str:
     """The settings of memory allocation that a cell's process runs under, a user's own before ours."""
     settings = {name: os.environ.get(name, ours) for name, ours in ALLOCATOR.items()}
@@ -271,15 +317,33 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-class Bar:
+class Notes:
+    """Keeps what is said of a cell, for whoever is not there to hear it."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def say_once(self, text: str) -> None:
+        if text not in self.said:
+            self.say(text)
+
+
+class Bar(Notes):
     """What is being measured, what is left, and how long that will take; a line a cell where there is no terminal."""
 
     def __init__(self, cells: int) -> None:
+        super().__init__()
         self.live = sys.stderr.isatty()
         self.bar = tqdm(total=cells, disable=not self.live, unit="cell", dynamic_ncols=True, bar_format=(
             "{percentage:3.0f}% |{bar:20}| {n:.1f}/{total} cells, {elapsed} so far, about {remaining} left  {desc}"
         ))  # fmt: skip
-        self.cells, self.done, self.said = cells, 0, ""
+        self.cells, self.done = cells, 0
 
     def __enter__(self) -> Bar:
         return self
@@ -288,28 +352,28 @@ class Bar:
         self.bar.close()
 
     def start(self, cell: Cell) -> None:
-        self.name, self.began = cell.id.rpartition("-")[0], time.monotonic()
+        self.name = cell.id.rpartition("-")[0]
         self.progress(0, 1, "starting")
 
     def progress(self, done: int, total: int, what: str) -> None:
         self.bar.n = self.done + done / max(1, total)
         self.bar.set_description_str(f"{self.name}: {what}")
 
-    def finish(self, cell: Cell, record: Record) -> None:
+    def finish(self, measured: Measured) -> None:
+        for line in measured.said:
+            self.say(line)
+        if measured.record is None:
+            return
         self.done += 1
         self.bar.n = self.done
         self.bar.refresh()
-        outcome = record.outcome
+        outcome = measured.record.outcome
         if not self.live or outcome.status != "ok":
-            seconds = time.monotonic() - self.began
             last = f": {outcome.message.strip().splitlines()[-1]}" if outcome.message.strip() else ""
-            self.say(f"[{self.done}/{self.cells}] {cell.id} {outcome.status} in {seconds:.1f} s{last}")
+            cell = measured.cell.id
+            self.say(f"[{self.done}/{self.cells}] {cell} {outcome.status} in {measured.seconds:.1f} s{last}")
 
     def say(self, text: str) -> None:
+        super().say(text)
         self.bar.clear()
         print(text, flush=True)
-
-    def say_once(self, text: str) -> None:
-        if text != self.said:
-            self.said = text
-            self.say(text)

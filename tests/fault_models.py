@@ -65,6 +65,18 @@ class LeaksLists(Plain):
         return super().forward(x)
 
 
+@register_model("has-a-process")
+class HasAProcess(Unhurried):
+    """Starts a process that outlives it, and takes a while."""
+
+    started: list[subprocess.Popen[bytes]] = []  # noqa: RUF012
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not self.started:
+            self.started.append(subprocess.Popen(["sleep", "876543"]))
+        return super().forward(x)
+
+
 @register_model("leaves-a-process")
 class LeavesAProcess(Plain):
     """Starts a process and forgets it."""

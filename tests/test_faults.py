@@ -90,14 +90,14 @@ from benchmarks.run import Runner
 from benchmarks.suite import Suite
 import json
 cells = tuple(make_cell(fields) for fields in json.loads(sys.argv[2]))
-sys.exit(Runner(Path(sys.argv[1]), Suite("faults", "", cells), threads=1).run())
+sys.exit(Runner(Path(sys.argv[1]), Suite("faults", "", cells), plugins=sys.argv[3:], threads=1).run())
 """
 MOMENTS = {"starting": "job.json", "training": "rate-0/checkpoint.pt", "at the second rate": "rate-1/checkpoint.pt"}
 
 
 def start(folder: Path, *cells: Cell) -> subprocess.Popen[str]:
     listed = json.dumps([cell.model_dump(mode="json") for cell in cells])
-    command = [sys.executable, "-c", RUN, str(folder), listed]
+    command = [sys.executable, "-c", RUN, str(folder), listed, PLUGIN]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -181,6 +181,15 @@ def test_killed_cells_and_runners_lose_nothing(tmp_path: Path) -> None:
     """In the first of two learning rates and in the second: curves, trials and tests are the same to the last bit."""
     kills = [("cell", "training", 0.0), ("runner", "at the second rate", 0.0)]
     campaign(tmp_path, (tiny(**SWEPT),), kills)
+
+
+@LINUX
+def test_nothing_is_left_of_a_killed_runner_nor_of_what_its_cell_started(tmp_path: Path) -> None:
+    runner = start(tmp_path, tiny("has-a-process", steps=1000))
+    wait_until(lambda: list(processes_named("sleep 876543")), "the cell's own process")
+    end(runner)
+    wait_until(lambda: not processes_of(tmp_path), "a cell is left")
+    wait_until(lambda: not list(processes_named("sleep 876543")), "what the cell started is left", 30)
 
 
 @LINUX

@@ -30,9 +30,17 @@ ALLOWED = {
     "benchmarks.sizes": {"benchmarks.predict", "benchmarks.record", "benchmarks.suite"},
     "benchmarks.plan": {"benchmarks.predict", "benchmarks.record", "benchmarks.run"},
     "benchmarks.run": {"benchmarks.suite", "benchmarks.record", "benchmarks.machine"},
+    "benchmarks.engines": {"benchmarks.run", "benchmarks.suite", "benchmarks.record", "benchmarks.machine"},
     "benchmarks.report": {"benchmarks.report", "benchmarks.record"},
 }
-NO_TORCH = ("benchmarks.record", "benchmarks.suite", "benchmarks.run", "benchmarks.report", "benchmarks.cli")
+NO_TORCH = (
+    "benchmarks.record",
+    "benchmarks.suite",
+    "benchmarks.run",
+    "benchmarks.engines",
+    "benchmarks.report",
+    "benchmarks.cli",
+)
 
 
 def modules() -> dict[str, Path]:
