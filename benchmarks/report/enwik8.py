@@ -145,8 +145,9 @@ def make_table(records: Sequence[Record], folder: Path) -> Made:
         f"at a length of 1024; ours are made from the records of suite {records[0].suite} alone, by "
         "`make paper-rwkv-enwik8`: mean over seeds, 95 % interval (Student's t over seeds), n seeds."
     ) + ("" if len(ours) else "\n\nenwik8 has no record here: below stand the published rows alone.")
+    text = "\n\n".join([text, "\n".join(notes)])
     parts = [
-        Part("The table", "\n".join(notes), "enwik8", data=table, table=table),
+        Part("The table", "The published rows, and below them ours.", "enwik8", data=table, table=table),
         Part("How far ours are from the paper's", DIFFERENCES, table=differences(of_enwik8)),
         Part("Stand-ins", STAND_INS, table=stand_ins(learned)),
     ]

@@ -240,8 +240,9 @@ def make_table(records: Sequence[Record], folder: Path) -> Made:
         f"{records[0].suite} alone, by `make paper-rwkv-lra`: mean over seeds, 95 % interval (Student's t over seeds; "
         "of one seed Wilson's, of its answers), n seeds."
     ) + ("" if ours else "\n\nNone of the six tasks has a record here: there are only the stand-ins below.")
+    text = "\n\n".join([text, "\n".join(notes)])
     parts = [
-        Part("The table", AVERAGES + "\n\n" + "\n".join(notes), "lra-table", data=table, table=table),
+        Part("The table", AVERAGES, "lra-table", data=table, table=table),
         Part("How far ours are from the paper's", DIFFERENCES, table=differences(rows)),
         Part("On the way", ON_THE_WAY, table=on_the_way(rows)),
         Part("Stand-ins", STAND_INS, table=stand_ins(rows)),
