@@ -242,7 +242,7 @@ def _check_reachable(address: str) -> None:
 
 
 def ray_device() -> str:
-    """ "cuda" where the cluster has a GPU."""
+    """The device that cells are for unless told: a GPU where the cluster that was joined has one."""
     import ray
 
     return "cuda" if ray.cluster_resources().get("GPU") else "cpu"
