@@ -40,7 +40,7 @@ OWN_PACKAGES = ("tasks", "models", "benchmarks")
 PROGRESS_SECONDS = 0.2
 KERNEL_TOKENS = 1024  # read to see which operators a `cost` cell calls
 MEMORY_SHARE = 0.9  # of the machine's, for a cell on a CPU
-ECHO_SECONDS = 3.0  # in which torch's launcher notices a process that ended, and ends the others
+ECHO_SECONDS = 5.0  # in which torch's launcher notices a process that ended, and ends the others
 
 
 def load_plugins(files: Sequence[str]) -> None:
@@ -274,7 +274,7 @@ def _part(job: dict[str, Any], progress: Connection) -> None:
         failed = outcome.status in ("error", "oom")
         if outcome.status == "error":  # perhaps only because another process ended: that one is noticed meanwhile
             time.sleep(ECHO_SECONDS)
-        if stop[0] and failed:
+        if failed and (stop[0] or Path(job["outcome"]).exists()):  # another was first to say what is wrong
             return
         if first or failed:
             write_atomically(Path(job["outcome"]), outcome.model_dump_json())
