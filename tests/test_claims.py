@@ -164,8 +164,19 @@ def test_as_cheap_is_within_a_tenth(factor: float, verdict: str) -> None:
     assert verdict_of("RRWKV costs", [*priced("rwkv"), *priced("rrwkv", factor=factor)]) == verdict
 
 
-def test_parallel_and_recurrent_form_are_in_no_record() -> None:
-    assert verdict_of("RWKV's parallel form", [*priced("rwkv"), *recalled("rwkv", (1, 2))]) == "unmeasured"
+def test_both_forms_are_one_function_but_for_rounding() -> None:
+    def compared(*apart: float | None, **fields: object) -> list[Record]:
+        cells = [learner("rwkv", seed, **fields) for seed in range(len(apart))]
+        return [trained(cell, [], forms_apart=one) for cell, one in zip(cells, apart, strict=True)]
+
+    name = "RWKV's parallel form"
+    (found,) = found_of(name, compared(2e-6, 5e-6, 1e-6))
+    assert (found.value, found.low, found.high, found.n) == (5e-6, 1e-6, 5e-6, 3)
+    assert verdict_of(name, compared(2e-6, 5e-6)) == "holds"
+    assert verdict_of(name, compared(2e-6, 5e-3)) == "undecided"
+    assert verdict_of(name, compared(2e-3, 5e-3)) == "fails"
+    assert verdict_of(name, compared(2e-3, precision="bfloat16")) == "undecided"
+    assert verdict_of(name, compared(None)) == verdict_of(name, priced("rwkv")) == "unmeasured"
 
 
 def test_farther_is_what_scores_say_and_turns_with_them() -> None:

@@ -25,6 +25,7 @@ GAIN = "fall of the loss, bits per byte"
 LATE = "late loss, bits per byte lower"
 REACH = "reach of the gradient, octaves"
 ONE_BY_ONE = "one by one over at once"
+FORMS = "largest difference of logits, of the largest logit"
 ENOUGH = 4  # lengths that an exponent with an interval takes
 
 
@@ -338,6 +339,29 @@ def uses_context(model: str) -> Find:
     return find
 
 
-def unmeasured(records: Sequence[Record]) -> list[Measure]:
-    """Of what no record holds anything yet."""
-    return []
+# --- two forms
+
+
+def forms_apart(model: str, band: Band) -> Find:
+    """How far apart a trained model's logits are, read at once and one by one, each task and length by itself.
+
+    Shown is the largest of all runs, judged from the smallest to it. Autocast rounds to three digits, in either form
+    elsewhere: what it leaves apart is no difference between functions.
+    """
+
+    def find(records: Sequence[Record]) -> list[Measure]:
+        labels = frames.Labels.of(records)
+        groups: dict[tuple[str, int, str, str], list[float]] = {}
+        for record in records:
+            learned = record.outcome.learn
+            if learned and learned.forms_apart is not None and record.cell.model == model:
+                cell = record.cell
+                key = labels.task(cell), cell.length, labels.model(cell), cell.precision
+                groups.setdefault(key, []).append(learned.forms_apart)
+        return [
+            Measure(f"{task} at {length}: {name}", FORMS, name, max(apart), min(apart), max(apart), len(apart),
+                    "models", band, counted=precision == "float32", note=precision)
+            for (task, length, name, precision), apart in groups.items()
+        ]  # fmt: skip
+
+    return find
