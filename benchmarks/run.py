@@ -276,7 +276,7 @@ def _guard(child: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
 
     The kernel ends the cell's own process with ours (measure.py), but not what that one has started.
     """
-    wait = "trap '' HUP INT TERM; read nothing; kill -KILL -- -$1"
+    wait = "trap '' HUP INT TERM; read nothing; kill -s KILL -- -$1"
     return subprocess.Popen(
         ["/bin/sh", "-c", wait, "sh", str(child.pid)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, start_new_session=True,
