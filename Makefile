@@ -27,7 +27,7 @@ bench: $(READY) ## run the quick suite and report it: a first look, in minutes
 	@$(BIN)/lookback report quick
 
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu"
 
 test-slow: $(READY) ## run the tests that train for minutes
 	$(BIN)/python -m pytest -m slow
@@ -44,7 +44,7 @@ test-oldest: $(READY) ## run tests with the oldest versions that pyproject.toml 
 	$(PYTHON) -m venv .venv-oldest
 	$(BIN)/python -m tests.oldest > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable '.[dev]'
-	.venv-oldest/bin/python -m pytest -n 2 -m "not slow and not gpu" tests/test_cli.py tests/test_record.py \
+	.venv-oldest/bin/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu" tests/test_cli.py tests/test_record.py \
 	    tests/test_suite.py tests/test_report.py tests/test_run.py tests/test_train.py tests/test_tasks.py
 
 lint: $(READY) ## check style, formatting and types

@@ -24,6 +24,8 @@ from benchmarks.train import InterruptedRunError
 from tests.test_faults import LINUX, PLUGIN, processes_of, wait_until
 from tests.test_train import learned, stop_after
 
+pytestmark = pytest.mark.xdist_group("distributed")  # they share one start
+
 BASE = {
     "kind": "learn", "task": "copy", "width": 16, "depth": 1, "length": 24, "batch_size": 5, "steps": 20, "warmup": 2,
     "validations": 4, "validation_examples": 70, "test_examples": 70, "test_lengths": [24, 40], "learning_rate": 3e-3,
@@ -138,6 +140,7 @@ def measured(folder: Path, cell: Cell) -> Record:
     return record
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_one_process_is_said_of_the_cell(tmp_path: Path) -> None:
     """And not that the other could no longer talk to it."""
     outcome = measured(tmp_path, stumbling("raise")).outcome

@@ -209,6 +209,7 @@ def wait_until_training(folder: Path) -> None:
 
 
 @LINUX
+@pytest.mark.slow
 def test_asked_to_stop_cells_save_wherever_they_are(cluster: str, tmp_path: Path) -> None:
     """Once: all save and end. Twice, or killed, the runner leaves nothing behind either, and no checkpoint is lost."""
     runner = start(tmp_path, cluster)
