@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import parallel
 from benchmarks.record import Cell
 from models.model import SequenceModel
 
@@ -37,17 +38,20 @@ class State:
 def save(folder: Path, model: SequenceModel, optimizer: torch.optim.Optimizer, state: State, cell: Cell) -> None:
     """Write a checkpoint, keeping the one before it, which serves when this one turns out torn.
 
+    Of several processes all bring what they have, and the first writes it; the others do not wait for that.
     Raises OSError that names the file when it cannot be written, on a full disk above all.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     content = {
         "cell": _alone(cell),
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "model": parallel.gathered(model.state_dict()),
+        "optimizer": parallel.gathered(optimizer.state_dict()),
         "random": torch.get_rng_state(),
         "random_cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
         "state": {**vars(state), "loss_sum": float(state.loss_sum), "seen": torch.cat(state.seen)},
     }
+    if parallel.rank() > 0:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     newest, before = (folder / name for name in NAMES)
     fresh = folder / "checkpoint.tmp"
     try:
@@ -65,7 +69,7 @@ def save(folder: Path, model: SequenceModel, optimizer: torch.optim.Optimizer, s
 
 def _alone(cell: Cell) -> str:
     """What the checkpoints of a cell say of it: nothing of the number of processes, any of which may go on."""
-    return cell.model_copy(update={"processes": 1}).canonical()
+    return cell.model_copy(update={"processes": 1, "shard": False}).canonical()
 
 
 def load(folder: Path, model: SequenceModel, optimizer: torch.optim.Optimizer, cell: Cell) -> State:
@@ -81,7 +85,7 @@ def load(folder: Path, model: SequenceModel, optimizer: torch.optim.Optimizer, c
         beginning = beginning or copy.deepcopy((model.state_dict(), optimizer.state_dict(), torch.get_rng_state()))
         try:
             _check(path)
-            content = torch.load(path, map_location=cell.device, weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
             state = _state(content, model, cell)
             _resume(content, model, optimizer)
             return state
@@ -115,8 +119,9 @@ def _state(content: dict[str, Any], model: SequenceModel, cell: Cell) -> State:
 
 
 def _resume(content: dict[str, Any], model: SequenceModel, optimizer: torch.optim.Optimizer) -> None:
-    model.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
+    parts = {name: parallel.split(content["model"][name], like) for name, like in model.state_dict().items()}
+    model.load_state_dict(parts)
+    optimizer.load_state_dict(parallel.split_state(content["optimizer"], optimizer))
     torch.set_rng_state(content["random"].cpu())
     if content["random_cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(content["random_cuda"][0].cpu())

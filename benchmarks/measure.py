@@ -100,6 +100,8 @@ def _check_processes(cell: Cell) -> None:
     several = f"processes = {cell.processes}: expected"
     if cell.kind == "cost" and cell.processes > 1:
         raise ValueError(f"{several} 1, for a `cost` cell measures one process on one GPU")
+    if cell.shard and cell.processes == 1:
+        raise ValueError(f"{several} at least 2, for `shard` splits the model over them")
     if cell.processes > cell.batch_size:
         raise ValueError(f"{several} at most one for each of the {cell.batch_size} sequences of a batch")
     if cell.device == "cuda" and cell.processes > torch.cuda.device_count():

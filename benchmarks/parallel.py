@@ -4,6 +4,9 @@ torch's launcher (what torchrun is) starts them, DistributedDataParallel adds up
 model and make the whole batch, which is a function of its number, so that they know without asking how many answers
 all of them are asked for: the loss is the mean over these, as in one process, and not a mean of means.
 
+Where a model does not fit in each of them, its weights, their gradients and the optimizer's moments are split (`shard`,
+torch's FSDP2): a block's weights come together when it is asked, and part again.
+
 In one process alone, the usual case, every function here gives back what it is given.
 """
 
@@ -12,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +24,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
 
 from models.model import SequenceModel
 
@@ -150,6 +154,69 @@ class Spread(DistributedDataParallel):
         return self.module.classes
 
 
-def spread(model: SequenceModel) -> SequenceModel | Spread:
-    """The model, to be trained: with the same gradients in all processes, where there are several."""
-    return model if _talk is None else Spread(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+def spread(model: SequenceModel, shard: bool = False) -> SequenceModel | Spread:
+    """The model, to be trained: with the same gradients in all processes, where there are several.
+
+    With `shard` its parameters are replaced by this process's part of them; an optimizer is to be made afterwards.
+    """
+    if _talk is None:
+        return model
+    if not shard:
+        return Spread(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    from torch.distributed.device_mesh import init_device_mesh  # half a second that few cells need, as below
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(model.embedding.weight.device.type, (count(),))
+    for block in (*model.blocks, *model.backward_blocks):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)  # in place
+    return model
+
+
+def gathered(tree: Value) -> Value:
+    """What was split, whole in every process and on the CPU; all else as it is. All processes ask for it together."""
+    if _talk is None:
+        return tree
+    from torch.distributed.tensor import DTensor
+
+    return tree_map(lambda x: x.full_tensor().cpu() if isinstance(x, DTensor) else x, tree)
+
+
+def split(whole: Tensor, like: Tensor) -> Tensor:
+    """Of what every process has whole this one's part, where `like` is split; what is given otherwise."""
+    if _talk is None:
+        return whole
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def split_state(content: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's state, as every process has it whole, with the moments of what is split split alike."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        number: {key: split(x, like) if x.shape == like.shape else x for key, x in moments.items()}
+        for number, moments in content["state"].items()
+        for like in [parameters[number]]
+    }
+    return {**content, "state": state}
+
+
+def whole(model: SequenceModel, make: Callable[[], SequenceModel]) -> SequenceModel:
+    """The model, to be asked by each process on its own: where it is split, another that `make` makes, of its weights.
+
+    All processes ask for it together.
+    """
+    if _talk is None:
+        return model
+    from torch.distributed.fsdp import FSDPModule
+
+    if not isinstance(model, FSDPModule):
+        return model
+    weights = gathered(model.state_dict())
+    with torch.random.fork_rng(devices=()):
+        same = make()
+    same.load_state_dict(weights)
+    return same

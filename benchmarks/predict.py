@@ -88,12 +88,16 @@ def _need(cell: Cell) -> Need:
 
 @cache
 def _peak_bytes(cell: Cell) -> int | None:
-    one = cell.model_copy(update={"batch_size": -(-cell.batch_size // cell.processes), "processes": 1})
+    one = cell.model_copy(update={"batch_size": -(-cell.batch_size // cell.processes), "processes": 1, "shard": False})
     try:
         with FakeTensorMode():
-            return Rehearsal(one).peak_bytes() * (cell.processes if cell.device == "cpu" else 1)
+            peak = Rehearsal(one).peak_bytes()
     except (RuntimeError, NotImplementedError):  # a model that looks at its numbers
         return None
+    if cell.shard:  # weights and moments, 12 bytes a parameter, in parts; the weights whole besides, for validation
+        parameters = count_parameters(cell)
+        peak += 12 * parameters // cell.processes - 8 * parameters
+    return peak * (cell.processes if cell.device == "cpu" else 1)
 
 
 def count_parameters(cell: Cell) -> int:

@@ -82,6 +82,7 @@ class Cell(Value):
     validation_examples: int = Field(default=128, ge=1)  # sequences each time
     reach: bool = False  # how much of an output's gradient arrives how far back, before training and after
     processes: int = Field(default=1, ge=1, le=1024)  # that train this cell together, a GPU each
+    shard: bool = False  # weights, gradients and moments lie split over these processes, and not in each of them
 
     repeats: int = Field(default=20, ge=1)  # timed runs of each phase
     generate: bool = False  # tokens one by one, as many as the length, and what each of them took

@@ -21,7 +21,7 @@ from benchmarks.evaluate import evaluate, fingerprints, forms_apart
 from benchmarks.machine import joules
 from benchmarks.reach import reach
 from benchmarks.record import Cell, CurvePoint, LearnNumbers, ReachBin, Reached, Trial
-from benchmarks.step import Progress, make_model, make_optimizer, training_step
+from benchmarks.step import Progress, make_model, make_optimizer, model_of, training_step
 from models.model import SequenceModel, parameter_count
 from tasks.task import Batch, Task
 
@@ -96,7 +96,7 @@ def _goodness(run: Run, task: Task) -> tuple[float, int]:
 
 
 def _numbers(cell: Cell, task: Task, run: Run, trials: tuple[Trial, ...], before: tuple[ReachBin, ...]) -> LearnNumbers:
-    model, state = run.model, run.state
+    model, state = _whole(run.model, cell, task), run.state
     lengths = cell.test_lengths or (cell.length,)
     return LearnNumbers(
         parameters=parameter_count(model),
@@ -135,9 +135,9 @@ def _tokens(cell: Cell, task: Task, steps: int) -> int:
 def _train(cell: Cell, task: Task, folder: Path, here: Here, progress: Progress, stop: Callable[[], bool]) -> Run:
     """Train at one learning rate, or go on with it, to its end."""
     model = make_model(cell, task)
+    trained = parallel.spread(model, cell.shard)
     optimizer = make_optimizer(model, cell)
     state = load(folder, model, optimizer, cell)
-    trained = parallel.spread(model)
     points = {round(cell.steps * (i + 1) / cell.validations) for i in range(cell.validations)}
     clock = Clock(cell.device)
     for batch, prints in () if state.finished else batches(cell, task, state.step):
@@ -156,8 +156,7 @@ def _train(cell: Cell, task: Task, folder: Path, here: Here, progress: Progress,
             state.loss_sum = parallel.mean(state.loss_sum)
             if at_point:
                 _close_segment(cell, task, model, state)
-            if parallel.rank() == 0:
-                save(folder, model, optimizer, state, cell)
+            save(folder, model, optimizer, state, cell)
             parallel.wait()
             if state.finished:
                 break
@@ -231,7 +230,7 @@ class Clock:
 def _close_segment(cell: Cell, task: Task, model: SequenceModel, state: State) -> None:
     """Add a point to the curve: the mean loss since the last one, and a validation; see whether this was the end."""
     loss = float(state.loss_sum) / state.loss_count
-    score = evaluate(model, cell, task, "validation", cell.length, cell.validation_examples).score
+    score = evaluate(_whole(model, cell, task), cell, task, "validation", cell.length, cell.validation_examples).score
     if not math.isfinite(loss) or score is None:
         what = f"the loss is {loss}" if not math.isfinite(loss) else "the validation loss is not finite"
         state.failure = f"{what} at step {state.step}"
@@ -240,6 +239,11 @@ def _close_segment(cell: Cell, task: Task, model: SequenceModel, state: State) -
         state.curve.append({**point, "seconds": state.seconds, "joules": state.joules})
     state.finished = bool(state.failure) or state.step >= cell.steps or _solved(cell, task, score)
     state.loss_sum, state.loss_count = 0.0, 0
+
+
+def _whole(model: SequenceModel, cell: Cell, task: Task) -> SequenceModel:
+    """The model as it can be asked in one process without the others."""
+    return parallel.whole(model, lambda: model_of(cell, task).to(cell.device))
 
 
 def _solved(cell: Cell, task: Task, score: float | None) -> bool:

@@ -291,7 +291,7 @@ def test_the_page_of_all_machines(tmp_path: Path) -> None:
     assert "| RRWKV looks farther back than RWKV | holds |" in page
     assert page.count("unmeasured") > 5 and "| none in these records | make language |" in page
     card = read_card(made.path.with_name("index.html"))
-    assert card and card["headline"][0].startswith("Of 12 claims 2 hold, 2 fail, 0 are undecided, 8 unm")
+    assert card and card["headline"][0].startswith("Of 12 claims: 2 hold, 2 fail, 0 undecided, 8 unm")
     assert "all-machines/claims/index.html" in (tmp_path / "reports" / "index.html").read_text()
 
 

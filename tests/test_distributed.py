@@ -1,7 +1,7 @@
 """A cell trained by several processes: the numbers of one process, and the right status when one of them fails.
 
-Processes talk by gloo on a CPU. Starting them takes seconds, so one start serves for everything that is learned, and
-most of what can go wrong is `slow`.
+The model is in each of them, or split over them. Processes talk by gloo on a CPU. Starting them takes seconds, so one
+start serves for everything that is learned, and most of what can go wrong is `slow`.
 """
 
 import json
@@ -19,8 +19,11 @@ from benchmarks import parallel
 from benchmarks.measure import check
 from benchmarks.record import Cell, LearnNumbers, Record, make_cell
 from benchmarks.run import Runner
+from benchmarks.step import make_model, make_optimizer, training_step
 from benchmarks.suite import Suite
 from benchmarks.train import InterruptedRunError
+from models.model import parameter_count
+from tasks.task import get_task
 from tests.test_faults import LINUX, PLUGIN, processes_of, wait_until
 from tests.test_train import learned, stop_after
 
@@ -30,14 +33,20 @@ BASE = {
     "kind": "learn", "task": "copy", "width": 16, "depth": 1, "length": 24, "batch_size": 5, "steps": 20, "warmup": 2,
     "validations": 4, "validation_examples": 70, "test_examples": 70, "test_lengths": [24, 40], "learning_rate": 3e-3,
 }  # fmt: skip
+LABEL = {**BASE, "task": "listops", "length": 64, "test_lengths": []}
 CELLS = {
     "growing": make_cell({**BASE, "model": "rwkv", "length": 40, "first_length": 20, "reach": True}),
     "two layers": make_cell({**BASE, "model": "rrwkv", "depth": 2}),
     "several rates": make_cell({**BASE, "model": "transformer", "learning_rates": [1e-3, 1e-2], "steps": 12}),
     "until solved": make_cell({**BASE, "model": "lstm", "stop_at": 0.08, "validations": 10}),
     "bits": make_cell({**BASE, "task": "python", "model": "transformer", "length": 32, "batch_size": 3}),
+    "split": make_cell({**BASE, "model": "transformer", "depth": 2, "shard": True, "reach": True}),
+    "split, several rates": make_cell({**BASE, "model": "rwkv", "learning_rates": [1e-3, 1e-2], "shard": True}),
+    "split label": make_cell({**LABEL, "model": "rwkv", "direction": "bidirectional", "depth": 2, "shard": True}),
 }  # batches that two processes cannot share evenly
 STOPPED = CELLS["two layers"]
+SPLIT = STOPPED.model_copy(update={"shard": True})
+RESUMED = ("one, then two", "two, then one", "one, then two that split", "two that split, then one")
 
 
 def learn_all(folder: Path) -> None:
@@ -46,33 +55,57 @@ def learn_all(folder: Path) -> None:
     with parallel.joined("cpu", 300):
         numbers = {name: learned(cell, folder / name) for name, cell in CELLS.items()}
         numbers["one, then two"] = learned(STOPPED, folder / "one, then two")
-        with pytest.raises(InterruptedRunError):
-            learned(STOPPED, folder / "two, then one", stop_after(7 if parallel.rank() == 0 else 100))
+        numbers["one, then two that split"] = learned(SPLIT, folder / "one, then two that split")
+        for name, cell in (("two, then one", STOPPED), ("two that split, then one", SPLIT)):
+            with pytest.raises(InterruptedRunError):
+                learned(cell, folder / name, stop_after(7 if parallel.rank() == 0 else 100))
+        (folder / f"kept-{parallel.rank()}.json").write_text(json.dumps(kept_here()))
         if parallel.rank() == 0:
             text = json.dumps({name: found.model_dump(mode="json") for name, found in numbers.items()})
             (folder / "numbers.json").write_text(text)
 
 
+def kept_here() -> list[int]:
+    """Numbers in all weights, in those kept here of a model that is split, and in its gradients and moments."""
+    cell = CELLS["split"]
+    task = get_task(cell.task)
+    model = make_model(cell, task)
+    count = parameter_count(model)
+    split = parallel.spread(model, shard=True)
+    optimizer = make_optimizer(split, cell)
+    training_step(split, optimizer, task.batch("train", 0, 0, 5, cell.length), cell, 0)
+    kept = sum(parameter.to_local().numel() for parameter in split.parameters())
+    moments = [x for state in optimizer.state.values() for x in state.values() if x.ndim]
+    return [count, kept, sum(x.to_local().numel() for x in moments)]
+
+
 @pytest.fixture(scope="module")
-def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LearnNumbers]:
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes learned everything."""
     folder = tmp_path_factory.mktemp("two")
-    with pytest.raises(InterruptedRunError):
-        learned(STOPPED, folder / "one, then two", stop_after(7))
+    for name in ("one, then two", "one, then two that split"):
+        with pytest.raises(InterruptedRunError):
+            learned(STOPPED, folder / name, stop_after(7))
     handler = signal.getsignal(signal.SIGTERM)  # torch's launcher sets its own
     assert parallel.launch(learn_all, 2, folder, folder) == 0
     signal.signal(signal.SIGTERM, handler)
-    found = json.loads((folder / "numbers.json").read_text())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def of_two(two: Path) -> dict[str, LearnNumbers]:
+    found = json.loads((two / "numbers.json").read_text())
     numbers = {name: LearnNumbers.model_validate_json(json.dumps(value)) for name, value in found.items()}
-    return {**numbers, "two, then one": learned(STOPPED, folder / "two, then one")}
+    return {**numbers, **{name: learned(STOPPED, two / name) for name in RESUMED if name not in numbers}}
 
 
 @pytest.fixture(scope="module")
 def of_one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LearnNumbers]:
     numbers = {name: learned(cell, tmp_path_factory.mktemp("one")) for name, cell in CELLS.items()}
-    return {**numbers, "one, then two": numbers["two layers"], "two, then one": numbers["two layers"]}
+    return {**numbers, **dict.fromkeys(RESUMED, numbers["two layers"])}
 
 
-@pytest.mark.parametrize("name", [*CELLS, "one, then two", "two, then one"])
+@pytest.mark.parametrize("name", [*CELLS, *RESUMED])
 def test_two_processes_learn_what_one_does(
     of_one: dict[str, LearnNumbers], of_two: dict[str, LearnNumbers], name: str
 ) -> None:
@@ -100,6 +133,13 @@ def test_what_is_compared_is_no_first_step_nor_the_last(of_one: dict[str, LearnN
         assert len(set(losses)) == len(losses)
 
 
+def test_of_a_model_that_is_split_each_process_keeps_its_part(two: Path) -> None:
+    """Of two processes about half of the weights and of AdamW's two moments, and both together all of them."""
+    counts, kept, moments = zip(*(json.loads((two / f"kept-{rank}.json").read_text()) for rank in (0, 1)), strict=True)
+    assert sum(kept) == counts[0] == counts[1] and sum(moments) == 2 * counts[0]
+    assert max(kept) < 0.55 * counts[0]
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
 def test_rows_are_shared_out_whole_and_evenly(monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
     monkeypatch.setattr(parallel, "count", lambda: processes)
@@ -117,6 +157,7 @@ def test_too_many_processes_are_refused() -> None:
         ({"processes": 6}, "processes = 6: expected at most one for each of the 5 sequences of a batch"),
         ({"kind": "cost", "processes": 2, "test_lengths": []}, "processes = 2: expected 1, for a `cost` cell"),
         ({"processes": 0}, "greater than or equal to 1"),
+        ({"shard": True}, "processes = 1: expected at least 2, for `shard` splits the model over them"),
     ):
         with pytest.raises(ValueError, match=line):
             check(make_cell({**BASE, "model": "rwkv", **fields}))
@@ -125,7 +166,8 @@ def test_too_many_processes_are_refused() -> None:
 def test_one_process_keeps_its_name() -> None:
     """Cells from before there were several are found again."""
     cell = make_cell({**BASE, "model": "rwkv"})
-    assert cell.id == make_cell({**BASE, "model": "rwkv", "processes": 1}).id and "processes" not in cell.canonical()
+    assert cell.id == make_cell({**BASE, "model": "rwkv", "processes": 1, "shard": False}).id
+    assert "processes" not in cell.canonical() and "shard" not in cell.canonical()
 
 
 def stumbling(how: str, **fields: object) -> Cell:

@@ -328,7 +328,7 @@ def headline(found: Sequence[tuple[Claim, list[Measure]]]) -> list[str]:
     words = [verdict(of_it, claim.every) for claim, of_it in found]
     counts = Counter(words)
     lines = [
-        f"Of {len(found)} claims {counts['holds']} hold, {counts['fails']} fail, {counts['undecided']} are undecided, "
+        f"Of {len(found)} claims: {counts['holds']} hold, {counts['fails']} fail, {counts['undecided']} undecided, "
         f"{counts['unmeasured']} unmeasured."
     ]
     for word in VERDICTS:
