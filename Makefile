@@ -35,7 +35,7 @@ test-slow: $(READY) ## run the tests that train for minutes
 test-gpu: $(READY) ## run all tests on a machine with a GPU, kernels compiled
 	$(BIN)/python -m pytest -m "not slow"
 
-smoke: $(READY) ## run and report the main suite at its smallest scale, into .smoke/: seconds
+smoke: $(READY) ## run and report the main suite at its smallest scale, into .smoke/: a minute
 	rm -rf .smoke
 	$(BIN)/lookback run quick --scale smoke --device cpu --results .smoke/results
 	@$(BIN)/lookback report --results .smoke/results --reports .smoke/reports
