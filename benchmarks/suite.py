@@ -17,7 +17,7 @@ to = "transformer"             # whose width is the suite's; its `options` and t
 
 [scales.smoke]                 # what a scale changes in every cell of every grid
 steps = 3
-match = { tolerance = 0.2 }    # and in [match]
+match = { tolerance = 0.2 }    # and in [match], which may also stand here alone, for this scale
 
 The batch is given by `batch_size` or by `batch_tokens`; what a grid says counts before the defaults, and what a scale
 says before both.
@@ -137,12 +137,12 @@ def _check_keys(path: Path, content: Mapping[str, Any], scale: str) -> None:
 
 
 def _match(path: Path, content: Mapping[str, Any], scale: str) -> Match | None:
-    """What the suite asks to be matched at a scale; nothing where it has no table [match]."""
-    if "match" not in content:
+    """What the suite asks to be matched at a scale; nothing where neither the file nor the scale has a `match`."""
+    changed = content.get("scales", {}).get(scale, {})
+    if "match" not in {**content, **changed}:
         return None
-    changed = content.get("scales", {}).get(scale, {}).get("match", {})
     try:
-        return Match.model_validate({**content["match"], **changed})
+        return Match.model_validate({**content.get("match", {}), **changed.get("match", {})})
     except (ValidationError, TypeError) as error:
         told = one_line(error, Match.model_fields) if isinstance(error, ValidationError) else "expected a table"
         raise ValueError(f"{path}: match: {told}") from None

@@ -109,6 +109,9 @@ def test_a_suite_says_what_is_matched_and_scales_change_it(tmp_path: Path) -> No
         Match(by="parameters", to="rwkv", tolerance=0.02), Match(by="parameters", to="rwkv", tolerance=0.2)
     ]  # fmt: skip
     assert read_suite(suite_file(tmp_path, GOOD)).match is None
+    alone = GOOD.replace("[scales.smoke]", '[scales.smoke]\nmatch = { to = "lstm" }')
+    path = suite_file(tmp_path, alone)
+    assert [read_suite(path, scale).match for scale in ("small", "smoke")] == [None, Match(to="lstm")]
     assert {cell.width for cell in read_suite(suite_file(tmp_path, MATCHED)).cells} == {8}  # as the file has them
     for change, words in (
         ('to = "rwkv"\nby = "size"', "match: by: .*'parameters', 'flops' or 'state_bytes'"),
