@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.record import Cell, Outcome, Record, TaskFacts, write_record
 from benchmarks.report import make_named
-from benchmarks.report.rrwkv import by_suite, comparisons, cost_ratios, part_pairs, words
+from benchmarks.report.rrwkv import by_suite, comparisons, cost_ratios, part_pairs, view_figure, view_table, words
 from tests.records import FACTS, asked, cost_record, learn_record, record, score, trained
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +64,8 @@ def test_one_seed_shows_nothing(cell: Cell) -> None:
     found = [*runs(cell, (100,), model="rwkv"), *runs(cell, (999,), model="rrwkv")]
     rows = comparisons(by_suite(found))
     assert [row["verdict"] for row in rows] == ["not shown"]
-    assert "nothing can be said" in words(rows, [], []) and "1 comparison has one seed" in words(rows, [], [])
+    said = " ".join(words(rows, [], []))
+    assert "nothing can be said" in said and "1 comparison has one seed" in said
 
 
 def test_suites_are_not_mixed_and_smoke_is_left_out(cell: Cell) -> None:
@@ -100,20 +101,41 @@ def test_costs_are_ratios_at_the_longest_common_length(cell: Cell) -> None:
     assert row["length"] == 128 and row["noisy"] and row["variant"] == "defaults"
     assert row["training tokens a second"] == pytest.approx(0.25) and row["state"] == pytest.approx(1)
     assert row["time of a token in decode"] == pytest.approx(4)
-    assert "0.25 times the training tokens a second" in words([], [], [row])
+    assert "0.25 times the training tokens a second" in " ".join(words([], [], [row]))
 
 
 def test_the_words_are_those_of_the_numbers(records: list[Record]) -> None:
     groups = by_suite(records)
-    text = words(comparisons(groups), part_pairs(groups), [])
+    text = " ".join(words(comparisons(groups), part_pairs(groups), []))
     for words_of_it in (
         "Of 2 comparisons", "helps in 1, hurts in 0", "in 1 neither is shown", "about 0.1 of 2",
-        "**copy** trained at 24 (ablation): of 2 variants it helps in 1 and hurts in 0",
-        "The best, interval=8, has 0.710 where RWKV has 0.400: +0.310", "n = 3), helps.",
-        "retrospection=none in place of interval=8's own: 0.710 becomes 0.400, -0.310", "worse.",
+        "**It helps** in copy trained at 24 and tested at 24 (ablation, interval=8): 0.400 becomes 0.710, +0.310",
+        "a score became better in 0 and worse in 1 of 1 comparisons; 1 of these change retrospection itself, 1 with",
         "was not measured here",
     ):  # fmt: skip
         assert words_of_it in text, words_of_it
+    assert "It hurts" not in text
+
+
+def test_one_view_has_a_row_a_place_and_the_best_variant(records: list[Record], cell: Cell) -> None:
+    """Bits per byte are better where they are lower."""
+    fields = {"suite": "language", "task": LANGUAGE, "length": 24}
+    bits = [*runs(cell, (300, 400), model="rwkv", **fields), *runs(cell, (199, 300), model="rrwkv", **fields)]
+    rows = comparisons(by_suite([*records, *bits]))
+    of_bits, of_answers = sorted(view_table(rows).to_dict("records"), key=lambda row: row["suite"] == "ablation")
+    assert (of_answers["best variant"], of_answers["helps"], of_answers["hurts"]) == ("interval=8", "1 of 2", "0 of 2")
+    assert of_answers["difference"].startswith("+0.310 (") and of_answers["helps at longer tests"] == ""
+    assert (of_bits["helps"], of_bits["best variant"]) == ("1 of 1", "defaults")
+    figure = view_figure(rows)
+    assert figure and {axes.get_title(loc="left") for axes in figure.axes} == {
+        "accuracy higher than RWKV's", "bits per byte lower than RWKV's"
+    }  # fmt: skip
+    gains = [
+        line.get_xdata()[0] for axes in figure.axes for line in axes.lines if line.get_marker() not in ("None", "")
+    ]
+    assert sorted(gains) == pytest.approx(
+        sorted([-row["mean"] if row["suite"] == "language" else row["mean"] for row in rows])
+    )
 
 
 def test_the_page_of_each_machine(records: list[Record], cell: Cell, tmp_path: Path) -> None:

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from benchmarks.record import Record
 from benchmarks.report import distance, frames, reach
@@ -20,7 +23,7 @@ from benchmarks.report.learning import better, learned
 from benchmarks.report.page import Made, NothingToReportError
 from benchmarks.report.parts import Part
 from benchmarks.report.statistics import LEVEL
-from benchmarks.report.style import in_order
+from benchmarks.report.style import RC, in_order, looks, plt
 from benchmarks.report.tables import bounds, by_place, decimal, plain
 
 OURS, BASELINE = "rrwkv", "rwkv"
@@ -30,6 +33,11 @@ RATIOS = (
 )  # fmt: skip
 
 TITLE = "Does retrospection help, where, and what does it cost? RRWKV beside RWKV on "
+MOST_NAMED = 4  # places that a sentence names
+VIEW = """By how much RRWKV is better than RWKV, to the right, or worse: filled, tested at the length of training; \
+hollow, at the longest length tested beyond it. Lines are 95 % t intervals over seeds, paired, each for itself. Helps \
+and hurts: of so many variants, an interval that leaves out zero; the best variant is the one that is best at the \
+length of training."""
 Row = dict[str, Any]
 
 
@@ -154,16 +162,6 @@ def _part_verdict(row: Row) -> str:
     return {row["model"]: "better", row["against"]: "worse"}.get(better(row), "not shown")
 
 
-def _part_words(rows: Sequence[Row]) -> list[str]:
-    """What became of the score at the training length when retrospection alone was changed or taken away."""
-    return [
-        f"**{row['task']}** at {row['trained at']} ({row['suite']}), {row['changed']} in place of {row['whole']}'s "
-        f"own: {row['score_of_baseline']:.3f} becomes {row['score']:.3f}, {_difference(row)}, {_part_verdict(row)}."
-        for row in rows
-        if row["changed"].startswith("retrospection=") and row["seeds"] > 1 and row["tested at"] == row["trained at"]
-    ]
-
-
 # --- what it costs
 
 
@@ -210,14 +208,98 @@ def _times(ratio: float) -> str:
     return "" if math.isnan(ratio) else f"× {ratio:.2f}"
 
 
+# --- in one view
+
+
+def places(rows: Sequence[Row]) -> list[list[Row]]:
+    """Comparisons of several seeds, together where they are of one suite, task and length of training."""
+    groups: dict[tuple[str, str, int], list[Row]] = {}
+    for row in _in_order(rows):
+        if row["seeds"] > 1:
+            groups.setdefault((row["suite"], row["task"], row["trained at"]), []).append(row)
+    return [groups[key] for key in sorted(groups, key=lambda key: (key[1], key[2], key[0]))]
+
+
+def view_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """A row a suite, task and length of training: how many variants help and hurt, and what the best has."""
+    table = []
+    for here in places(rows):
+        at_home = [row for row in here if row["tested at"] == row["trained at"]]
+        beyond = [row for row in here if row["tested at"] > row["trained at"]]
+        best = max(at_home, key=lambda row: (row["verdict"] == "helps", _gain(row)), default={})
+        table.append({
+            "task": here[0]["task"], "trained at": here[0]["trained at"], "suite": here[0]["suite"],
+            "helps": _of(at_home, "helps"), "hurts": _of(at_home, "hurts"),
+            "helps at longer tests": _of(beyond, "helps"), "hurts at longer tests": _of(beyond, "hurts"),
+            **({"best variant": best["variant"], "RWKV": decimal(best["score_of_baseline"]),
+                "RRWKV": decimal(best["score"]), "difference": _difference(best)} if best else {}),
+        })  # fmt: skip
+    return pd.DataFrame(table).fillna("")
+
+
+def _of(rows: Sequence[Row], verdict: str) -> str:
+    return f"{sum(row['verdict'] == verdict for row in rows)} of {len(rows)}" if rows else ""
+
+
+def _gain(row: Row) -> float:
+    """By how much RRWKV is better, in the unit of the score."""
+    return row["mean"] if row["score_unit"] == "accuracy" else -row["mean"]
+
+
+def _difference(row: Row) -> str:
+    return f"{row['mean']:+.3f} ({bounds(row['low'], row['high'], '+.3f')}, n = {row['seeds']})"
+
+
+def view_figure(rows: Sequence[Row]) -> Figure | None:
+    """A panel a unit, two marks a variant: RRWKV's gain over RWKV at the length of training and at the longest test."""
+    drawn = [row for here in places(rows) for row in here if row["tested at"] == row["trained at"]]
+    units = list(dict.fromkeys(row["score_unit"] for row in drawn))
+    if not units:
+        return None
+    groups = [[row for row in drawn if row["score_unit"] == unit] for unit in units]
+    style = looks([row["model"] for row in drawn])
+    with mpl.rc_context(RC):
+        figure, axes = plt.subplots(
+            len(units), 1, figsize=(8.4, sum(0.27 * len(group) + 0.8 for group in groups)), squeeze=False,
+            height_ratios=[len(group) + 1 for group in groups],
+        )  # fmt: skip
+        for panel, unit, group in zip(axes.flat, units, groups, strict=True):
+            for place, row in enumerate(group):
+                _mark(panel, row, -place, style[row["model"]], "full")
+                if (farther := _farthest(rows, row)) is not None:
+                    _mark(panel, farther, -place - 0.32, style[row["model"]], "none")
+            panel.axvline(0, color="#666666", linewidth=0.8, zorder=0)
+            panel.set_title(f"{unit}{' lower' if unit != 'accuracy' else ' higher'} than RWKV's")
+            panel.set_ylim(-len(group) + 0.2, 0.6)
+            names = [f"{row['task']} @{row['trained at']}, {row['variant']} ({row['suite']})" for row in group]
+            panel.set_yticks([-place - 0.16 for place in range(len(group))], names, fontsize=7.5)
+            panel.grid(visible=False, axis="y")
+    return figure
+
+
+def _farthest(rows: Sequence[Row], row: Row) -> Row | None:
+    """The same variant, trained at the same place, at the longest length tested beyond it."""
+    same = ("suite", "task", "trained at", "model")
+    found = [other for other in rows if all(other[k] == row[k] for k in same) and other["tested at"] > row["tested at"]]
+    return max(found, key=lambda other: other["tested at"], default=None)
+
+
+def _mark(axes: Axes, row: Row, place: float, look: dict[str, Any], fill: str) -> None:
+    sign = 1 if row["score_unit"] == "accuracy" else -1
+    if math.isfinite(row["low"]) and math.isfinite(row["high"]):
+        axes.plot([sign * row["low"], sign * row["high"]], [place] * 2, color=look["color"], linewidth=1.2)
+    inside = look["color"] if fill == "full" else "white"
+    axes.plot(_gain(row), place, marker=look["marker"], color=look["color"], markerfacecolor=inside, markersize=4.5)
+
+
 # --- in words
 
 
-def words(rows: Sequence[Row], pairs: Sequence[Row], ratios: Sequence[Row]) -> str:
+def words(rows: Sequence[Row], pairs: Sequence[Row], ratios: Sequence[Row]) -> list[str]:
     """The answer in sentences, each from the numbers of the tables below."""
     several = [row for row in rows if row["seeds"] > 1]
-    lines = [_count(several), *_places(several), *_part_words(pairs), *_single(rows), *_cost_words(ratios)]
-    return "\n".join(f"- {line}" for line in lines if line)
+    lines = [_count(several), *_shown(several), _part_words(pairs), _single(rows), *_cost_words(ratios)]
+    return [line for line in lines if line]
 
 
 def _count(rows: Sequence[Row]) -> str:
@@ -233,45 +315,44 @@ def _count(rows: Sequence[Row]) -> str:
     )
 
 
-def _places(rows: Sequence[Row]) -> list[str]:
-    """A sentence for each suite, task and training length, tested there; and one for the lengths beyond."""
+def _shown(rows: Sequence[Row]) -> list[str]:
+    """Where it helps, and where it hurts, the largest differences first."""
     lines = []
-    for key in dict.fromkeys((row["suite"], row["task"], row["trained at"]) for row in rows):
-        here = [row for row in rows if (row["suite"], row["task"], row["trained at"]) == key]
-        at_home = [row for row in here if row["tested at"] == key[2]]
-        beyond = [row for row in here if row["tested at"] > key[2]]
-        line = f"**{key[1]}** trained at {key[2]} ({key[0]}): {_verdicts(at_home)}" if at_home else ""
-        if beyond:
-            found = Counter(row["verdict"] for row in beyond)
-            line += f" At longer tests it helps in {found['helps']} of {len(beyond)}, hurts in {found['hurts']}."
-        lines.append(line)
+    for verdict in ("helps", "hurts"):
+        found = sorted((row for row in rows if row["verdict"] == verdict), key=lambda row: -abs(row["mean"]))
+        said = [
+            f"{row['task']} trained at {row['trained at']} and tested at {row['tested at']} ({row['suite']}, "
+            f"{row['variant']}): {row['score_of_baseline']:.3f} becomes {row['score']:.3f}, {_difference(row)}"
+            for row in found[:MOST_NAMED]
+        ]
+        more = f"; and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+        lines += [f"**It {verdict}** in {'; '.join(said)}{more}."] if said else []
     return lines
 
 
-def _verdicts(rows: Sequence[Row]) -> str:
-    """How many variants help and hurt in one place, and by how much the best one differs."""
-    found = Counter(row["verdict"] for row in rows)
-    sign = 1 if rows[0]["score_unit"] == "accuracy" else -1
-    best = max(rows, key=lambda row: (row["verdict"] == "helps", sign * row["mean"]))
-    shown = best["verdict"] if best["verdict"] != "not shown" else "which is not shown to help or hurt"
-    of = f"of {len(rows)} variants" if len(rows) > 1 else "of 1 variant"
+def _part_words(pairs: Sequence[Row]) -> str:
+    """What became of scores when one option of RRWKV was changed."""
+    several = [row for row in pairs if row["seeds"] > 1]
+    if not several:
+        return ""
+    found = Counter(_part_verdict(row) for row in several)
+    retrospection = [row for row in several if row["changed"].startswith("retrospection=")]
+    shown = sum(_part_verdict(row) != "not shown" for row in retrospection)
     return (
-        f"{of} it helps in {found['helps']} and hurts in {found['hurts']}. The best, {best['variant']}, has "
-        f"{best['score']:.3f} where RWKV has {best['score_of_baseline']:.3f}: {_difference(best)}, {shown}."
-    )
+        f"**Its parts**: one option changed, a score became better in {found['better']} and worse in {found['worse']} "
+        f"of {len(several)} comparisons"
+        + (f"; {len(retrospection)} of these change retrospection itself, {shown} with a difference that is shown."
+           if retrospection else ".")
+    )  # fmt: skip
 
 
-def _difference(row: Row) -> str:
-    return f"{row['mean']:+.3f} ({bounds(row['low'], row['high'], '+.3f')}, n = {row['seeds']})"
-
-
-def _single(rows: Sequence[Row]) -> list[str]:
+def _single(rows: Sequence[Row]) -> str:
     single = [row for row in rows if row["seeds"] == 1]
     if not single:
-        return []
+        return ""
     suites = ", ".join(dict.fromkeys(row["suite"] for row in single))
     are = "comparison has" if len(single) == 1 else "comparisons have"
-    return [f"{len(single)} {are} one seed, and show{'s' if len(single) == 1 else ''} nothing ({suites})."]
+    return f"{len(single)} {are} one seed, and show{'s' if len(single) == 1 else ''} nothing ({suites})."
 
 
 def _cost_words(rows: Sequence[Row]) -> list[str]:
@@ -282,20 +363,16 @@ def _cost_words(rows: Sequence[Row]) -> list[str]:
         + ", ".join(f"{row[name]:.2f} times the {name}" for name, *_ in RATIOS if not math.isnan(row[name]))
         + f", with {row['parameters']:.2f} times the parameters{' (some timings were noisy)' if row['noisy'] else ''}."
         for row in rows
+        if row["length"] == max(other["length"] for other in rows)
     ]
 
 
 # --- the page
 
 
-def parts(groups: dict[str, list[Record]]) -> list[Part]:
-    rows, pairs, ratios = comparisons(groups), part_pairs(groups), cost_ratios(groups)
-    reaches = [
-        Part(f"How far back gradients reach: {suite}", reach.TABLE_TEXT, table=reach.reach_table(shares))
-        for suite, found in groups.items() if len(shares := reach.shares_of(found))
-    ]  # fmt: skip
+def parts(rows: Sequence[Row], pairs: Sequence[Row], ratios: Sequence[Row]) -> list[Part]:
     return [
-        Part("In short", words(rows, pairs, ratios)),
+        Part("In one view", VIEW, "gains", view_figure(rows), pd.DataFrame(_data(rows)), view_table(rows)),
         Part("Does it help, and where",
              "Score of RRWKV minus that of RWKV trained from the same seed on the same batches; t intervals. Learned: "
              "seeds above half of what lies between the constant answer and one. Range: the longest distance up to "
@@ -308,9 +385,25 @@ def parts(groups: dict[str, list[Record]]) -> list[Part]:
              table=part_table(pairs)),
         Part("What it costs", "RRWKV's cost over RWKV's, of medians, at the longest length that both were measured at.",
              table=cost_table(ratios)),
-        *reaches,
-        Part("What did not end well", table=failed_table([record for found in groups.values() for record in found])),
     ]  # fmt: skip
+
+
+def _data(rows: Sequence[Row]) -> list[Row]:
+    columns = (
+        "suite", "task", "trained at", "tested at", "variant", "score_unit", "score_of_baseline", "score", "mean",
+        "low", "high", "seeds", "verdict",
+    )  # fmt: skip
+    return [{column: row[column] for column in columns} for here in places(rows) for row in here]
+
+
+def more_parts(groups: dict[str, list[Record]]) -> list[Part]:
+    """How far gradients reach, and what ended otherwise than well."""
+    reaches = [
+        Part(f"How far back gradients reach: {suite}", reach.TABLE_TEXT, table=reach.reach_table(shares))
+        for suite, found in groups.items() if len(shares := reach.shares_of(found))
+    ]  # fmt: skip
+    every = [record for found in groups.values() for record in found]
+    return [*reaches, Part("What did not end well", table=failed_table(every))]
 
 
 def make_answer(records: Sequence[Record], folder: Path) -> Made:
@@ -319,14 +412,15 @@ def make_answer(records: Sequence[Record], folder: Path) -> Made:
     if not groups:
         raise NothingToReportError(f"no suite has records of both {OURS} and {BASELINE}: run `ablation` first")
     both = [record for found in groups.values() for record in found]
-    short, *others = parts(groups)
-    sentences = [line.removeprefix("- ") for line in short.text.split("\n")]
+    rows, pairs, ratios = comparisons(groups), part_pairs(groups), cost_ratios(groups)
+    found = [*parts(rows, pairs, ratios), *more_parts(groups)]
+    sentences = words(rows, pairs, ratios)
     text = " ".join([
         *notes_on(both), "What stands here is of that reconstruction, not of what its author may have built.",
         f"Made from the records of {', '.join(groups)} alone, by `make paper-rrwkv`.",
     ])  # fmt: skip
-    shown = next((plain(part.table) for part in others if part.table is not None and part.has_table), short.text)
-    return write_answer(folder, TITLE + records[0].machine.device, text, others, both, shown, sentences)
+    shown = next((plain(part.table) for part in found if part.table is not None and part.has_table), sentences[0])
+    return write_answer(folder, TITLE + records[0].machine.device, text, found, both, shown, sentences)
 
 
 QUESTION = Question("rrwkv", make_answer)
