@@ -36,6 +36,7 @@ def test_commands_work(command: str, tmp_path: Path) -> None:
         done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
     elif words[0] == "lookback":
         dry = ["--dry-run", "--results", str(tmp_path)] if words[1] == "run" else []
+        dry += ["--scale", "smoke"] if words[1] == "run" and "--scale" not in words else []
         if "mine.toml" in words:
             pytest.skip("a file of the reader's own")
         if words[1] == "compare":

@@ -69,7 +69,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     suite = folder / "slow.toml"
     suite.write_text(
         '[[grid]]\nkind = "learn"\ntask = "copy"\nmodel = "slow"\nwidth = 8\ndepth = 1\nlength = 24\nbatch_size = 2\n'
-        "steps = 50\nvalidations = 1\ntest_examples = 2\n"
+        "steps = 30\nvalidations = 1\ntest_examples = 2\n"
     )
     command = [*LOOKBACK, "run", str(suite), "--plugin", PLUGIN, "--results", str(folder / "results"), *arguments]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
