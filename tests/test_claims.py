@@ -75,7 +75,7 @@ def priced(
 def learner(model: str, seed: int, task: str = "recall", **fields: object) -> Cell:
     return Cell.model_validate({
         "kind": "learn", "task": task, "model": model, "width": 16, "depth": 1, "length": 64, "batch_size": 4,
-        "seed": seed, "test_lengths": (64, 128), **fields,
+        "seed": seed, "test_lengths": (64, 128), "learning_rates": (1e-3, 3e-3), **fields,
     })  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def recalled(
         trained(
             learner(model, seed, task, **fields),
             [asked(64, {(16, 31): (1000, 1000), (32, 63): (n, 1000)}), asked(128, {(64, 127): (999 - n, 1000)})],
-            suite="recall",
+            suite=suite,
         )
         for seed, n in enumerate(right)
     ]  # fmt: skip
@@ -230,6 +230,30 @@ def test_what_cannot_decide_does_not_count() -> None:
     assert verdict_of(FARTHER, [*recalled("rrwkv", high, **any_interval), *recalled("rwkv", low)]) == "holds"
     smoke = [one.model_copy(update={"suite": "recall-smoke"}) for one in pair]
     assert verdict_of(FARTHER, smoke) == "unmeasured"
+    one_rate = {"learning_rates": ()}
+    untuned = [*recalled("rrwkv", high, **one_rate), *recalled("rwkv", low, **one_rate)]
+    assert verdict_of(FARTHER, untuned) == "undecided" and "one learning rate" in found_of(FARTHER, untuned)[0].note
+    ranges = [one for one in found_of(FARTHER, pair) if one.unit.startswith("effective range")]
+    assert ranges and not any(one.counted for one in ranges)
+
+
+def test_runs_that_two_suites_have_count_once() -> None:
+    low, high = (100, 140, 120), (800, 830, 830)
+    pair = [*recalled("rrwkv", high), *recalled("rwkv", low)]
+    again = [*recalled("rrwkv", high, suite="same"), *recalled("rwkv", low, suite="same")]
+    other = [*recalled("rrwkv", high, suite="other"), *recalled("rwkv", (100, 140, 121), suite="other")]
+    for more, count in ((again, 1), (other, 2)):
+        found = [one for one in found_of(FARTHER, [*pair, *more]) if one.counted]
+        assert len(found) == count, more[0].suite
+    (left,) = (m for m in found_of(FARTHER, [*pair, *again]) if m.suite == "same" and "accuracy" in m.unit)
+    assert left.note.endswith("the runs of recall")
+
+
+def test_what_is_exact_has_no_repeats() -> None:
+    """Twenty timed runs of each phase; memory and state are counted."""
+    found = found_of("RRWKV costs no more", [*priced("rrwkv"), *priced("rwkv")])
+    assert {(one.n, one.of) for one in found if "time" in one.what} == {(20, "repeats")}
+    assert {(one.n, one.of) for one in found if "time" not in one.what} == {(1, "exact count")}
 
 
 def test_a_longer_reach_of_gradients_is_not_looking_farther() -> None:

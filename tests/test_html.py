@@ -273,7 +273,10 @@ def test_the_headline_is_that_of_the_scores(cell: Cell) -> None:
     (line,) = of_scores(found[:3])
     assert "None learned it, which would take 0.56" in line
     alike = [learn_record(cell.model_copy(update={"model": model}), 90) for model in ("rwkv", "lstm")]
-    assert of_scores(alike)[0].endswith("Intervals overlap: rwkv and lstm.")
+    assert of_scores(alike)[0].endswith("Not told apart: rwkv and lstm.")
+    paired = [learn_record(cell.model_copy(update={"model": model, "seed": seed}), right + 10 * seed + seed % 2 * more)
+              for model, right, more in (("rwkv", 60, 0), ("lstm", 66, 1)) for seed in (0, 1, 2)]  # fmt: skip
+    assert "Not told apart" not in of_scores(paired)[0]  # seeds differ by more than models, which differ in every one
     many = [learn_record(cell.model_copy(update={"model": f"m{i}"}), 99 - 9 * i) for i in range(7)]
     assert "m2 0.81, m3 0.72, 3 more down to 0.45;" in of_scores(many)[0]
 

@@ -96,9 +96,11 @@ def test_the_model_of_contributing_keeps_the_contract(tmp_path: Path) -> None:
     assert torch.allclose(block(x), torch.stack(outputs, 1))
 
 
-def test_the_table_is_that_of_the_report() -> None:
-    """Every row of a table in the README between the report's marks stands in the committed report."""
-    found = re.search(r"<!-- table of (\S+) -->\n(.*?)\n<!-- end -->", text("README.md"), re.S)
-    assert found
-    report = (ROOT / found[1]).read_text(encoding="utf-8")
-    assert found[2].strip() in report
+@pytest.mark.parametrize("what", ["table", "lines"])
+def test_what_is_quoted_stands_in_the_report(what: str) -> None:
+    """Every line of the README between a report's marks is one of the committed report."""
+    quoted = re.findall(rf"<!-- {what} of (\S+) -->\n(.*?)\n<!-- end -->", text("README.md"), re.S)
+    assert quoted
+    for page, lines in quoted:
+        report = (ROOT / page).read_text(encoding="utf-8").splitlines()
+        assert lines.splitlines() and set(lines.splitlines()) <= set(report), page

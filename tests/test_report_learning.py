@@ -331,7 +331,9 @@ def sized(cell: Cell, **models: int) -> list[Record]:
 
 def test_sizes_are_held_against_the_first_models(cell: Cell) -> None:
     records = sized(cell, transformer=1000, rwkv=1013, lstm=995)
-    assert matched(records) == "Parameters are matched within 1.8 %."  # 1013 / 995
+    assert matched(records) == "Parameters are matched: all are within 1.3 % of transformer's."  # 1013 / 1000
+    far = sized(cell, rwkv=1000, transformer=1019, lstm=981)
+    assert matched(far) == "Parameters are matched: all are within 1.9 % of rwkv's."  # 1019 / 981 is not
     assert sizes_beside(records) == ("transformer", {"rwkv": [pytest.approx(0.013)], "lstm": [pytest.approx(-0.005)]})
     records = sized(cell, transformer=1000, rwkv=1120, lstm=900)
     sentence = matched(records)
@@ -348,7 +350,7 @@ def test_one_model_is_not_matched_with_anything(cell: Cell) -> None:
 
 def test_sizes_of_different_tasks_are_not_held_against_each_other(cell: Cell) -> None:
     records = [*sized(cell, rwkv=1000, lstm=1000), *sized(of(cell, task="recall"), rwkv=2000, lstm=2000)]
-    assert matched(records) == "Parameters are matched within 0.0 %."
+    assert matched(records) == "Parameters are matched: all are within 0.0 % of rwkv's."
 
 
 def test_the_largest_share_of_waiting_is_told(cell: Cell) -> None:

@@ -104,17 +104,25 @@ def test_costs_are_ratios_at_the_longest_common_length(cell: Cell) -> None:
     assert "0.25 times the training tokens a second" in " ".join(words([], [], [row]))
 
 
-def test_the_words_are_those_of_the_numbers(records: list[Record]) -> None:
+def test_the_words_are_those_of_the_numbers(records: list[Record], cell: Cell) -> None:
     groups = by_suite(records)
     text = " ".join(words(comparisons(groups), part_pairs(groups), []))
     for words_of_it in (
-        "Of 2 comparisons", "helps in 1, hurts in 0", "in 1 neither is shown", "about 0.1 of 2",
+        "Of 1 comparisons", "helps in 1, hurts in 0", "in 0 neither is shown", "about 0.1 of 1",
         "**It helps** in copy trained at 24 and tested at 24 (ablation, interval=8): 0.400 becomes 0.710, +0.310",
         "a score became better in 0 and worse in 1 of 1 comparisons; 1 of these change retrospection itself, 1 with",
         "was not measured here",
     ):  # fmt: skip
         assert words_of_it in text, words_of_it
-    assert "It hurts" not in text
+    assert "It hurts" not in text and "default options" not in text
+    plain = [*runs(cell, (300, 400, 500), model="rwkv"), *runs(cell, (100, 210, 320), model="rrwkv")]
+    said = " ".join(words(comparisons(by_suite(plain)), [], []))
+    assert "**With its default options**, chosen before any of this, it helps in 0 of 1 and hurts in 1." in said
+
+
+def test_runs_that_two_suites_have_are_shown_once(records: list[Record]) -> None:
+    again = [one.model_copy(update={"suite": "again"}) for one in records]
+    assert len(comparisons(by_suite([*records, *again]))) == len(comparisons(by_suite(records))) == 2
 
 
 def test_one_view_has_a_row_a_place_and_the_best_variant(records: list[Record], cell: Cell) -> None:

@@ -138,6 +138,10 @@ def test_a_crossing_beyond_what_was_measured_is_called_one() -> None:
     assert crossing(rising, same({float(t): 1e6 for t in OCTAVES[:5]})).kind == "below"
     near = same({float(t): 1.01 * (100.0 + t) for t in OCTAVES[:5]})
     assert crossing(rising, near).kind == "below"  # with the same exponent, however close
+    flat = same({float(t): 1e4 for t in OCTAVES[:5]})
+    assert crossing(rising, flat, ahead=False).kind == "below"
+    level = {**flat, 4096.0: rising[4096.0]}
+    assert crossing(rising, level).kind == "below"  # not told apart at the end: from there on nothing is known
 
 
 def test_what_noise_hides_is_no_crossing() -> None:

@@ -108,9 +108,16 @@ def sizes_beside(records: Sequence[Record]) -> tuple[str, dict[str, list[float]]
 
 def matched(records: Sequence[Record]) -> str:
     """A sentence: within what the sizes of models that meet are matched, or which are how much larger or smaller."""
-    spreads = [max(models.values()) / min(models.values()) - 1 for models in sizes(records)]
-    if not spreads:
+    places = sizes(records)
+    if not places:
         return ""
+    common = in_order(set.intersection(*(set(models) for models in places)))
+    off = {model: max(abs(size / models[model] - 1) for models in places for size in models.values())
+           for model in common}  # fmt: skip
+    centre = min(common, key=off.__getitem__, default="")
+    if centre and off[centre] <= MATCH:
+        return f"Parameters are matched: all are within {_percent(off[centre])} of {centre}'s."
+    spreads = [max(models.values()) / min(models.values()) - 1 for models in places]
     if max(spreads) <= MATCH:
         return f"Parameters are matched within {_percent(max(spreads))}."
     first, deviations = sizes_beside(records)
@@ -146,6 +153,7 @@ def facts(records: Sequence[Record]) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "kernels": _every(kernel for r in records for kernel in r.outcome.kernels),
         "precision": _every(r.cell.precision for r in records),
+        "training": "; ".join(trainings(records)),
         "time outside the training step": waited(records),
         "measured": f"{min(r.started for r in records)} to {max(r.ended for r in records)}",
         "commits": _every(
@@ -153,6 +161,32 @@ def facts(records: Sequence[Record]) -> dict[str, str]:
         ),
     }
     return {name: value for name, value in found.items() if value}
+
+
+def trainings(records: Sequence[Record]) -> list[str]:
+    """How the models of each task were trained: steps, batches, rates, lengths on the way, and when it could end."""
+    labels, tasks = Labels.of(records), dict[str, list[str]]()
+    for cell in (record.cell for record in records if record.cell.kind == "learn"):
+        rates = " or ".join(f"{rate:g}" for rate in cell.learning_rates or (cell.learning_rate,))
+        words = [
+            f"{cell.steps:,} steps of {cell.batch_size} sequence{'s' if cell.batch_size > 1 else ''}",
+            f"learning rate {rates}, {cell.warmup} steps of warm-up", f"weight decay {cell.weight_decay:g}",
+            f"dropout {cell.dropout:g}" if cell.dropout else "",
+            f"lengths growing from {cell.first_length} over the first half" if cell.first_length else "",
+            f"ended where validation was {cell.stop_at:g}" if cell.stop_at is not None else "",
+        ]  # fmt: skip
+        said = f"at {cell.length:,}: {', '.join(filter(None, words))}"
+        tasks.setdefault(labels.task(cell), []).append(said)
+    return [f"{task} {_more_than_one(dict.fromkeys(said))}" for task, said in tasks.items()]
+
+
+def _more_than_one(said: Iterable[str]) -> str:
+    """Sentences of several lengths, those that say the same as one: at 64 and 128: ..."""
+    by_words: dict[str, list[str]] = {}
+    for sentence in said:
+        place, words = sentence.split(": ", 1)
+        by_words.setdefault(words, []).append(place.removeprefix("at "))
+    return "; ".join(f"at {' and '.join(places)}: {words}" for words, places in by_words.items())
 
 
 def waited(records: Sequence[Record]) -> str:

@@ -52,10 +52,11 @@ every measure has a band in which the claim wants it, and *holds* where its whol
 all of it lies outside, and is *undecided* otherwise. Exponents have 95 % intervals from the scatter of the curve \
 between lengths; ratios of costs the bounds that the quartiles of both allow, or that scatter where it is more; \
 everything over seeds Student's t at 95 %, and one seed none. Where one of several comparisons is enough, the \
-intervals judged are so wide that all hold together (Bonferroni). Not counted are single seeds, places where a seed's \
-training failed or all seeds agree to the last answer, and the shorter ones where one machine measured how the same \
-thing grows in several suites. Smoke scales are left out. A verdict is of these models, sizes and lengths, on these \
-machines, and not of larger ones."""
+intervals judged are so wide that all hold together (Bonferroni). Not counted are single seeds; places where a seed's \
+training failed, or all seeds agree to the last answer; models compared at one learning rate, which may suit one of \
+them; effective ranges, which end where asking ends; runs that another suite has too; and how something grows, where \
+another suite measured it up to a longer length. Smoke scales are left out. A verdict is of these models, sizes and \
+lengths, on these machines, and not of larger ones."""
 
 FIGURE = """In the figure: points with intervals, thin where they are widened to hold together; shaded: where the \
 claim wants them; hollow: shown, and not counted."""
@@ -106,7 +107,7 @@ CLAIMS = (
           exponents("transformer", dict.fromkeys(
               ("training time", "training operations", "prefill time", "prefill operations"), QUADRATIC)),
           f"every exponent {QUADRATIC}", "make cost"),
-    Claim("Attention's memory is quadratic in length", f"{RWKV}, abstract and table of complexity",
+    Claim("Attention's memory, here fused, is quadratic in length", f"{RWKV}, abstract and table of complexity",
           "A Transformer's memory for T tokens grows as their square.",
           "Exponents of the peak memory of a training step and of prefill. Attention here is fused, as it is "
           "everywhere today, and never keeps the matrix of T by T that the paper counts.",

@@ -149,7 +149,8 @@ def cost_table(costs: pd.DataFrame) -> pd.DataFrame:
     for row in costs.sort_values(["phase", "length"], kind="stable", key=_phases_first).itertuples():
         ok = row.status == "ok"
         rows.append({
-            "phase": row.phase, "length": row.length, "batch": row.batch_size, "model": row.model,
+            "phase": row.phase, "with": row.protocol, "length": row.length, "batch": row.batch_size,
+            "model": row.model,
             "tokens/s": number(row.tokens_per_second) if ok else row.status,
             "quartiles": f"{number(row.tokens_per_second_low)} to {number(row.tokens_per_second_high)}" if ok else "",
             "n": f"{row.n:.0f}{' (noisy)' if row.noisy else ''}" if ok else "",
@@ -157,7 +158,7 @@ def cost_table(costs: pd.DataFrame) -> pd.DataFrame:
             "peak memory": size(row.peak_bytes), "reserved": size(row.reserved_bytes), "state": size(row.state_bytes),
             "MFLOP a token": number(row.flops_a_token / 1e6, 2), "mJ a token": number(row.joules_a_token * 1e3, 2),
         })  # fmt: skip
-    table = pd.DataFrame(rows)
+    table = growth.without_single(pd.DataFrame(rows), "with")
     seldom = ("yardstick", "reserved", "MFLOP a token", "mJ a token")
     return table.drop(columns=[column for column in seldom if (table[column] == "").all()])
 

@@ -28,8 +28,9 @@ def parts(records: Sequence[Record]) -> list[Part]:
         return []
     return [
         Part("Accuracy against distance",
-             "How far back what is asked for lay. Bins of half an octave; with few models, shaded: 95 % (t over "
-             "seeds; of one seed Wilson, of its answers); small: single seeds.",
+             "How far back what is asked for lay. Bins of half an octave; with few models, shaded: from the "
+             "least to the greatest of the seeds (of one seed Wilson's 95 %, of its answers); small marks: single "
+             "seeds.",
              "score-by-distance", curves(distances), distances),
         Part("Accuracy by distance and length",
              "Distance downwards, test length to the right, seeds pooled; hatched where nothing was asked. The scale "

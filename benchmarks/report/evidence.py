@@ -14,7 +14,7 @@ import pandas as pd
 
 from benchmarks.record import Record
 from benchmarks.report import distance, frames, generation, reach
-from benchmarks.report.costs import costs_of
+from benchmarks.report.costs import PHASES, costs_of
 from benchmarks.report.growth import COMPARED, SHRINKING, Curve, curves_of, ratio_of
 from benchmarks.report.scaling import Growth
 from benchmarks.report.statistics import widened
@@ -95,7 +95,7 @@ def measures(find: Find, records: Sequence[Record], widen: bool) -> list[Measure
         replace(one, suite=suite, machine=group[0].machine.device)
         for (_, suite), group in sorted(groups.items()) for one in find(group)
     ]  # fmt: skip
-    found = _longest(found)
+    found = _once(_longest(found))
     several = sum(one.counted for one in found)
     ends = [widened(one.low, one.high, one.n, several) if widen else (one.low, one.high) for one in found]
     return [replace(one, lowest=low, highest=high) for one, (low, high) in zip(found, ends, strict=True)]
@@ -106,11 +106,23 @@ def _longest(found: Sequence[Measure]) -> list[Measure]:
     most: dict[tuple[str, str], float] = {}
     for one in found:
         most[one.machine, one.place] = max(one.longest, most.get((one.machine, one.place), 0))
+    noted = {place: f"another suite measured up to {longest:,.0f} tokens" for place, longest in most.items()}
     return [
         one if not one.place or one.longest == most[one.machine, one.place]
-        else replace(one, counted=False, note=f"one to {most[one.machine, one.place]:,.0f} tokens counts")
+        else replace(one, counted=False, note=noted[one.machine, one.place])
         for one in found
     ]  # fmt: skip
+
+
+def _once(found: Sequence[Measure]) -> list[Measure]:
+    """Of runs that two suites have, to the last answer of every seed, the first counts."""
+    first: dict[tuple[object, ...], str] = {}
+    kept = []
+    for one in found:
+        key = one.machine, one.unit, one.n, one.value, one.low, one.high
+        again = one.counted and one.of == "seeds" and first.setdefault(key, one.suite) != one.suite
+        kept.append(replace(one, counted=False, note=f"{one.note}; the runs of {first[key]}") if again else one)
+    return kept
 
 
 def whole(model: str, options: Mapping[str, Any]) -> bool:
@@ -199,14 +211,21 @@ def _ratio(
 ) -> list[Measure]:
     """With bounds that the quartiles of both allow, or the scatter of both curves between lengths, if that is more."""
     ratio = ratio_of(one, two)
-    if ratio is None:
+    if ratio is None or two is None:
         return []
     rough = math.exp(2 * ratio.scatter)
     low, high = min(ratio.low, ratio.value / rough), max(ratio.high, ratio.value * rough)
-    repeats = min(phase.seconds.n for r in records if r.outcome.cost for phase in r.outcome.cost.phases.values())
+    timed = [phase for phase in PHASES if phase in what] or ["prefill", "decode"]  # one by one over at once
+    counts = [
+        cost.phases[phase].seconds.n for r in records for phase in timed
+        if (cost := r.outcome.cost) and r.cell.length == ratio.length and r.cell.model in (one.family, two.family)
+        and phase in cost.phases
+    ]  # fmt: skip
+    exact = not what.endswith("time") and what != ONE_BY_ONE
     place = f"{what}: {one.model}, {one.protocol}"
-    return [Measure(f"{place} of {ratio.length:,.0f} tokens", unit, one.model, ratio.value, low, high, repeats,
-                    "repeats", band, counted=counted, place=place, longest=ratio.length)]  # fmt: skip
+    n, of = (1, "exact count") if exact else (min(counts), "repeats")
+    return [Measure(f"{place} of {ratio.length:,.0f} tokens", unit, one.model, ratio.value, low, high, n, of, band,
+                    counted=counted, place=place, longest=ratio.length)]  # fmt: skip
 
 
 # --- how far back
@@ -223,25 +242,32 @@ def looks_back(model: str, base: str, context: bool = True) -> Find:
         pair = [r for r in records if r.cell.model in (model, base) and whole(r.cell.model, r.cell.model_options)]
         lost = frames.failures(pair)
         compared = [
-            *_paired(far(pair), base, ANSWERS, lost), *_paired(_ranges(pair), base, RANGE, lost),
+            *_paired(far(pair), base, ANSWERS, lost),
+            *(replace(one, counted=False) for one in _paired(_ranges(pair), base, RANGE, lost)),
         ]  # fmt: skip
         if not context:
-            return compared
+            return _tuned(compared, pair)
         gained, late = context_gain(pair), context_loss(pair)
         falls, lower = _paired(gained, base, GAIN, lost), _paired(late, base, LATE, lost, -1)
-        agreed = _verdicts(falls) & _verdicts(lower)
+        agreed = _directions(falls) & _directions(lower)
         for one in [*falls, *lower]:
-            agree = any(one.what == what for what, _ in agreed)
-            kept = agree or not one.counted
+            kept = (one.what, one.value > 0) in agreed or not one.counted
             compared.append(one if kept else replace(one, counted=False, note=f"{one.note}; fall and loss disagree"))
         reached = _paired(_reached(pair), base, REACH, lost)
-        return compared + [replace(one, counted=False) for one in reached]
+        return _tuned(compared, pair) + [replace(one, counted=False) for one in reached]
 
     return find
 
 
-def _verdicts(found: Sequence[Measure]) -> set[tuple[str, str]]:
-    return {(one.what, one.band.verdict(one.low, one.high)) for one in found}
+def _tuned(found: Sequence[Measure], records: Sequence[Record]) -> list[Measure]:
+    """Models that had one learning rate, the same for all, may differ by what it suits: such measures do not count."""
+    if all(record.cell.learning_rates for record in records if record.cell.kind == "learn"):
+        return list(found)
+    return [replace(one, counted=False, note=f"{one.note}; one learning rate") for one in found]
+
+
+def _directions(found: Sequence[Measure]) -> set[tuple[str, bool]]:
+    return {(one.what, one.value > 0) for one in found}
 
 
 def _paired(scores: pd.DataFrame, base: str, unit: str, lost: frames.Failures, sign: int = 1) -> list[Measure]:

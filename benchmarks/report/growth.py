@@ -242,7 +242,8 @@ def crossing_table(curves: list[Curve]) -> pd.DataFrame:
 
 
 def _crossing(one: Curve, two: Curve) -> Crossing:
-    return crossing(one.points, two.points, 2 * _scatter(one, two))
+    ahead = not one.protocol.endswith(SHRINKING)  # no such batch holds a longer sequence
+    return crossing(one.points, two.points, 2 * _scatter(one, two), ahead)
 
 
 def _scatter(one: Curve, two: Curve) -> float:

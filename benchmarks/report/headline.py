@@ -11,7 +11,7 @@ import pandas as pd
 from benchmarks.record import Record
 from benchmarks.report import frames
 from benchmarks.report.parts import Part
-from benchmarks.report.statistics import halfway
+from benchmarks.report.statistics import halfway, t_interval
 from benchmarks.report.tables import bounds
 
 NAMED = 4  # models that a sentence names; of more, how many they are and where they end
@@ -31,15 +31,19 @@ def of_scores(records: Sequence[Record]) -> list[str]:
         trained = group["length"].max()
         group = group[group["length"] == trained]
         tested = group["test_length"].max()
-        means = frames.over_seeds(group[group["test_length"] == tested], ["model"], "score").dropna(subset=["mean"])
+        asked_there = group[group["test_length"] == tested]
+        means = frames.over_seeds(asked_there, ["model"], "score").dropna(subset=["mean"])
         if len(means):
             asked = "" if tested == trained else f", asked at {tested:,}"
-            found.append(f"**{task}**, trained at {trained:,}{asked}: {ranking(means)}")
+            found.append(f"**{task}**, trained at {trained:,}{asked}: {ranking(means, asked_there)}")
     return found
 
 
-def ranking(means: pd.DataFrame) -> str:
-    """The best model with its interval, those behind it, the constant answer, and what cannot be told from it."""
+def ranking(means: pd.DataFrame, scores: pd.DataFrame) -> str:
+    """The best model with its interval, those behind it, the constant answer, and what cannot be told from it.
+
+    That is by differences paired by seed, where there are several, and by intervals of one seed's answers otherwise.
+    """
     unit, constant = means["score_unit"].iloc[0], float(means["constant"].iloc[0])
     best, *others = means.sort_values("mean", ascending=unit != "accuracy", kind="stable").to_dict("records")
     named, rest = (others, []) if len(others) < NAMED else (others[: NAMED - 1], others[NAMED - 1 :])
@@ -50,12 +54,17 @@ def ranking(means: pd.DataFrame) -> str:
     text = f"{', '.join(words)}; a constant answer {constant:.2f} ({unit})."
     if unit == "accuracy" and best["mean"] < halfway(constant):
         return f"{text} None learned it, which would take {halfway(constant):.2f}."
-    alike = [row["model"] for row in others if _overlap(best, row)]
+    alike = [row["model"] for row in others if _alike(best, row, scores)]
     several = f"{len(alike)} others" if len(alike) > NAMED else ", ".join(alike)
-    return f"{text} Intervals overlap: {best['model']} and {several}." if alike else text
+    return f"{text} Not told apart: {best['model']} and {several}." if alike else text
 
 
-def _overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def _alike(one: dict[str, Any], other: dict[str, Any], scores: pd.DataFrame) -> bool:
+    by_seed = [scores[scores["model"] == row["model"]].set_index("seed")["score"] for row in (one, other)]
+    apart = (by_seed[0] - by_seed[1]).dropna()
+    if len(apart) > 1:
+        low, high = t_interval([float(x) for x in apart])
+        return low <= 0 <= high
     return bool(one["low"] <= other["high"] and other["low"] <= one["high"])
 
 

@@ -29,7 +29,7 @@ def parts(records: Sequence[Record]) -> list[Part]:
     return [
         Part("Score against length",
              "Trained at the length of the vertical line, tested at all. With few models, shaded: 95 % "
-             "intervals, and small: single seeds.",
+             "intervals, and small marks: single seeds.",
              "score-by-length", score_by_length(scores), scores),
         Part("Scores",
              "Means over seeds. Where seeds either learn a task or do not, a mean is of neither: learned counts those "

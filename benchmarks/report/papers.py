@@ -28,11 +28,11 @@ COMPLEXITY = """*Time* and *space* are the paper's, for inference: orders for on
 and c the size of a window or chunk. The other columns are measured: p of y = c + a·T^p with its 95 % interval, and \
 the verdict; how they were fitted stands below.
 
-**What is not the same.** The paper counts the mixing over time alone: the products with weights, T·13d² in all our \
-models, come on top and are linear, so that attention at lengths below some ten widths is not yet quadratic. Its \
-Transformer keeps the T×T matrix of attention; ours, as all today, is fused and does not, so that its memory is \
-linear; one token at a time it keeps keys and values, the Td of the table. RWKV's d is its state: read at once, T \
-tokens take memory for T tokens in every model."""
+**What is not the same.** The paper counts the mixing over time alone: the products with weights, T·13d² in our \
+models and T·15d² in RRWKV, come on top and are linear, so that attention at lengths below some ten widths is not yet \
+quadratic. Its Transformer keeps the T×T matrix of attention; ours, as all today, is fused and does not, so that its \
+memory is linear; one token at a time it keeps keys and values, the Td of the table. RWKV's d is its state: read at \
+once, T tokens take memory for T tokens in every model."""
 
 GENERATION = """The paper (Peng et al. 2023, arXiv 2305.13048) shows the time to generate tokens one by one, float32 \
 on an A100: RWKV a straight line, Transformers of the same size curves. Seconds of models of other sizes on other \

@@ -217,11 +217,14 @@ class Crossing:
 Point = tuple[float, float, float]  # median, first and third quartile; of what is exact, three times the same
 
 
-def crossing(first: Mapping[float, Point], second: Mapping[float, Point], noise: float = 0.0) -> Crossing:
+def crossing(
+    first: Mapping[float, Point], second: Mapping[float, Point], noise: float = 0.0, ahead: bool = True
+) -> Crossing:
     """Where `first` overtakes `second`, both by length.
 
     Two values differ where their quartiles do not overlap and the logarithms of their medians differ by more than
-    `noise`, what curves scatter between lengths, of which repeats at one length see nothing.
+    `noise`, what curves scatter between lengths, of which repeats at one length see nothing. With `ahead` a crossing is
+    also looked for beyond the longest length, where the two still differ there.
     """
     lengths = sorted(set(first) & set(second))
     if len(lengths) < 2:
@@ -238,7 +241,7 @@ def crossing(first: Mapping[float, Point], second: Mapping[float, Point], noise:
         between = [length for length in lengths if low <= length <= high]
         return Crossing("crossing", _root(between, first, second), low, high, rises=before < 0)
     side = apart[0][1]
-    found = _beyond(first, second, lengths, side)
+    found = _beyond(first, second, lengths, side) if ahead and sides[-1][1] else None
     if found:
         return found
     throughout = len(apart) == len(sides)
@@ -294,16 +297,18 @@ class Theory:
 def theory(model: str, options: Mapping[str, Any]) -> dict[str, Theory]:
     """What a model's own operations say, by quantity; empty for models that nobody has worked out here.
 
-    T is the length, d the width, S the interval; a layer has 13 d^2 weights in all of them. Attention is fused, on CPU
-    and GPU: its T x T matrix is never kept, so that its memory is linear where the paper's table has T^2.
+    T is the length, d the width, S the interval; a layer has 13 d^2 weights, one of RRWKV 15 d^2. Attention is fused,
+    on CPU and GPU: its T x T matrix is never kept, so that its memory is linear where the paper's table has T^2.
     """
     if model == "transformer":
         return _theory(2, "T²d + T·13d²", 1, "T·d + 13d²", "2T·d")
     if model == "rrwkv" and options.get("retrospection") == "attention":
         if options.get("interval") == "sqrt":
-            return _theory(1.5, "T^1.5·d + T·13d²", 0.5, "√T·d + 13d²", "√T·d")
-        return _theory(2, "T²d/S + T·13d²", 1, "T·d/S + 13d²", "T·d/S")
-    if model in ("rwkv", "rrwkv", "lstm"):
+            return _theory(1.5, "T^1.5·d + T·15d²", 0.5, "√T·d + 15d²", "√T·d")
+        return _theory(2, "T²d/S + T·15d²", 1, "T·d/S + 15d²", "T·d/S")
+    if model == "rrwkv":
+        return _theory(1, "T·15d²", 0, "15d²", "d")
+    if model in ("rwkv", "lstm"):
         return _theory(1, "T·13d²", 0, "13d²", "d")
     return {}
 

@@ -37,7 +37,8 @@ def parts(records: Sequence[Record]) -> list[Part]:
              "What had been spent at the first validation with that accuracy: medians over the seeds that got there "
              "(of two in the middle the lower). Steps are known to the distance between validations, which the "
              "learning curves show. Seconds are of training steps on this machine, at the learning rate that was "
-             "picked.",
+             "picked, and of whatever else it did meanwhile (see the load when cells began): what a step costs is for "
+             "the suite `cost` to say.",
              table=time_table(records)),
     ]  # fmt: skip
 
