@@ -14,8 +14,10 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import socket
+import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -338,8 +340,11 @@ class SlurmRunner(ClusterRunner):
         if cell.device not in self.machines:
             print("slurm: a first job asks a node what it is", flush=True)
             executor = self._executor(Room(1, float(cell.device == "cuda")), 5, whole=False)
-            self.machines[cell.device] = place = executor.submit(machine, cell.device).result()
-            self.rooms[cell.device] = Room(place.facts["cores"], float(place.facts.get("gpu_count") or 0))
+            try:
+                found = executor.submit(node_of_slurm, cell.device).result()
+            except Exception as error:
+                raise OSError(f"a first job could not say what a node is: {_first_line(error)}") from None
+            self.machines[cell.device], self.rooms[cell.device] = found
         return self.machines[cell.device]
 
     def _ended(self, handles: Sequence[Any]) -> list[Any]:
@@ -357,6 +362,19 @@ class SlurmRunner(ClusterRunner):
     def _stop(self, handles: Sequence[Any], now: bool) -> None:
         for handle in handles:
             handle.cancel(check=False)
+
+
+def node_of_slurm(device: str) -> tuple[Machine, Room]:
+    """The node that a job is on, as it is recorded, and all that it has, of which a job may see a part alone."""
+    place = machine(device)
+    cpus, gpus = place.facts["cores"], float(place.facts.get("gpu_count") or 0)
+    name, scontrol = os.environ.get("SLURMD_NODENAME"), shutil.which("scontrol")
+    if name and scontrol:
+        said = subprocess.run([scontrol, "show", "node", name, "--oneliner"], capture_output=True, text=True).stdout
+        found = re.search(r"\bCfgTRES=(\S+)", said)
+        whole = dict(part.partition("=")[::2] for part in found[1].split(",")) if found else {}
+        cpus, gpus = int(whole.get("cpu", cpus)), float(whole.get("gres/gpu", gpus))
+    return place, Room(cpus, gpus)
 
 
 def on_slurm(runner: Runner, options: Sequence[str] = (), system: str = "slurm") -> SlurmRunner:

@@ -26,6 +26,7 @@ from types import FrameType
 from typing import Any, BinaryIO, Literal
 
 ROOT = Path(__file__).parent.parent
+FILE = ".file"  # ends the folder of data of one file
 GRACE_SECONDS = 30.0  # of the budget: between asking a step to stop and killing it
 STARTING_SECONDS = 20.0  # with less than these left no step is begun
 UNUSED = ("datasets",)  # fetches from a hub, which has nothing to do here
@@ -173,6 +174,7 @@ class Stages:
         """The steps that are not done and did not fail in this call; none where only passing ones are left."""
         steps = [step for step in self.plan[stage] if f"{stage}: {step.name}" not in self.failed]
         steps = [step for step in steps if not step.lasting or self.notes.get(f"{stage}: {step.name}") != step.key]
+        steps.sort(key=lambda step: self.notes.get(f"{stage}: {step.name}, stuck") == step.key)  # those last
         return steps if any(step.lasting for step in steps) else []
 
     def run(self, names: Sequence[str], again: bool) -> int:
@@ -197,20 +199,28 @@ class Stages:
             if not first and seconds < (STARTING_SECONDS if step.resumes else self.budget / 2):
                 return
             print(f"\n== {stage}: {step.name} ({max(0.0, seconds):.0f} s left)", flush=True)
+            before = self._stands()
             status = self.run_step(stage, step, max(seconds, 0.0))
             name = f"{stage}: {step.name}"
             if status == "done" and step.lasting:
                 self._note(name, step.key)
             elif status == "failed":
                 self.failed[name] = "failed, see above"
-            elif status == "unfinished" and first and not step.resumes and not self.signal:
+            won = step.resumes and self._stands() != before
+            if status == "unfinished" and first and not (won or self.signal):
                 self.failed[name] = (
                     f"cannot go on where it was, and takes more than the {self.budget:g} seconds of BUDGET"
                 )
+                self._note(f"{name}, stuck", step.key)
             if status == "unfinished":
                 return
             passed.add(step.name)
             first = first and not step.lasting
+
+    def _stands(self) -> set[tuple[str, int]]:
+        """The records and checkpoints there are, and when they were written: the same again, and nothing was won."""
+        found = (*self.folder.rglob("*.json"), *self.folder.rglob("*.pt"))
+        return {(str(path), path.stat().st_mtime_ns) for path in found if path.name not in ("gpu.json", "job.json")}
 
     def run_step(self, stage: str, step: Step, seconds: float) -> Status:
         """Run a step for so long at most, what it prints shown, and kept where that is what it is for."""
@@ -300,7 +310,8 @@ def brought(pack: Path) -> dict[str, str]:
     if not data.is_dir():
         return {}
     named = {path.name: str(path) for path in data.iterdir() if path.name.startswith("LOOKBACK_")}
-    return {"LOOKBACK_DATA": str(data), **named}
+    files = {name: next(Path(path).iterdir()) for name, path in named.items() if name.endswith(FILE)}
+    return {"LOOKBACK_DATA": str(data), **named, **{name.removesuffix(FILE): str(path) for name, path in files.items()}}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,11 +27,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
+from benchmarks.gpu import FILE
 from tasks.files import data_folder
 
 ROOT = Path(__file__).parent.parent
 THEIRS = ("torch", "triton")
 LEFT = ("datasets", "ruff", "mypy", "types-tqdm")  # fetching and checking is done at home
+ENGINES = ("ray", "submitit")  # large, and of what they start nothing needs a GPU
 UNSAID = {"torch": "2.11.0", "triton": "3.6.0"}  # what a machine has of which nobody said what it has
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -92,12 +94,15 @@ def groups() -> dict[str, list[Requirement]]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     peers = [Requirement(line) for line in extras["peers"]]
-    apart = {*LEFT, *THEIRS, *(peer.name for peer in peers)}
+    apart = {*LEFT, *THEIRS, *ENGINES, *(peer.name for peer in peers)}
     mine = {
         "Lookback": [Requirement(line) for line in project["dependencies"]],
         "its tests": [Requirement(line) for line in extras["dev"]],
     }
-    return {name: [r for r in wanted if r.name not in apart] for name, wanted in mine.items()} | {"peers": peers}
+    return {name: [r for r in wanted if r.name not in apart] for name, wanted in mine.items()} | {
+        "peers": peers,
+        "tests of engines": [r for r in map(Requirement, extras["dev"]) if r.name in ENGINES],
+    }
 
 
 def check_theirs(target: Target) -> None:
@@ -154,10 +159,16 @@ class Pack:
         return name not in (*THEIRS, *found, *self.packed) and self.target.lacks(requirement)
 
     def add_data(self, name: str, source: Path) -> None:
-        size = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
-        if not self._too_big(f"data {name}", size, needed=False):
+        files = [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files)
+        if self._too_big(f"data {name}", size, needed=False):
+            return
+        if source.is_file():
+            (self.folder / "data" / f"{name}{FILE}").mkdir(parents=True)
+            shutil.copy(source, self.folder / "data" / f"{name}{FILE}")
+        else:
             shutil.copytree(source, self.folder / "data" / name)
-            self._say(f"data {name}", size)
+        self._say(f"data {name}", size)
 
     def _too_big(self, name: str, size: int, needed: bool) -> bool:
         if self.size + size <= self.limit:
@@ -198,7 +209,7 @@ def data_at_hand() -> Iterator[tuple[str, Path]]:
     """Corpora on this machine: what variables name, under the variable's name, then what was prefetched."""
     for variable in sorted(name for name in os.environ if re.fullmatch(r"LOOKBACK_[A-Z0-9]+", name)):
         place = Path(os.environ[variable])
-        if variable != "LOOKBACK_DATA" and place.is_dir():
+        if variable not in ("LOOKBACK_DATA", "LOOKBACK_COMMIT") and place.exists():
             yield variable, place
     if data_folder().is_dir():
         yield from ((path.name, path) for path in sorted(data_folder().iterdir()) if path.is_dir())

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as distributed
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
@@ -126,6 +126,12 @@ def of_first(make: Callable[[], Value]) -> Value:
     return said[0]
 
 
+def check_alike(step: int) -> None:
+    """Raise RuntimeError where processes stand at different steps: one could not read what another did."""
+    if _talk is not None and total(step) != count() * step:
+        raise RuntimeError(f"process {rank()} stands at step {step}, and another elsewhere: expected one checkpoint")
+
+
 def wait() -> None:
     """Until all processes are here."""
     if _talk is not None:
@@ -162,24 +168,46 @@ def spread(model: SequenceModel, shard: bool = False) -> SequenceModel | Spread:
     if _talk is None:
         return model
     if not shard:
-        return Spread(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return Spread(
+            model, broadcast_buffers=False, gradient_as_bucket_view=True,
+            find_unused_parameters=True,  # as where sequences are shorter than a model's interval
+        )  # fmt: skip
     from torch.distributed.device_mesh import init_device_mesh  # half a second that few cells need, as below
     from torch.distributed.fsdp import fully_shard
 
+    said = {name: dict(vars(parameter)) for name, parameter in model.named_parameters()}  # of decay, above all
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):  # cuDNN would lay its weights out anew, where nobody gathers them any more
+            module.flatten_parameters = _as_they_are  # type: ignore[method-assign]
     mesh = init_device_mesh(model.embedding.weight.device.type, (count(),))
     for block in (*model.blocks, *model.backward_blocks):
         fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)  # in place
+    fully_shard(model, mesh=mesh)  # in place, with new parameters
+    for name, parameter in model.named_parameters():
+        vars(parameter).update(said[name])
     return model
 
 
+def _as_they_are() -> None:
+    """In place of nn.LSTM's own flatten_parameters."""
+
+
 def gathered(tree: Value) -> Value:
-    """What was split, whole in every process and on the CPU; all else as it is. All processes ask for it together."""
+    """What was split, whole and on the CPU of the first process, None in all others; all else as it is.
+
+    All processes ask for it together.
+    """
     if _talk is None:
         return tree
     from torch.distributed.tensor import DTensor
 
-    return tree_map(lambda x: x.full_tensor().cpu() if isinstance(x, DTensor) else x, tree)
+    def of(x: Any) -> Any:
+        if not isinstance(x, DTensor):
+            return x
+        full = x.full_tensor()
+        return full.cpu() if rank() == 0 else None
+
+    return tree_map(of, tree)
 
 
 def split(whole: Tensor, like: Tensor) -> Tensor:
@@ -212,11 +240,13 @@ def whole(model: SequenceModel, make: Callable[[], SequenceModel]) -> SequenceMo
     if _talk is None:
         return model
     from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
     if not isinstance(model, FSDPModule):
         return model
-    weights = gathered(model.state_dict())
     with torch.random.fork_rng(devices=()):
         same = make()
-    same.load_state_dict(weights)
+    own = same.state_dict()
+    for name, part in model.state_dict().items():
+        own[name].copy_(part.full_tensor() if isinstance(part, DTensor) else part)
     return same

@@ -94,10 +94,23 @@ def _peak_bytes(cell: Cell) -> int | None:
             peak = Rehearsal(one).peak_bytes()
     except (RuntimeError, NotImplementedError):  # a model that looks at its numbers
         return None
-    if cell.shard:  # weights and moments, 12 bytes a parameter, in parts; the weights whole besides, for validation
-        parameters = count_parameters(cell)
-        peak += 12 * parameters // cell.processes - 8 * parameters
+    if cell.shard:
+        peak = _split_bytes(cell, peak)
     return peak * (cell.processes if cell.device == "cpu" else 1)
+
+
+def _split_bytes(cell: Cell, peak: int) -> int:
+    """Of a peak the bytes that are left where weights and moments, 12 bytes a parameter, lie in parts.
+
+    In training the weights and gradients of one block are whole, and all weights' copies in bfloat16, which autocast
+    keeps for the way back; in validation the weights are.
+    """
+    parameters = count_parameters(cell)
+    with torch.device("meta"):
+        blocks = len(model_of(cell, task_of(cell)).blocks)
+    parts = 12 * parameters // cell.processes
+    whole = 8 * parameters // blocks + (2 * parameters if cell.precision == "bfloat16" else 0)
+    return max(peak - 12 * parameters + parts + whole, parts + 4 * parameters)
 
 
 def count_parameters(cell: Cell) -> int:

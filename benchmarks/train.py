@@ -5,6 +5,7 @@ Of several processes (see parallel.py) all do the same, each on its rows; the fi
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from models.model import SequenceModel, parameter_count
 from tasks.task import Batch, Task
 
 CHECKPOINT_SECONDS = 60.0
+SAVING = 0.1  # of the time, at most, on average
 GOALS = (0.9, 0.99)  # accuracies whose price is recorded
 
 
@@ -138,6 +140,8 @@ def _train(cell: Cell, task: Task, folder: Path, here: Here, progress: Progress,
     trained = parallel.spread(model, cell.shard)
     optimizer = make_optimizer(model, cell)
     state = load(folder, model, optimizer, cell)
+    parallel.check_alike(state.step)
+    saving = 0.0  # seconds that the last checkpoint took
     points = {round(cell.steps * (i + 1) / cell.validations) for i in range(cell.validations)}
     clock = Clock(cell.device)
     for batch, prints in () if state.finished else batches(cell, task, state.step):
@@ -150,14 +154,16 @@ def _train(cell: Cell, task: Task, folder: Path, here: Here, progress: Progress,
         state.step += 1
         progress(here.before + state.step, here.total, f"step {state.step}{here.word}")
         at_point = state.step in points
-        stopping, due = parallel.agreed(stop(), clock.since_start() > CHECKPOINT_SECONDS)
+        stopping, due = parallel.agreed(stop(), clock.since_start() > max(CHECKPOINT_SECONDS, saving / SAVING))
         if at_point or stopping or due:
             clock.add_to(state)
             state.loss_sum = parallel.mean(state.loss_sum)
             if at_point:
                 _close_segment(cell, task, model, state)
+            began = time.perf_counter()
             save(folder, model, optimizer, state, cell)
             parallel.wait()
+            saving = time.perf_counter() - began
             if state.finished:
                 break
             if stopping:
@@ -231,6 +237,8 @@ def _close_segment(cell: Cell, task: Task, model: SequenceModel, state: State) -
     """Add a point to the curve: the mean loss since the last one, and a validation; see whether this was the end."""
     loss = float(state.loss_sum) / state.loss_count
     score = evaluate(_whole(model, cell, task), cell, task, "validation", cell.length, cell.validation_examples).score
+    if cell.shard:
+        gc.collect()  # some models refer to themselves, and a whole copy of one would stay
     if not math.isfinite(loss) or score is None:
         what = f"the loss is {loss}" if not math.isfinite(loss) else "the validation loss is not finite"
         state.failure = f"{what} at step {state.step}"

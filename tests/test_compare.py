@@ -118,6 +118,14 @@ def test_a_planted_slowdown_is_found_and_noise_is_not(tmp_path: Path, cell: Cell
     assert not both(tmp_path / "wide", a, [a[0], timed(a[1].cell, 0.65, 0.64, 0.66)], tolerance=0.4).changed
 
 
+def test_seeds_that_all_differ_alike_are_judged_by_their_answers(tmp_path: Path, cell: Cell) -> None:
+    """One answer of a hundred more in each of two seeds: an interval over seeds has no width, and is none."""
+    runs = {right: [trained(cell.model_copy(update={"seed": seed, "test_lengths": (24,)}), [score(24, right, 100)])
+                    for seed in (0, 1)] for right in (50, 51, 90)}  # fmt: skip
+    assert not both(tmp_path / "one", runs[50], runs[51]).changed
+    assert both(tmp_path / "many", runs[50], runs[90]).changed
+
+
 @pytest.mark.parametrize(
     "time, yardstick, verdict, noted",
     [(0.65, 1.3, MACHINE, True), (0.65, 1.0, "changed", False), (0.65, 1.05, "changed", False),

@@ -41,6 +41,7 @@ CELLS = {
     "until solved": make_cell({**BASE, "model": "lstm", "stop_at": 0.08, "validations": 10}),
     "bits": make_cell({**BASE, "task": "python", "model": "transformer", "length": 32, "batch_size": 3}),
     "split": make_cell({**BASE, "model": "transformer", "depth": 2, "shard": True, "reach": True}),
+    "shorter than the interval": make_cell({**BASE, "model": "rrwkv", "model_options": {"interval": 40}}),
     "split, several rates": make_cell({**BASE, "model": "rwkv", "learning_rates": [1e-3, 1e-2], "shard": True}),
     "split label": make_cell({**LABEL, "model": "rwkv", "direction": "bidirectional", "depth": 2, "shard": True}),
 }  # batches that two processes cannot share evenly
@@ -71,10 +72,13 @@ def kept_here() -> list[int]:
     task = get_task(cell.task)
     model = make_model(cell, task)
     count = parameter_count(model)
+    next(iter(model.blocks.parameters()))._no_weight_decay = True
+    undecayed = [p.shape for p in model.parameters() if getattr(p, "_no_weight_decay", False)]
     split = parallel.spread(model, shard=True)
     optimizer = make_optimizer(split, cell)
     training_step(split, optimizer, task.batch("train", 0, 0, 5, cell.length), cell, 0)
     kept = sum(parameter.to_local().numel() for parameter in split.parameters())
+    assert [p.shape for p in split.parameters() if getattr(p, "_no_weight_decay", False)] == undecayed != []
     moments = [x for state in optimizer.state.values() for x in state.values() if x.ndim]
     return [count, kept, sum(x.to_local().numel() for x in moments)]
 

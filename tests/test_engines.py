@@ -17,6 +17,7 @@ from benchmarks.engines import (
     ClusterRunner,
     Room,
     join_ray,
+    node_of_slurm,
     on_ray,
     on_slurm,
     one_type,
@@ -123,6 +124,7 @@ def test_a_missing_extra_is_named(package: str, extra: str, monkeypatch: pytest.
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """A Ray cluster of two CPUs on this machine: its address."""
+    pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setattr("benchmarks.engines.cores", lambda: 2)
@@ -249,6 +251,32 @@ def test_a_suite_as_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert [record and record.outcome.status for record in found] == ["ok", "error"]
     assert said_of(found[0]) == undisturbed(cells[0], tmp_path / "here")
     assert spread.missing() == [cells[1]]
+
+
+def test_a_node_has_more_than_a_job_on_it_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Slurm's scontrol prints a node (its manual): a job of one GPU sees one, and the node has eight."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(
+        "#!/bin/sh\n[ \"$*\" = 'show node n7 --oneliner' ] && echo 'NodeName=n7 CPUAlloc=1 CPUTot=128 "
+        "Gres=gpu:a100:8 CfgTRES=cpu=128,mem=1000G,billing=128,gres/gpu=8,gres/gpu:a100=8 AllocTRES=cpu=1,gres/gpu=1'\n"
+    )
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    assert node_of_slurm("cpu") == (machine("cpu"), Room(128, 8.0))
+    monkeypatch.delenv("SLURMD_NODENAME")
+    assert node_of_slurm("cpu")[1] == Room(machine("cpu").facts["cores"], 0.0)
+
+
+def test_a_first_job_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fails:
+        def submit(self, *arguments: object) -> None:
+            raise RuntimeError("the disk is gone")
+
+    spread = on_slurm(runner_of(tmp_path / "results", tiny()), system="debug")
+    monkeypatch.setattr(spread, "_executor", lambda *arguments, **options: Fails())
+    with pytest.raises(OSError, match="a first job could not say what a node is: the disk is gone"):
+        spread.run()
 
 
 def test_arrays_of_equals_and_the_options_of_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,19 +12,22 @@ from packaging.requirements import Requirement
 
 from benchmarks import gpu, gpu_pack, speed_report, test_speed
 from benchmarks.gpu import Stages, Step
+from benchmarks.machine import machine
 from benchmarks.record import read_records
 from benchmarks.suite import read_suite
 
 ROOT = Path(__file__).parent.parent
 
-# Counts to three, a fifth of a second each, and goes on where it was interrupted.
+# Counts to three, a fifth of a second each, goes on where it was interrupted, and keeps a checkpoint of that.
 COUNTS = """
 import pathlib, sys, time
-place = pathlib.Path(sys.argv[1])
+place, checkpoint = map(pathlib.Path, sys.argv[1:])
+checkpoint.parent.mkdir(parents=True, exist_ok=True)
 try:
     for n in range(int(place.read_text()) if place.exists() else 0, 3):
         time.sleep(0.2)
         place.write_text(str(n + 1))
+        checkpoint.write_bytes(b"")
         print("counted", n + 1)
 except KeyboardInterrupt:
     sys.exit(130)
@@ -32,7 +35,8 @@ except KeyboardInterrupt:
 
 
 def counting(place: Path, **options: bool) -> Step:
-    return Step(place.name, ("-c", COUNTS, str(place)), **options)
+    checkpoint = place.parent / "results" / machine("cpu").slug / ".work" / place.name / "checkpoint.pt"
+    return Step(place.name, ("-c", COUNTS, str(place), str(checkpoint)), **options)
 
 
 @pytest.fixture
@@ -57,6 +61,36 @@ def test_a_stage_ends_in_time_goes_on_and_is_not_done_again(
     assert stages(60).run(["one"], again=True) == 0
     assert "2 of 2 steps done" in capfd.readouterr().out and not (tmp_path / "a").exists()
     assert not list(read_records(tmp_path / "results"))  # what is noted and printed is taken for no record
+
+
+def test_data_of_one_file_are_brought_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LOOKBACK_ENWIK8 names a file, LOOKBACK_IMDB a folder; the commit is no data."""
+    monkeypatch.setattr(gpu_pack, "data_folder", lambda: tmp_path / "none")
+    (tmp_path / "imdb").mkdir()
+    (tmp_path / "imdb" / "one.parquet").write_bytes(b"1")
+    (tmp_path / "enwik8.zip").write_bytes(b"2")
+    for name, value in (("IMDB", "imdb"), ("ENWIK8", "enwik8.zip"), ("COMMIT", "imdb")):
+        monkeypatch.setenv(f"LOOKBACK_{name}", str(tmp_path / value))
+    pack = gpu_pack.Pack(tmp_path / "pack", gpu_pack.Target("3.12", "manylinux_2_28_x86_64", {}), 1e9)
+    for name, place in gpu_pack.data_at_hand():
+        pack.add_data(name, place)
+    there = gpu.brought(tmp_path / "pack")
+    assert Path(there["LOOKBACK_ENWIK8"]).name == "enwik8.zip" and Path(there["LOOKBACK_ENWIK8"]).read_bytes() == b"2"
+    assert [path.name for path in Path(there["LOOKBACK_IMDB"]).iterdir()] == ["one.parquet"]
+    assert "LOOKBACK_COMMIT" not in there
+
+
+def test_a_step_that_wins_nothing_in_its_time_does_not_stand_in_the_way(
+    tmp_path: Path, quick_grace: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its cells begin again whenever they are interrupted: it is said, and comes last, also in the next call."""
+    forever = Step("forever", ("-c", "import time; time.sleep(60)"))
+    plan = {"one": [forever, counting(tmp_path / "a")]}
+    assert Stages(tmp_path / "results", "cpu", 5.5 + 1.2, plan).run(["one"], again=False) == 1
+    assert "one: forever: cannot go on where it was, and takes more than" in capfd.readouterr().out
+    assert not (tmp_path / "a").exists()
+    Stages(tmp_path / "results", "cpu", 5.5 + 1.2, plan).run(["one"], again=False)
+    assert (tmp_path / "a").read_text() == "3" and "left: forever" in capfd.readouterr().out
 
 
 def test_rounds_go_on_until_nothing_is_left_and_tell_what_cannot_end(

@@ -367,6 +367,8 @@ def _score(name: str, unit: str, length: int, pairs: Sequence[tuple[Score, Score
     differences = [y - x for x, y in zip(a, b, strict=True)]
     mean = math.fsum(differences) / len(pairs)
     low, high = difference_interval(*pairs[0], unit) if len(pairs) == 1 else t_interval(differences)
+    if low == high:  # all seeds differ alike: an interval without width would make certain what is not
+        low, high = difference_interval(_pooled([a for a, _ in pairs]), _pooled([b for _, b in pairs]), unit)
     change = f"{mean:+.3f}" + ("" if math.isnan(low) else f" ({low:+.3f} to {high:+.3f}, n = {len(pairs)})")
     beyond = abs(mean) >= LAST_PLACE if math.isnan(low) else low > 0 or high < 0
     verdict = EQUAL if not any(differences) else CHANGED if beyond else WITHIN
@@ -375,6 +377,12 @@ def _score(name: str, unit: str, length: int, pairs: Sequence[tuple[Score, Score
     interval = None if math.isnan(low) else (low, high)
     shown, change = (f"{before:.3f}", f"{after:.3f}"), change if any(differences) else ""
     return Row(name, f"{unit} @{length}", before, after, shown, verdict, change, better, interval)
+
+
+def _pooled(scores: Sequence[Score]) -> Score:
+    """The answers of several seeds as of one."""
+    correct, count = (sum(getattr(score, name) for score in scores) for name in ("correct", "count"))
+    return scores[0].model_copy(update={"correct": correct, "count": count})
 
 
 def difference_interval(a: Score, b: Score, unit: str) -> tuple[float, float]:

@@ -92,8 +92,8 @@ def measures(find: Find, records: Sequence[Record], widen: bool) -> list[Measure
         if not record.suite.endswith("-smoke"):  # whose few steps show nothing but that they can be taken
             groups.setdefault((record.machine.slug, record.suite), []).append(record)
     found = [
-        replace(one, suite=suite, machine=group[0].machine.device)
-        for (_, suite), group in sorted(groups.items()) for one in find(group)
+        replace(one, suite=suite, machine=group[0].machine.device, place=one.place and f"{one.place} on {slug}")
+        for (slug, suite), group in sorted(groups.items()) for one in find(group)
     ]  # fmt: skip
     found = _once(_longest(found))
     several = sum(one.counted for one in found)
@@ -354,11 +354,12 @@ def uses_context(model: str) -> Find:
 
     def find(records: Sequence[Record]) -> list[Measure]:
         mine = [r for r in records if r.cell.model == model and whole(model, r.cell.model_options)]
-        gained = context_gain(mine)
+        gained, lost = context_gain(mine), frames.failures(mine)
         means = frames.over_seeds(gained, ["task", "length", "model"], "score") if len(gained) else gained
         return [
             Measure(f"{row['task']} at {row['length']}: {row['model']}", GAIN, row["model"], row["mean"], row["low"],
-                    row["high"], row["seeds"], "seeds", POSITIVE, counted=row["low"] < row["high"])
+                    row["high"], row["seeds"], "seeds", POSITIVE,
+                    counted=row["low"] < row["high"] and not lost.get((row["task"], row["length"], row["model"])))
             for row in means.to_dict("records")
         ]  # fmt: skip
 
