@@ -69,6 +69,9 @@ class Engine(StrEnum):
 
 Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="Python file that registers tasks or models.")]
 Results = Annotated[Path, typer.Option(help="Folder of records.")]
+Threads = Annotated[
+    int, typer.Option(help="Threads of torch in each cell; 0 for OMP_NUM_THREADS, or else one a core.", min=0)
+]
 
 
 @app.command("list")
@@ -110,7 +113,7 @@ def run(
     device: Device = Device.auto,
     plugin: Plugins = None,
     results: Results = RESULTS,
-    threads: Annotated[int, typer.Option(help="Threads of torch in each cell; 0 for one a core.", min=0)] = 0,
+    threads: Threads = 0,
     tolerance: Annotated[float | None, typer.Option(help="How near the sizes that [match] asks for must come.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what each cell would need; measure none.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The dry run for machines.")] = False,
@@ -176,7 +179,7 @@ def reach(
     plugin: Plugins = None,
     results: Results = RESULTS,
     reports: Annotated[Path, typer.Option(help="Folder for what is made.")] = REPORTS,
-    threads: Annotated[int, typer.Option(help="Threads of torch in each cell; 0 for one a core.", min=0)] = 0,
+    threads: Threads = 0,
 ) -> None:
     """Measure how much of an output's gradient arrives how far back, before training and after, and report it."""
     chosen = read_suite(suite, scale)

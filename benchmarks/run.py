@@ -52,7 +52,7 @@ class Runner:
     results: Path
     suite: Suite
     plugins: Sequence[str] = ()
-    threads: int = 0  # of torch; 0 for one a core
+    threads: int = 0  # of torch; 0 for OMP_NUM_THREADS, or else one a core
     exclusive: bool = True  # waits until no other runner measures on this device; a cluster sees to that by itself
     share: float = 1.0  # of a GPU, that cells have, the rest being others'
     signals: int = 0  # how often somebody asked to stop
@@ -204,7 +204,7 @@ class Runner:
         place = self.machine(cell)
         facts = {
             **place.facts,
-            "threads": self.threads or cores(),
+            "threads": self.threads or default_threads(),
             "allocator": allocator(),
             "load_before": busy,
             "load_after": load(),
@@ -229,7 +229,7 @@ class Runner:
         job.write_text(json.dumps({
             "cell": cell.model_dump(mode="json"), "plugins": [str(Path(plugin).resolve()) for plugin in self.plugins],
             "folder": str(folder), "outcome": str(answer), "progress": writer, "parent": os.getpid(),
-            "threads": self.threads or cores(),
+            "threads": self.threads or default_threads(),
         }), encoding="utf-8")  # fmt: skip
         with (folder / "output.txt").open("wb") as output:
             self.child = subprocess.Popen(
@@ -299,6 +299,12 @@ def _outcome(code: int, answer: Path, said: str, timed_out: bool, cell: Cell) ->
     if code < 0:
         return Outcome(status="killed", message=f"ended by signal {signal.Signals(-code).name}: {said}")
     return Outcome(status="error", message=f"ended with exit code {code}: {said}")
+
+
+def default_threads() -> int:
+    """What OMP_NUM_THREADS says, as with torch itself; else one a core."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdecimal() and int(said) else cores()
 
 
 def cores() -> int:

@@ -1,5 +1,6 @@
 """What tests share: one thread, so that tests side by side do not wait for each other, and a small cell."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: processes that tests start inherit it
@@ -10,6 +11,17 @@ import torch
 from benchmarks.record import Cell
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries keep for good is not gone through at each of a cell's collections of garbage."""
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def one_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells of tests say nothing of a machine's speed."""
+    monkeypatch.setattr("benchmarks.cost.YARDSTICKS", 1)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.record import Cell, Outcome, read_record, record_files
-from benchmarks.run import Runner
+from benchmarks.run import Runner, cores, default_threads
 from benchmarks.suite import Suite
 
 ROOT = Path(__file__).parent.parent
@@ -53,6 +53,12 @@ def test_tasks_and_costs_of_a_plugin(cell: Cell, tmp_path: Path) -> None:
     changed = {"task": "last-token", "model": "plain", "kind": "cost", "repeats": 2}
     found = outcome(cell.model_copy(update=changed), tmp_path)
     assert found.cost is not None and found.cost.state_bytes == 0 and set(found.cost.phases) >= {"prefill", "decode"}
+
+
+@pytest.mark.parametrize(("said", "threads"), [("3", 3), ("", cores()), ("0", cores()), ("2,1", cores())])
+def test_threads_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch, said: str, threads: int) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert default_threads() == threads
 
 
 def test_what_is_recorded_is_not_measured_again(cell: Cell, tmp_path: Path) -> None:
