@@ -22,9 +22,10 @@ PLUGIN = str(Path(__file__).parent / "plugin_models.py")
 def lookback(*arguments: str) -> subprocess.CompletedProcess[str]:
     """What the console script does, in this process: another would spend its time on importing torch."""
     said, wrong = io.StringIO(), io.StringIO()
-    with contextlib.chdir(ROOT), contextlib.redirect_stdout(said), contextlib.redirect_stderr(wrong):
-        with mock.patch.object(sys, "argv", ["lookback", *arguments]), pytest.raises(SystemExit) as ended:
-            main()
+    typed = mock.patch.object(sys, "argv", ["lookback", *arguments])
+    streams = contextlib.redirect_stdout(said), contextlib.redirect_stderr(wrong)
+    with pytest.raises(SystemExit) as ended, contextlib.chdir(ROOT), streams[0], streams[1], typed:
+        main()
     return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), said.getvalue(), wrong.getvalue())
 
 

@@ -61,7 +61,20 @@ def test_half_way() -> None:
 def test_effective_range(
     bins: dict[tuple[int, int], tuple[int, int]], length: int, expected: tuple[int, int] | None
 ) -> None:
-    assert distance.effective_range(asked(length, bins), 0.125) == expected
+    found = distance.effective_range(asked(length, bins), 0.125)
+    assert (found and (found.found, found.judged)) == expected
+
+
+def test_a_range_has_the_interval_that_its_answers_allow() -> None:
+    """By hand, of 100 answers each, with Wilson's formula: 0.95 is surely above 0.5625, 0.60 and 0.50 may be either."""
+
+    def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+        middle, half = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+        return (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)
+
+    assert wilson(0.95, 100)[0] > 0.5625 > wilson(0.60, 100)[0] and wilson(0.50, 100)[1] > 0.5625 > wilson(0.2, 100)[1]
+    bins = {(1, 1): (95, 100), (2, 3): (60, 100), (4, 7): (50, 100), (8, 15): (20, 100)}
+    assert distance.effective_range(asked(16, bins), 0.125) == (3, 1, 7, 15)
 
 
 @given(st.lists(st.tuples(st.integers(0, 200), st.integers(1, 200)), min_size=2, max_size=12))
@@ -79,23 +92,25 @@ def test_pooled_bins_keep_order_and_answers(found: list[tuple[int, int]]) -> Non
 
 @given(st.lists(st.integers(0, 100), min_size=3, max_size=8), st.integers(0, 7))
 def test_a_better_answer_never_shortens_the_range(correct: list[int], place: int) -> None:
-    def found(values: Sequence[int]) -> tuple[int, int]:
+    def found(values: Sequence[int]) -> distance.Range:
         bins = {(2**i, 2 ** (i + 1) - 1): (right, 100) for i, right in enumerate(values)}
         reached = distance.effective_range(asked(1024, bins), 0.125)
         assert reached
         return reached
 
     more = [100 if i == place else right for i, right in enumerate(correct)]
-    assert found(more)[0] >= found(correct)[0] and found(more)[1] == found(correct)[1]
+    assert found(more).judged == found(correct).judged
+    assert all(better >= before for better, before in zip(found(more), found(correct), strict=True))
+    assert found(correct).shortest <= found(correct).found <= found(correct).longest
 
 
-def test_ranges_over_seeds_are_medians_and_extremes(cell: Cell) -> None:
+def test_ranges_over_seeds_are_medians(cell: Cell) -> None:
     """Of four seeds 0, 3, 7 and 15 (where the distances end): the median is the lower of 3 and 7."""
     far = [(0, 0, 0, 0), (100, 100, 0, 0), (100, 100, 100, 0), (100, 100, 100, 100)]
     edges = [(1, 1), (2, 3), (4, 7), (8, 15)]
     tests = [asked(16, {e: (right, 100) for e, right in zip(edges, of_seed, strict=True)}) for of_seed in far]
     records = [trained(of(cell, seed=seed), [test]) for seed, test in enumerate(tests)]
-    columns = ("effective range", "shortest to longest", "seeds", "asked up to")
+    columns = ("effective range", "interval", "seeds", "asked up to")
     assert rows(distance.range_table(records), *columns) == [("3", "0 to ≥ 15", 4, "15")]
     assert distance.summary(records) == {"rwkv": {"range in copy @16": "3"}}
     assert rows(distance.range_table(records[3:]), "effective range") == [("≥ 15",)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import matplotlib as mpl
 import pandas as pd
@@ -14,7 +16,7 @@ from benchmarks.record import DistanceScore, Record, Score
 from benchmarks.report import frames
 from benchmarks.report.figures import CONSTANT, heat, lines, of_seeds, score_axis, shade_bar
 from benchmarks.report.parts import Part
-from benchmarks.report.statistics import halfway
+from benchmarks.report.statistics import halfway, wilson_interval
 from benchmarks.report.style import RC, in_order, legend, length_axis, panels
 from benchmarks.report.tables import by_place
 
@@ -40,10 +42,11 @@ def parts(records: Sequence[Record]) -> list[Part]:
              "The longest distance up to which accuracy, at it and everywhere nearer, stays above half of what lies "
              f"between the constant answer and one. Of each seed; bins of under {ENOUGH} answers are pooled with "
              "those behind them, and the range is the far end of the last one that passes: it is known to half an "
-             "octave. ≥: it ends where the distances asked end. Shown are the median (of two in the middle the "
-             "shorter) and the extremes of the seeds; no t interval, since ranges that end at zero or with the test "
-             "are far from normal. The extremes of n seeds hold the median of all seeds with probability 1 - 2 / "
-             "2^n: 75 % for 3, 94 % for 5.",
+             "octave. ≥: it ends where the distances asked end. Shown is the median over seeds (of two in the middle "
+             "the shorter); no t interval, since ranges that end at zero or with the test are far from normal. The "
+             "interval goes from the shortest of any seed, were each bin's accuracy at the low end of its Wilson "
+             "interval (95 %, of its answers), to the longest, were each at the high end. The extremes of n seeds "
+             "alone hold the median of all seeds with probability 1 - 2 / 2^n: 75 % for 3, 94 % for 5.",
              table=range_table(records)),
     ]  # fmt: skip
 
@@ -163,25 +166,40 @@ def pooled(bins: Sequence[DistanceScore], enough: int = ENOUGH) -> list[Distance
     return found
 
 
-def effective_range(test: Score, constant: float) -> tuple[int, int] | None:
-    """The longest distance up to which accuracy stays above half-way, and the longest that was judged.
+class Range(NamedTuple):
+    """The longest distance up to which accuracy stays above half-way: as found, as the answers allow, as asked."""
 
-    0 where not even the nearest bin passes; None where no distance has answers enough. A distance is under
-    the length.
+    found: int  # 0 where not even the nearest bin passes
+    shortest: int  # were each bin's accuracy at the low end of its interval
+    longest: int  # were it at the high end
+    judged: int  # the longest distance that was asked often enough
+
+
+def effective_range(test: Score, constant: float) -> Range | None:
+    """How far accuracy stays above half-way; None where no distance has answers enough.
+
+    Bins may reach beyond, but a distance is under the length.
     """
     bins = pooled(test.by_distance)
     if not bins:
         return None
-    reached = 0
-    for one in bins:
-        if one.correct / one.count <= halfway(constant):
-            break
-        reached = min(one.high, test.length - 1)
-    return reached, min(bins[-1].high, test.length - 1)
+    bounds = [wilson_interval(one.correct, one.count) for one in bins]
+    bar = halfway(constant)
+
+    def reached(accuracies: Iterable[float]) -> int:
+        passed = itertools.takewhile(lambda pair: pair[1] > bar, zip(bins, accuracies, strict=True))
+        return max((min(one.high, test.length - 1) for one, _ in passed), default=0)
+
+    return Range(
+        reached(one.correct / one.count for one in bins),
+        reached(low for low, _ in bounds),
+        reached(high for _, high in bounds),
+        min(bins[-1].high, test.length - 1),
+    )
 
 
 def ranges(records: Sequence[Record]) -> pd.DataFrame:
-    """A row for each test of each run: columns range, judged (the longest distance there was to judge)."""
+    """A row for each test of each run, with the columns of `Range`."""
     labels, rows = frames.Labels.of(records), []
     for record in records:
         for test in record.outcome.learn.tests if record.outcome.learn else ():
@@ -189,7 +207,7 @@ def ranges(records: Sequence[Record]) -> pd.DataFrame:
             found = effective_range(test, record.outcome.task.constant_score) if len(test.by_distance) > 1 else None
             if found:
                 fields = frames.run_fields(record, labels)
-                rows.append({**fields, "test_length": test.length, "range": found[0], "judged": found[1]})
+                rows.append({**fields, "test_length": test.length, **found._asdict()})
     return pd.DataFrame(rows)
 
 
@@ -199,17 +217,18 @@ def shown(found: int, judged: int) -> str:
 
 
 def range_table(records: Sequence[Record]) -> pd.DataFrame:
-    """Median and extremes over seeds of each model's range at each test length."""
+    """Median over seeds of each model's range at each test length, and its interval."""
     found = ranges(records)
     if found.empty:
         return found
     rows = []
     for keys, group in found.groupby(["task", "length", "test_length", "model"], sort=False):
-        judged, values = int(group["judged"].max()), sorted(group["range"])
+        judged, values = int(group["judged"].max()), sorted(group["found"])
+        interval = group["shortest"].min(), group["longest"].max()
         rows.append({
             "task": keys[0], "trained at": keys[1], "tested at": keys[2], "model": keys[3],
             "effective range": shown(statistics.median_low(values), judged),
-            "shortest to longest": " to ".join(shown(v, judged) for v in (values[0], values[-1]) if len(values) > 1),
+            "interval": " to ".join(shown(int(v), judged) for v in interval),
             "seeds": len(values), "asked up to": f"{judged:,}",
         })  # fmt: skip
     return by_place(rows, "task", "trained at", "tested at")
@@ -223,6 +242,6 @@ def summary(records: Sequence[Record]) -> dict[str, dict[str, str]]:
         trained = of_task[of_task["length"] == of_task["length"].max()]
         longest = trained["test_length"].max()
         for model, group in trained[trained["test_length"] == longest].groupby("model", sort=False):
-            text = shown(statistics.median_low(sorted(group["range"])), int(group["judged"].max()))
+            text = shown(statistics.median_low(sorted(group["found"])), int(group["judged"].max()))
             columns.setdefault(str(model), {})[f"range in {task} @{longest}"] = text
     return columns

@@ -313,7 +313,7 @@ def far(records: Sequence[Record]) -> pd.DataFrame:
 
 def _ranges(records: Sequence[Record]) -> pd.DataFrame:
     found = distance.ranges(records)
-    return found[found["test_length"] == found["length"]].assign(score=lambda f: f["range"]) if len(found) else found
+    return found[found["test_length"] == found["length"]].assign(score=lambda f: f["found"]) if len(found) else found
 
 
 def context_gain(records: Sequence[Record]) -> pd.DataFrame:
