@@ -117,8 +117,12 @@ def _gpu_handle() -> Any:
     import pynvml
 
     pynvml.nvmlInit()  # counted, and cheap when it was called before
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    return pynvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdigit() else 0)
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if not first.startswith(("GPU-", "MIG-")):
+        return pynvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdigit() else 0)
+    handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+    named = (handle for handle in handles if pynvml.nvmlDeviceGetUUID(handle).startswith(first))  # CUDA takes prefixes
+    return next(named, None) or pynvml.nvmlDeviceGetHandleByUUID(first)  # a MIG slice is not among the devices
 
 
 def _gpu() -> dict[str, Any]:

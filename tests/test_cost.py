@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks import cost as cost_module
 from benchmarks.cost import cost, out_of_memory, summary
-from benchmarks.machine import _group_limits
+from benchmarks.machine import _group_limits, joules
 from benchmarks.memory import LiveBytes, alive_in
 from benchmarks.record import Cell, CostNumbers, read_record, record_files
 from models.model import build_model, parameter_count
@@ -166,6 +166,28 @@ def test_control_groups_limit_memory(tmp_path: Path) -> None:
         (tmp_path / path).write_text(text)
     assert sorted(_group_limits(tmp_path)) == [3000, 4000, 9223372036854771712]
     assert _group_limits(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    ("visible", "device"),
+    [(None, "GPU-aaaa"), ("1,0", "GPU-bbbb"), ("GPU-bbbb,GPU-aaaa", "GPU-bbbb"), ("GPU-bb", "GPU-bbbb"),
+     ("MIG-cccc", "MIG-cccc")],
+)  # fmt: skip
+def test_energy_is_read_of_the_gpu_that_is_visible(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, device: str
+) -> None:
+    """As CUDA takes it: numbers, names or beginnings of names, the first of them."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    answers = {
+        "Init": lambda: None, "DeviceGetCount": lambda: 2, "DeviceGetUUID": str, "DeviceGetHandleByUUID": str,
+        "DeviceGetHandleByIndex": ("GPU-aaaa", "GPU-bbbb").__getitem__,
+        "DeviceGetTotalEnergyConsumption": {device: 7000}.__getitem__,  # of no other device
+    }  # fmt: skip
+    for name, answer in answers.items():
+        monkeypatch.setattr(f"pynvml.nvml{name}", answer)
+    assert joules("cuda") == 7
 
 
 def test_a_phase_that_does_not_end_leaves_time_for_the_others(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:

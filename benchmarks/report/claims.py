@@ -92,7 +92,8 @@ CLAIMS = (
           "Both forms are one function, without approximation.",
           "The largest difference between the logits of one test sequence, up to 256 tokens of it, read at once and "
           "token by token by the same trained model, over the largest logit, in float32; shown is the largest of all "
-          "runs. Tests compare the operator with its definition in float64 besides (`tests/test_wkv.py`).",
+          "runs and, where other numbers have an interval, from the smallest to it. Tests compare the operator with "
+          "its definition in float64 besides (`tests/test_wkv.py`).",
           forms_apart("rwkv", ROUNDING), f"every difference {ROUNDING}", "make language recall"),
     Claim("RWKV generates each token in constant time and memory", f"{RWKV}, abstract and figure of generation",
           "A token costs the same wherever it stands, and what is kept does not grow.",
