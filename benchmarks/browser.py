@@ -86,9 +86,9 @@ class Browser:
         elif method == "Runtime.consoleAPICalled" and given["type"] in ("error", "warning"):
             self.complaints.append(str(given["args"]))
 
-    def show(self, page: Path, width: int = 1440, height: int = 900, dark: bool = False, scale: float = 1) -> None:
+    def show(self, page: Path, width: int = 1440, height: int = 900, dark: bool = False) -> None:
         """Open a page of this machine in a window of so many pixels and wait until it stands."""
-        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale,
+        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
                  mobile=width < 600)  # fmt: skip
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", features=[scheme])

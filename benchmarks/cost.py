@@ -58,6 +58,7 @@ def cost(cell: Cell, task: Task, progress: Progress) -> CostNumbers:
     generation: tuple[Generated, ...] = ()
     for done, name in enumerate(names):
         progress(done, len(names), name)
+        torch.backends.cuda.enable_cudnn_sdp(name in ("training", "prefill"))  # a new graph for each length: see train
         try:
             with at_most(cell.time_limit / (len(names) + 1)):
                 if name == "generation":
@@ -124,7 +125,8 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in said for word in NO_MEMORY)
 
 
-NO_MEMORY = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
+# of malloc, of C++, of the system; of CUDA, Triton and cuDNN; of cuBLAS and cuDNN
+NO_MEMORY = ("can't allocate memory", "bad_alloc", "Cannot allocate memory", "out of memory", "ALLOC_FAILED")
 
 
 @dataclass(frozen=True)

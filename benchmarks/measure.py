@@ -242,6 +242,10 @@ def _prepare(job: dict[str, Any], stop: list[bool]) -> Cell:
     signal.signal(signal.SIGTERM, asked_to_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the runner decides
     torch.set_num_threads(max(1, job["threads"] // cell.processes))
+    torch.backends.cuda.matmul.fp32_precision = "ieee"  # float32 is float32: no TF32, in any model
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    # cuDNN's attention makes a graph for every new length, tens of milliseconds each; costs alone keep to one length
+    torch.backends.cuda.enable_cudnn_sdp(cell.kind == "cost")
     limit_memory(cell)
     load_plugins(job["plugins"])
     if cell.deterministic:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-KERNELS = ("scaled_dot_product", "lstm", "mkldnn_rnn", "lookback")
+KERNELS = ("scaled_dot_product", "lstm", "dnn_rnn", "lookback")  # oneDNN's and cuDNN's
 
 
 class LiveBytes(TorchDispatchMode):

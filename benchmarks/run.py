@@ -209,6 +209,7 @@ class Runner:
             "load_before": busy,
             "load_after": load(),
             **({"gpu_share": self.share} if self.share < 1 else {}),
+            **({"tf32": False} if cell.device == "cuda" else {}),  # see benchmarks.measure
         }
         record = Record(
             suite=self.suite.name, cell=cell, cell_id=cell.id, outcome=outcome, started=started, ended=_now(),
@@ -315,7 +316,8 @@ def cores() -> int:
 def allocator() -> str:
     """The settings of memory allocation that a cell's process runs under, a user's own before ours."""
     settings = {name: os.environ.get(name, ours) for name, ours in ALLOCATOR.items()}
-    settings |= {name: os.environ[name] for name in ("PYTORCH_CUDA_ALLOC_CONF",) if name in os.environ}
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    settings |= {name: os.environ[name] for name in names if name in os.environ}
     return " ".join(f"{name}={value}" for name, value in settings.items())
 
 

@@ -45,13 +45,14 @@ def _width(cell: Cell, match: Match) -> int:
     standard = cell.model_copy(update={"model": match.to, "model_options": match.options})
     if (cell.model, cell.model_options) == (match.to, match.options):
         return cell.width
-    aim, (width, value) = _solve(_lean(cell, match.by), _lean(standard, match.by), match.by)
+    aim, (width, value) = _solve(_lean(cell, match.by), _lean(standard, match.by), match.by, match.multiple)
     if abs(value - aim) <= match.tolerance * aim:
         return width
     raise ValueError(
         f"model {cell.model!r} cannot have the {aim:,} {NAMES[match.by]} of {match.to!r} of width {cell.width} within "
         f"{match.tolerance:.2g}, in cell {cell.id}: nearest comes width {width} with {value:,} "
         f"({value / max(aim, 1) - 1:+.1%}); [match] tolerance, or --tolerance, says how near is near enough"
+        f"{f', multiple = {match.multiple} which widths there are' if match.multiple > 1 else ''}"
     )
 
 
@@ -63,11 +64,13 @@ def _lean(cell: Cell, by: str) -> Cell:
 
 
 @cache
-def _solve(cell: Cell, standard: Cell, by: str) -> tuple[int, tuple[int, int]]:
+def _solve(cell: Cell, standard: Cell, by: str, multiple: int) -> tuple[int, tuple[int, int]]:
     """What the standard has, and the width at which the cell's model comes nearest to it, with what it has there."""
     measure = MEASURES[by]
     aim = measure(standard)
-    return aim, nearest(lambda width: measure(cell.model_copy(update={"width": width})), aim, cell.width)
+    start = max(1, cell.width // multiple)
+    times, value = nearest(lambda times: measure(cell.model_copy(update={"width": times * multiple})), aim, start)
+    return aim, (times * multiple, value)
 
 
 def nearest(measure: Callable[[int], int], aim: int, start: int) -> tuple[int, int]:

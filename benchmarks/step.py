@@ -74,11 +74,12 @@ def to_device(batch: Batch, device: str) -> Batch:
     if device == "cpu":
         return batch
 
-    def move(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.pin_memory().to(device, non_blocking=True)
-
-    moved: dict[str, Any] = {name: move(tensor) for name, tensor in vars(batch).items()}
+    moved: dict[str, Any] = {name: x if x is None else _moved(x, device) for name, x in vars(batch).items()}
     return replace(batch, **moved)
+
+
+def _moved(tensor: Tensor, device: str) -> Tensor:
+    return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def rows_of(batch: Batch, first: int, last: int) -> Batch:
@@ -94,7 +95,7 @@ def answers(model: SequenceModel | parallel.Spread, batch: Batch, cell: Cell) ->
     """
     asked = batch.asked()
     everything = len(asked) == batch.targets.numel()
-    batch, asked = to_device(batch, cell.device), asked.to(cell.device, non_blocking=True)
+    batch, asked = to_device(batch, cell.device), asked if everything else _moved(asked, cell.device)
     with precision(cell):
         if model.classes:
             logits = model(batch.tokens, lengths=batch.lengths)

@@ -13,7 +13,8 @@ scales = ["small", "paper"]    # only at these scales; at all, when left out
 
 [match]                        # the other models' widths are worked out, so that parameters agree within 2 %
 by = "parameters"              # or "flops", of a training step, or "state_bytes", at the cell's length
-to = "transformer"             # whose width is the suite's; its `options` and the `tolerance` (0.02) may be given too
+to = "transformer"             # whose width is the suite's; its `options`, the `tolerance` (0.02) and the
+                               # `multiple` of which widths are (1) may be given too
 
 [scales.smoke]                 # what a scale changes in every cell of every grid
 steps = 3
@@ -52,11 +53,14 @@ class Match(Value):
     to: Name
     options: dict[str, Any] = Field(default_factory=dict)  # of that model
     tolerance: float = Field(default=0.02, gt=0, lt=1)
+    multiple: int = Field(default=1, ge=1, le=1024)  # of which widths are: machines compute slower at odd ones
 
     def __str__(self) -> str:
         measured = {"flops": "operations of a training step", "state_bytes": "bytes of state at the cell's length"}
-        what = measured.get(self.by, self.by)
-        return f"widths are worked out so that {what} agree with those of {self.to} within {100 * self.tolerance:g} %"
+        what, widths = measured.get(self.by, self.by), "widths"
+        if self.multiple > 1:
+            widths = f"widths, multiples of {self.multiple},"
+        return f"{widths} are worked out so that {what} agree with those of {self.to} within {100 * self.tolerance:g} %"
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,9 @@ class LSTMBlock(nn.Module):
         return self.prefill(x)[0]
 
     def prefill(self, x: Tensor) -> tuple[Tensor, LSTMState]:
-        mixed, (hidden, cell) = self.recurrence(self.recurrence_norm(x))
+        # CUDA's autocast would make it float16, whatever it is asked for, and no loss is scaled for that
+        with torch.autocast(x.device.type, enabled=False):
+            mixed, (hidden, cell) = self.recurrence(self.recurrence_norm(x).to(self.recurrence.weight_ih_l0.dtype))
         return self.finish(x, mixed), (hidden[0], cell[0])
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:

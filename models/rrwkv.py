@@ -213,8 +213,8 @@ class RetrospectiveTimeMix(TimeMix):
         position = torch.arange(interval, query.shape[1], device=query.device)  # before that, no medium is finished
         segment = torch.arange(key.shape[1], device=query.device)
         finished = segment < (position // interval)[:, None]  # (positions, segments)
-        found = scaled_dot_product_attention(query[:, interval:], key, value, attn_mask=finished)
-        return pad(found, (0, 0, interval, 0))
+        query, key, value = query[:, None, interval:], key[:, None], value[:, None]  # fused kernels want heads: one
+        return pad(scaled_dot_product_attention(query, key, value, attn_mask=finished)[:, 0], (0, 0, interval, 0))
 
     def look_back_once(self, query: Tensor, memory: Memory) -> Tensor | None:
         """What one position, (batch, width), finds in the memory."""
@@ -223,7 +223,7 @@ class RetrospectiveTimeMix(TimeMix):
         keys, values = memory.state
         if not keys.shape[1]:
             return torch.zeros_like(query)
-        return scaled_dot_product_attention(query[:, None], keys, values)[:, 0]
+        return scaled_dot_product_attention(query[:, None, None], keys[:, None], values[:, None])[:, 0, 0]
 
     def remember(self, medium: Tensor, memory: Memory) -> Memory:
         """The memory with one more medium, (batch, width)."""

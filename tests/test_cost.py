@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -268,6 +269,30 @@ def test_the_cpu_allocator_saying_no_is_out_of_memory() -> None:
         torch.empty(1 << 60)
     assert out_of_memory(error.value)
     assert not out_of_memory(RuntimeError("shapes cannot be multiplied"))
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["CUDA error: out of memory", "Triton Error [CUDA]: out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"],
+)  # fmt: skip
+def test_libraries_of_a_gpu_saying_no_is_out_of_memory(said: str) -> None:
+    """They raise errors of any kind; these are their words."""
+    assert out_of_memory(RuntimeError(said))
+
+
+def test_attention_with_a_graph_for_each_length_meets_only_one(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN's: in training and prefill, not where every token makes the context longer."""
+    seen = {}
+    prepare = cost_module._prepare
+
+    def watched(name: str, *given: Any) -> Any:
+        seen[name] = torch.backends.cuda.cudnn_sdp_enabled()
+        return prepare(name, *given)
+
+    monkeypatch.setattr(cost_module, "_prepare", watched)
+    cost(cell.model_copy(update={"kind": "cost", "repeats": 1}), get_task("copy"), lambda *_: None)
+    assert seen == {"training": True, "prefill": True, "decode": False}
 
 
 def test_summary_is_median_and_quartiles() -> None:

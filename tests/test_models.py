@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.memory import LiveBytes
 from models.model import (
     SequenceModel,
     build_model,
@@ -133,6 +134,23 @@ def test_attention_to_mediums_grows_by_the_interval() -> None:
     model = randomised("rrwkv", retrospection="attention", interval=16)
     sizes = [state_bytes(model.prefill(tokens(length=length))[1]) for length in (160, 320, 480)]
     assert sizes[2] - sizes[1] == sizes[1] - sizes[0] == 10 * 3 * DEPTH * 2 * WIDTH * 8
+
+
+def test_attention_to_mediums_is_fused() -> None:
+    """Also where the mediums are several, which take a mask."""
+    model = build_model("rrwkv", 10, width=16, depth=1, interval=4, retrospection="attention")
+    with LiveBytes() as seen:
+        model(torch.zeros(2, 24, dtype=torch.int64)).sum().backward()
+    assert any("scaled_dot_product" in kernel and "backward" in kernel for kernel in seen.kernels), seen.kernels
+
+
+def test_the_recurrence_of_an_lstm_is_never_float16() -> None:
+    model = build_model("lstm", 10, width=16, depth=1)
+    kept = []
+    model.blocks[0].recurrence.register_forward_hook(lambda _, given, found: kept.extend((given[0], found[0])))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(torch.zeros(2, 24, dtype=torch.int64))
+    assert [tensor.dtype for tensor in kept] == [torch.float32] * 2 and logits.dtype == torch.bfloat16
 
 
 def test_asked_positions_are_those_of_all() -> None:

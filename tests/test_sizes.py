@@ -18,8 +18,10 @@ def cell(model: str, **fields: object) -> Cell:
     return Cell.model_validate({**given, "model": model, **fields})
 
 
-def width(model: str, by: str, to: str = "transformer", tolerance: float = 0.02, **fields: object) -> int:
-    match = Match.model_validate({"by": by, "to": to, "tolerance": tolerance})
+def width(
+    model: str, by: str, to: str = "transformer", tolerance: float = 0.02, multiple: int = 1, **fields: object
+) -> int:
+    match = Match.model_validate({"by": by, "to": to, "tolerance": tolerance, "multiple": multiple})
     return matched(Suite("s", "s", (cell(model, **fields),), match)).cells[0].width
 
 
@@ -35,6 +37,18 @@ def test_parameters_agree_as_nearly_as_widths_allow(model: str) -> None:
     away = {w: abs(parameters(model, w) - aim) for w in range(found - 3, found + 4)}
     assert min(away, key=lambda w: away[w]) == found and away[found] <= 0.02 * aim
     assert parameters("rrwkv", 64) > 1.1 * aim  # it would not agree by itself
+
+
+@pytest.mark.parametrize("multiple", [2, 5, 16])
+def test_widths_are_multiples_where_asked(multiple: int) -> None:
+    """The nearest of them, and where that is not near enough, the one line says why."""
+    aim = parameters("transformer", 160)
+    away = {w: abs(parameters("rrwkv", w) - aim) for w in range(multiple, 241, multiple)}
+    best = min(away, key=lambda w: away[w])
+    assert width("rrwkv", "parameters", width=160, tolerance=0.2, multiple=multiple) == best
+    if away[best] > 0.001 * aim:
+        with pytest.raises(ValueError, match=f"nearest comes width {best} .* multiple = {multiple} which widths"):
+            width("rrwkv", "parameters", width=160, tolerance=0.001, multiple=multiple)
 
 
 @pytest.mark.parametrize("model", OTHERS)

@@ -62,7 +62,7 @@ def quality(values: pd.DataFrame, constant: float, best: float) -> pd.DataFrame:
     return ((values - constant) / reach if reach else values * 0).clip(0, 1)
 
 
-def heat(axes: Axes, values: pd.DataFrame, constant: float, best: float, form: str = ".2f") -> None:
+def heat(axes: Axes, values: pd.DataFrame, constant: float, best: float) -> None:
     """A heatmap of a table of scores, first row at the top, with the numbers in it; hatched where there is none."""
     shades = mpl.colormaps[SHADES]
     how_good = quality(values, constant, best)
@@ -75,7 +75,7 @@ def heat(axes: Axes, values: pd.DataFrame, constant: float, best: float, form: s
         for column in range(columns):
             value, good = values.iat[row, column], how_good.iat[row, column]
             if not math.isnan(value):
-                text = f"{value:{form}}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:{form}}"
+                text = f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
                 ink = "white" if good > 0.55 else "black"
                 axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6.5, color=ink)
     axes.set_xlim(0, columns)

@@ -96,7 +96,7 @@ def _of_model(scores: pd.DataFrame, ranges: pd.DataFrame, lost: frames.Failures,
     here = scores[_at(scores, place)]
     spans = ranges[_at(ranges, place)] if len(ranges) else ranges
     reached = (
-        distance.shown(statistics.median_low(sorted(spans["range"])), int(spans["judged"].max())) if len(spans) else ""
+        distance.shown(statistics.median_low(sorted(spans["found"])), int(spans["judged"].max())) if len(spans) else ""
     )
     return {
         "learned": learned(here, lost.get((place[0], place[1], model), 0))["learned"],

@@ -294,18 +294,22 @@ class Theory:
     terms: str
 
 
+LINEAR = Theory(1, "T·d")
+
+
 def theory(model: str, options: Mapping[str, Any]) -> dict[str, Theory]:
     """What a model's own operations say, by quantity; empty for models that nobody has worked out here.
 
     T is the length, d the width, S the interval; a layer has 13 d^2 weights, one of RRWKV 15 d^2. Attention is fused,
-    on CPU and GPU: its T x T matrix is never kept, so that its memory is linear where the paper's table has T^2.
+    on CPU and GPU: its T x T matrix is never kept, so that its memory is linear where the paper's table has T^2. That
+    of RRWKV to mediums takes a mask of T x T/S, which is kept.
     """
     if model == "transformer":
         return _theory(2, "T²d + T·13d²", 1, "T·d + 13d²", "2T·d")
     if model == "rrwkv" and options.get("retrospection") == "attention":
         if options.get("interval") == "sqrt":
-            return _theory(1.5, "T^1.5·d + T·15d²", 0.5, "√T·d + 15d²", "√T·d")
-        return _theory(2, "T²d/S + T·15d²", 1, "T·d/S + 15d²", "T·d/S")
+            return _theory(1.5, "T^1.5·d + T·15d²", 0.5, "√T·d + 15d²", "√T·d", Theory(1.5, "T^1.5 + T·d"))
+        return _theory(2, "T²d/S + T·15d²", 1, "T·d/S + 15d²", "T·d/S", Theory(2, "T²/S + T·d"))
     if model == "rrwkv":
         return _theory(1, "T·15d²", 0, "15d²", "d")
     if model in ("rwkv", "lstm"):
@@ -313,8 +317,10 @@ def theory(model: str, options: Mapping[str, Any]) -> dict[str, Theory]:
     return {}
 
 
-def _theory(whole: float, whole_terms: str, token: float, token_terms: str, state: str) -> dict[str, Theory]:
-    time, step, memory = Theory(whole, whole_terms), Theory(token, token_terms), Theory(1, "T·d")
+def _theory(
+    whole: float, whole_terms: str, token: float, token_terms: str, state: str, memory: Theory = LINEAR
+) -> dict[str, Theory]:
+    time, step = Theory(whole, whole_terms), Theory(token, token_terms)
     return {
         "training time": time, "training operations": time, "training memory": memory,
         "prefill time": time, "prefill operations": time, "prefill memory": memory,
