@@ -27,6 +27,7 @@ from benchmarks.memory import LiveBytes, alive_in
 from benchmarks.record import Cell
 from benchmarks.step import answers, make_optimizer, model_of, precision, training_step
 from models.model import parameter_count
+from models.model import state_bytes as bytes_of_state
 from models.wkv import linear, tiled
 from models.wkv.tiles import tiles
 from tasks.task import AbsentCorpusError, Batch, Task, get_task
@@ -192,8 +193,7 @@ def state_bytes(cell: Cell) -> int:
     with FakeTensorMode(), torch.no_grad(), precision(here):
         model = model_of(here, replace(task_of(cell), documents=1)).eval()
         _, state = model.prefill(torch.zeros(1, cell.length, dtype=torch.int64))
-    storages = [leaf.untyped_storage() for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
-    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+    return bytes_of_state(state)
 
 
 def step_flops(cell: Cell) -> int:

@@ -196,7 +196,7 @@ def _step_through(block: Any, x: Tensor) -> tuple[Tensor, State]:
 def state_bytes(state: State) -> int:
     """Bytes of memory that a state keeps: what its tensors are views of counts whole, and once."""
     storages = [leaf.untyped_storage() for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -33,7 +33,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.record import Phase, Record, Score, read_records
-from benchmarks.report.frames import Labels, protocol_of
+from benchmarks.report.frames import Labels, measurement, protocol_of
 from benchmarks.report.statistics import t_interval, wilson_interval
 from benchmarks.report.tables import plain
 
@@ -195,12 +195,6 @@ def _side(folder: Path, records: Sequence[Record], alone: Sequence[Record]) -> S
 
 
 # --- which records belong together
-
-
-def measurement(record: Record, *without: str) -> str:
-    """What was measured, wherever it was: the canonical cell but for `device`, `time_limit` and the fields named."""
-    cell = json.loads(record.cell.canonical())
-    return json.dumps({key: cell[key] for key in cell if key not in ("device", "time_limit", *without)})
 
 
 def paired(a: Sequence[Record], b: Sequence[Record]) -> tuple[list[Pair], tuple[list[Record], list[Record]]]:

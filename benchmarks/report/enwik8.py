@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import pandas as pd
 
 from benchmarks.record import Cell, Record
 from benchmarks.report.answers import Question, notes_on, write_answer
-from benchmarks.report.frames import options
+from benchmarks.report.frames import measurement, options
 from benchmarks.report.page import Made
 from benchmarks.report.parts import Part
 from benchmarks.report.published import OURS, published
@@ -68,8 +67,7 @@ def _settings(records: Sequence[Record]) -> list[list[Record]]:
     """Records that differ in nothing but their seed, together."""
     found: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda record: record.cell.id):
-        setting = {**json.loads(record.cell.canonical()), "seed": None}
-        found.setdefault(json.dumps(setting, sort_keys=True), []).append(record)
+        found.setdefault(measurement(record, "seed"), []).append(record)
     return list(found.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -52,6 +53,12 @@ class Labels:
 
     def _label(self, name: str, given: dict[str, Any]) -> str:
         return f"{name} {options(given)}".rstrip() if name in self.several else name
+
+
+def measurement(record: Record, *without: str) -> str:
+    """What was measured, wherever it was: the canonical cell but for `device`, `time_limit` and the fields named."""
+    cell = json.loads(record.cell.canonical())
+    return json.dumps({key: cell[key] for key in cell if key not in ("device", "time_limit", *without)})
 
 
 TOLD_APART = {

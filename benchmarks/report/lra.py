@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import pandas as pd
 
 from benchmarks.record import Record, Score
 from benchmarks.report.answers import Question, notes_on, write_answer
-from benchmarks.report.frames import options
+from benchmarks.report.frames import measurement, options
 from benchmarks.report.page import Made
 from benchmarks.report.parts import Part
 from benchmarks.report.published import OURS, published
@@ -109,7 +108,7 @@ def rows_of(records: Iterable[Record]) -> dict[tuple[str, str, str], Group]:
             continue
         row = f"{cell.model} {options(cell.model_options)}".rstrip(), cell.direction, cell.pooling
         task = f"{cell.task} {options(cell.task_options)}".rstrip()
-        setting = json.dumps({**json.loads(cell.canonical()), "seed": None}, sort_keys=True)
+        setting = measurement(record, "seed")
         settings.setdefault(row, {}).setdefault(task, {}).setdefault(setting, []).append(record)
     return {
         row: {task: max(found.values(), key=_validation) for task, found in by_task.items()}
