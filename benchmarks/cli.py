@@ -114,7 +114,9 @@ def run(
     plugin: Plugins = None,
     results: Results = RESULTS,
     threads: Threads = 0,
-    tolerance: Annotated[float | None, typer.Option(help="How near the sizes that [match] asks for must come.")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="How near the sizes that [match] asks for must come.", min=0)
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what each cell would need; measure none.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The dry run for machines.")] = False,
     assume_flops: Annotated[float | None, typer.Option(help=ASSUME_FLOPS)] = None,
@@ -289,10 +291,12 @@ def main() -> None:
     except typer.Abort:
         code = 130
     except Exception as error:
-        show = getattr(error, "show", None)  # the command line itself was wrong
-        if show is None:
+        told = getattr(error, "format_message", None)  # the command line itself was wrong
+        if told is None:
             raise
-        show()
+        print(
+            f"lookback: {' '.join(told().split())}; `lookback --help`, also behind a verb, says more", file=sys.stderr
+        )
         code = getattr(error, "exit_code", 2)
     sys.exit(code)
 

@@ -32,6 +32,7 @@ from benchmarks.memory import LiveBytes
 from benchmarks.record import Cell, Outcome, Status, TaskFacts, write_atomically
 from benchmarks.step import Progress, answers, make_model, model_of, precision
 from benchmarks.train import InterruptedRunError, NotFiniteError, learn
+from models.contract import check_contract
 from models.model import model_names, parameter_count
 from tasks.task import AbsentCorpusError, Task, get_task, task_names
 
@@ -149,6 +150,8 @@ def measure(cell: Cell, folder: Path, progress: Progress, stop: list[bool]) -> O
     try:
         task = get_task(cell.task, cell.task_options)
         facts = _facts(task)
+        numbers_of = torch.float32 if cell.precision == "float32" else torch.bfloat16
+        check_contract(cell.model, cell.width, cell.depth, cell.model_options, cell.device, numbers_of)
         kernels = kernels_of(cell, task)
         if cell.kind == "cost":
             costs = cost(cell, task, progress)

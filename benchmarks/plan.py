@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from benchmarks.predict import Need, need, peak_bytes
 from benchmarks.record import Cell, Machine, Record, read_record, record_files
 from benchmarks.run import Runner
@@ -117,7 +119,8 @@ def make_plan(runner: Runner, assumed: float | None = None) -> Plan:
     records = _earlier(runner.results, place.slug if place else None, cells)
     if assumed is not None and not (assumed > 0 and math.isfinite(assumed)):
         raise ValueError(f"a rate of {assumed:g} operations a second: expected a positive number")
-    lines = tuple(_line(cell, cell not in missing, memory, records, assumed) for cell in cells)
+    shown = tqdm(cells, unit="cell", leave=False, disable=None, dynamic_ncols=True)  # models that loop take a while
+    lines = tuple(_line(cell, cell not in missing, memory, records, assumed) for cell in shown)
     basis = records[0].machine.device if records else "this machine there are none yet"
     return Plan(lines, memory, place.device if place else "a GPU", basis, assumed)
 

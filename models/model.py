@@ -218,7 +218,7 @@ Block = TypeVar("Block", bound=type[nn.Module])
 
 
 def register_model(name: str, recipe: Recipe | None = None) -> Callable[[Block], Block]:
-    """Register a block under a name; raises ValueError when the name is malformed or taken.
+    """Register a block under a name; raises ValueError when the name is malformed or taken, or this is no block.
 
     A block is an nn.Module of a layer, made as `block(width, layer, depth, **options)`:
 
@@ -235,6 +235,13 @@ def register_model(name: str, recipe: Recipe | None = None) -> Callable[[Block],
             raise ValueError(f"model name {name!r}: expected lower-case letters, digits, '_', '.', '-', 64 at most")
         if name in _MODELS:
             raise ValueError(f"model {name!r} is already registered by {_MODELS[name].block.__module__}")
+        if not (inspect.isclass(block) and issubclass(block, nn.Module)):
+            raise ValueError(f"model {name!r}: expected a block, a subclass of torch.nn.Module, not {block!r}")
+        try:
+            inspect.signature(block).bind(64, 0, 1)
+        except TypeError as error:
+            wanted = "expected a block made as block(width, layer, depth), options by keyword and with defaults"
+            raise ValueError(f"model {name!r}: {wanted}: {error}") from error
         options = inspect.signature(block.__init__).parameters.values()
         defaults = {p.name: p.default for p in options if p.kind is p.KEYWORD_ONLY}
         _MODELS[name] = _Registration(block, recipe or Recipe(), defaults)

@@ -122,8 +122,10 @@ def sample_recall(
     The number of pairs does not grow with the length: what a longer sequence asks is reach, not capacity. `pairs` of
     `alphabet` keys and as many values; keys differ within a sequence, values need not. Distance: back to the value.
 
-    Tests looking up by content at every distance alike. Does not test composing what was found, nor meaning: keys and
-    values are signs, and between them stands only a blank, which is easy to pass over.
+    Tests looking up by content, far back. Near by, to say the value seen last is often right, with nothing looked up:
+    at 512, more often than half-way to always, up to a distance of 47 with 8 pairs of 16, and of 95 with 4 pairs of 8.
+    Does not test composing what was found, nor meaning: keys and values are signs, and between them stands only a
+    blank, which is easy to pass over.
     """
     slots = (length - pairs) // 2
     keys = _shuffled(batch_size, alphabet, pairs, generator)

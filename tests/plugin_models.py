@@ -47,13 +47,18 @@ class OutOfMemory(Plain):
 
 @register_model("all-to-all")
 class AllToAll(Plain):
-    """Weighs every position by every other at once, length x length of them; `step` needs none of that."""
+    """Weighs every position by every other at once, length x length of them; `step` needs width x width."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + (x @ x.transpose(1, 2)).tril() @ self.linear(x)
 
-    def step(self, x: Tensor, state: tuple[()]) -> tuple[Tensor, tuple[()]]:
-        return x + self.linear(x), state
+    def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        width = self.linear.in_features
+        return torch.zeros(batch_size, width, width, device=device, dtype=dtype)
+
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        state = state + x[:, :, None] * self.linear(x)[:, None]
+        return x + (x[:, None] @ state)[:, 0], state
 
 
 @register_model("not-a-number")

@@ -109,11 +109,12 @@ def test_ranges_over_seeds_are_medians(cell: Cell) -> None:
     far = [(0, 0, 0, 0), (100, 100, 0, 0), (100, 100, 100, 0), (100, 100, 100, 100)]
     edges = [(1, 1), (2, 3), (4, 7), (8, 15)]
     tests = [asked(16, {e: (right, 100) for e, right in zip(edges, of_seed, strict=True)}) for of_seed in far]
-    records = [trained(of(cell, seed=seed), [test]) for seed, test in enumerate(tests)]
-    columns = ("effective range", "interval", "seeds", "asked up to")
-    assert rows(distance.range_table(records), *columns) == [("3", "0 to ≥ 15", 4, "15")]
+    records = [trained(of(cell, seed=seed, length=16), [test]) for seed, test in enumerate(tests)]
+    columns = ("effective range", "interval", "seeds", "learned", "asked up to")
+    assert rows(distance.range_table(records), *columns) == [("3", "0 to ≥ 15", 4, "2 of 4", "15")]
     assert distance.summary(records) == {"rwkv": {"range in copy @16": "3"}}
     assert rows(distance.range_table(records[3:]), "effective range") == [("≥ 15",)]
+    assert distance.summary(records[:2]) == {"rwkv": {"range in copy @16": ""}}  # neither has learned the task
 
 
 def test_a_task_of_one_distance_has_no_range_and_no_curve(cell: Cell) -> None:

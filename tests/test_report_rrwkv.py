@@ -17,7 +17,8 @@ LANGUAGE = TaskFacts(vocabulary=256, classes=None, score="bits per byte", consta
 
 
 def of(cell: Cell, **fields: object) -> Cell:
-    return Cell.model_validate({**cell.model_dump(), "test_lengths": (24,), **fields})
+    tuned = {"learning_rates": (1e-3, 1e-2)}
+    return Cell.model_validate({**cell.model_dump(), "test_lengths": (24,), **tuned, **fields})
 
 
 def runs(
@@ -68,6 +69,15 @@ def test_one_seed_shows_nothing(cell: Cell) -> None:
     assert "nothing can be said" in said and "1 comparison has one seed" in said
 
 
+def test_one_learning_rate_decides_nothing(cell: Cell) -> None:
+    one = {"learning_rates": ()}
+    found = [*runs(cell, (300, 310), model="rwkv", **one), *runs(cell, (900, 910), model="rrwkv", **one)]
+    rows = comparisons(by_suite(found))
+    assert [row["verdict"] for row in rows] == ["one learning rate"]
+    said = " ".join(words(rows, [], []))
+    assert "nothing can be said" in said and "1 more, at one learning rate" in said and "helps" not in said
+
+
 def test_suites_are_not_mixed_and_smoke_is_left_out(cell: Cell) -> None:
     """A suite's steps are its own: RRWKV of one is never held against RWKV of another."""
     assert by_suite([*runs(cell, (1,), "a", model="rwkv"), *runs(cell, (1,), "b", model="rrwkv")]) == {}
@@ -86,7 +96,7 @@ def test_ranges_stand_beside_each_other(cell: Cell) -> None:
     def ranged(model: str, far: int) -> Record:
         return trained(of(cell, model=model), [asked(24, {(1, 1): (90, 100), (2, 3): (far, 100)})])
 
-    (row,) = comparisons(by_suite([ranged("rwkv", 10), ranged("rrwkv", 90)]))
+    (row,) = comparisons(by_suite([ranged("rwkv", 40), ranged("rrwkv", 90)]))
     assert (row["basis range"], row["its range"]) == ("1", "≥ 3")
 
 

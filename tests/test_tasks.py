@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
+from benchmarks.report.statistics import halfway
 from tasks.language import standard_library_files
 from tasks.task import IGNORE, SPLITS, AbsentCorpusError, Batch, Task, get_task, register_task, task_names
 
@@ -233,3 +234,21 @@ def test_a_taken_name_is_told() -> None:
         register_task("copy", **card)(lambda *_: None)  # type: ignore[arg-type, return-value]
     with pytest.raises(ValueError, match="lower-case"):
         register_task("../copy", **card)(lambda *_: None)  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize(("pairs", "alphabet", "far"), [(8, 16, 47), (4, 8, 95)])
+def test_the_value_seen_last_is_right_near_by_as_the_card_says(pairs: int, alphabet: int, far: int) -> None:
+    """In `recall` a rule that looks nothing up is above half-way up to the distance that the card states, no farther."""
+    task = get_task("recall", {"pairs": pairs, "alphabet": alphabet})
+    batch = task.batch("test", 0, 0, 4000, 512)
+    assert batch.distances is not None
+    is_value = (batch.tokens >= alphabet) & (batch.tokens < 2 * alphabet)
+    seen_last = torch.where(is_value, torch.arange(512), -1).max(1, keepdim=True).values
+    asked = batch.targets != IGNORE
+    right = (batch.targets == batch.tokens.gather(1, seen_last))[asked]
+    distance = batch.distances[asked]
+    passes = {
+        low: right[(distance >= low) & (distance < low + width)].double().mean() > halfway(task.constant_score)
+        for octave in (8, 16, 32, 64, 128) for low, width in ((octave, octave // 2), (octave * 3 // 2, octave // 2))
+    }  # fmt: skip
+    assert passes == {low: low <= far for low in passes} and far + 1 in passes

@@ -46,7 +46,10 @@ def parts(records: Sequence[Record]) -> list[Part]:
              "the shorter); no t interval, since ranges that end at zero or with the test are far from normal. The "
              "interval goes from the shortest of any seed, were each bin's accuracy at the low end of its Wilson "
              "interval (95 %, of its answers), to the longest, were each at the high end. The extremes of n seeds "
-             "alone hold the median of all seeds with probability 1 - 2 / 2^n: 75 % for 3, 94 % for 5.",
+             "alone hold the median of all seeds with probability 1 - 2 / 2^n: 75 % for 3, 94 % for 5. Learned: seeds "
+             "whose accuracy at the length of training is above half-way. The range of a model without any is that of "
+             "a rule that looks nothing up: with few pairs in a long input, the value seen last is often the one "
+             "asked for. It stands in no other table.",
              table=range_table(records)),
     ]  # fmt: skip
 
@@ -199,7 +202,7 @@ def effective_range(test: Score, constant: float) -> Range | None:
 
 
 def ranges(records: Sequence[Record]) -> pd.DataFrame:
-    """A row for each test of each run, with the columns of `Range`."""
+    """A row for each test of each run: the columns of `Range`, and whether it learned the task where it was trained."""
     labels, rows = frames.Labels.of(records), []
     for record in records:
         for test in record.outcome.learn.tests if record.outcome.learn else ():
@@ -207,8 +210,23 @@ def ranges(records: Sequence[Record]) -> pd.DataFrame:
             found = effective_range(test, record.outcome.task.constant_score) if len(test.by_distance) > 1 else None
             if found:
                 fields = frames.run_fields(record, labels)
-                rows.append({**fields, "test_length": test.length, **found._asdict()})
+                rows.append({**fields, "test_length": test.length, **found._asdict(), "learned": _learned(record)})
     return pd.DataFrame(rows)
+
+
+def _learned(record: Record) -> bool:
+    """Whether accuracy at the length of training, tested or else validated, is above half-way."""
+    learned, task = record.outcome.learn, record.outcome.task
+    assert learned and task
+    at_home = next((test for test in learned.tests if test.length == record.cell.length), learned.validation)
+    return bool(at_home and at_home.score is not None and at_home.score > halfway(task.constant_score))
+
+
+def median_range(rows: pd.DataFrame) -> str:
+    """The range of a model's seeds, as text; nothing where none of them learned its task."""
+    if not rows["learned"].any():
+        return ""
+    return shown(statistics.median_low(sorted(rows["found"])), int(rows["judged"].max()))
 
 
 def shown(found: int, judged: int) -> str:
@@ -229,7 +247,7 @@ def range_table(records: Sequence[Record]) -> pd.DataFrame:
             "task": keys[0], "trained at": keys[1], "tested at": keys[2], "model": keys[3],
             "effective range": shown(statistics.median_low(values), judged),
             "interval": " to ".join(shown(int(v), judged) for v in interval),
-            "seeds": len(values), "asked up to": f"{judged:,}",
+            "seeds": len(values), "learned": f"{group['learned'].sum()} of {len(values)}", "asked up to": f"{judged:,}",
         })  # fmt: skip
     return by_place(rows, "task", "trained at", "tested at")
 
@@ -241,7 +259,7 @@ def summary(records: Sequence[Record]) -> dict[str, dict[str, str]]:
     for task, of_task in found.groupby("task", sort=False) if len(found) else ():
         trained = of_task[of_task["length"] == of_task["length"].max()]
         longest = trained["test_length"].max()
+        where = f", trained at {trained['length'].iloc[0]}," if of_task["length"].nunique() > 1 else ""
         for model, group in trained[trained["test_length"] == longest].groupby("model", sort=False):
-            text = shown(statistics.median_low(sorted(group["found"])), int(group["judged"].max()))
-            columns.setdefault(str(model), {})[f"range in {task} @{longest}"] = text
+            columns.setdefault(str(model), {})[f"range in {task}{where} @{longest}"] = median_range(group)
     return columns

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ RATIOS = (
 TITLE = "Does retrospection help, where, and what does it cost? RRWKV beside RWKV on "
 DEFAULTS = "defaults"
 WITHOUT = "retrospection=none"  # a variant that does not look back, and so says nothing of looking back
+ONE_RATE = "one learning rate"  # in place of a verdict
 MOST_NAMED = 4  # places that a sentence names
 VIEW = """By how much RRWKV is better than RWKV, to the right, or worse: filled, tested at the length of training; \
 hollow, at the longest length tested beyond it. Lines are 95 % t intervals over seeds, paired, each for itself. Helps, \
@@ -61,21 +61,30 @@ def by_suite(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def comparisons(groups: dict[str, list[Record]]) -> list[Row]:
-    """Each variant's score minus RWKV's, paired by seed, in every suite, task, and length of training and test."""
+    """Each variant's score minus RWKV's, paired by seed, in every suite, task, and length of training and test.
+
+    Two suites may have the same runs, to the last answer of every seed: these are one row, of the suite that names no
+    option, if there is one.
+    """
+    rows = sorted(_compared(groups), key=lambda row: row["variant"] != DEFAULTS)
+    once: dict[Any, Row] = {}
+    for row in rows:
+        same = row["task"].split(" ")[0], *(row[k] for k in ("trained at", "tested at", "score", "mean", "low"))
+        once.setdefault(same if row["seeds"] > 1 else id(row), row)
+    return sorted(once.values(), key=lambda row: list(groups).index(row["suite"]))
+
+
+def _compared(groups: dict[str, list[Record]]) -> list[Row]:
     rows: list[Row] = []
-    seen: set[tuple[object, ...]] = set()  # two suites may have the same runs, to the last answer of every seed
     for suite, records in groups.items():
         scores, lost = frames.scores(records), frames.failures(records)
         ranges = distance.ranges(records)
         found = frames.differences(scores, BASELINE) if len(scores) else pd.DataFrame()
+        verdict_of = _verdict if _tuned(records) else _one_rate
         for row in found.to_dict("records"):
-            key = row["task"].split(" ")[0], *(row[k] for k in ("trained at", "tested at", "score", "mean", "low"))
-            if row["seeds"] > 1 and key in seen:
-                continue
-            seen.add(key)
             names = {"suite": suite, "variant": _variant(row["model"])}
             rows.append({
-                **row, **names, "verdict": _verdict(row),
+                **row, **names, "verdict": verdict_of(row),
                 **{f"{which} {key}": value for which, model in (("its", row["model"]), ("basis", row["against"]))
                    for key, value in _of_model(scores, ranges, lost, row, model).items()},
             })  # fmt: skip
@@ -90,17 +99,23 @@ def _verdict(row: Row) -> str:
     return {row["model"]: "helps", row["against"]: "hurts"}.get(better(row), "not shown")
 
 
+def _tuned(records: Sequence[Record]) -> bool:
+    """Whether each model was trained at the best of several learning rates: one rate may suit one of two models."""
+    return all(record.cell.learning_rates for record in records if record.cell.kind == "learn")
+
+
+def _one_rate(row: Row) -> str:
+    return ONE_RATE if row["seeds"] > 1 else "not shown"
+
+
 def _of_model(scores: pd.DataFrame, ranges: pd.DataFrame, lost: frames.Failures, row: Row, model: str) -> Row:
     """What a row of the table says of one of its two models, besides its mean."""
     place = row["task"], row["trained at"], row["tested at"], model
     here = scores[_at(scores, place)]
     spans = ranges[_at(ranges, place)] if len(ranges) else ranges
-    reached = (
-        distance.shown(statistics.median_low(sorted(spans["found"])), int(spans["judged"].max())) if len(spans) else ""
-    )
     return {
         "learned": learned(here, lost.get((place[0], place[1], model), 0))["learned"],
-        "range": reached, "parameters": int(here["parameters"].iloc[0]),
+        "range": distance.median_range(spans) if len(spans) else "", "parameters": int(here["parameters"].iloc[0]),
     }  # fmt: skip
 
 
@@ -136,7 +151,7 @@ def part_pairs(groups: dict[str, list[Record]]) -> list[Row]:
     """Each variant minus the one that lacks one of its options: what that option changes, paired by seed."""
     rows: list[Row] = []
     for suite, records in groups.items():
-        ours = [record for record in records if record.cell.model == OURS]
+        ours = [record for record in records if record.cell.model == OURS and _tuned(records)]
         scores = frames.scores(ours)
         if scores.empty:
             continue
@@ -306,11 +321,14 @@ def _mark(axes: Axes, row: Row, place: float, look: dict[str, Any], fill: str) -
 def words(rows: Sequence[Row], pairs: Sequence[Row], ratios: Sequence[Row]) -> list[str]:
     """The answer in sentences, each from the numbers of the tables below."""
     several = [row for row in rows if row["seeds"] > 1 and WITHOUT not in row["variant"]]
+    one_rate = [row for row in several if row["verdict"] == ONE_RATE]
+    several = [row for row in several if row["verdict"] != ONE_RATE]
     lines = [
         _count(several),
         _default(several),
         *_shown(several),
         _part_words(pairs),
+        _untuned(one_rate),
         _single(rows),
         *_cost_words(ratios),
     ]
@@ -324,7 +342,8 @@ def _count(rows: Sequence[Row]) -> str:
     by_chance = len(rows) * (1 - LEVEL)
     return (
         f"**Of {len(rows)} comparisons** (a variant that looks back, a task, a length of training and of test, several "
-        f"seeds) RRWKV **helps in {found['helps']}, hurts in {found['hurts']}**, and in {found['not shown']} "
+        f"seeds, each model at the best of several learning rates) RRWKV **helps in {found['helps']}, hurts in "
+        f"{found['hurts']}**, and in {found['not shown']} "
         f"neither is shown. Each is judged at 95 % alone: were there no difference anywhere, about {by_chance:.1f} "
         f"of {len(rows)} would show one, and more or fewer together, for many share their runs."
     )
@@ -370,6 +389,16 @@ def _part_words(pairs: Sequence[Row]) -> str:
         + (f"; {len(retrospection)} of these change retrospection itself, {shown} with a difference that is shown."
            if retrospection else ".")
     )  # fmt: skip
+
+
+def _untuned(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    suites = ", ".join(dict.fromkeys(row["suite"] for row in rows))
+    return (
+        f"{len(rows)} more, at one learning rate, which may suit one of the two models better, are in the tables and "
+        f"count nowhere ({suites})."
+    )
 
 
 def _single(rows: Sequence[Row]) -> str:
