@@ -238,7 +238,7 @@ def test_a_taken_name_is_told() -> None:
 
 @pytest.mark.parametrize(("pairs", "alphabet", "far"), [(8, 16, 47), (4, 8, 95)])
 def test_the_value_seen_last_is_right_near_by_as_the_card_says(pairs: int, alphabet: int, far: int) -> None:
-    """In `recall` a rule that looks nothing up is above half-way up to the distance that the card states, no farther."""
+    """In `recall` a rule that looks nothing up is above half-way up to the distance that the card states."""
     task = get_task("recall", {"pairs": pairs, "alphabet": alphabet})
     batch = task.batch("test", 0, 0, 4000, 512)
     assert batch.distances is not None
