@@ -280,6 +280,10 @@ def doctor() -> None:
     print("\n".join(findings()))
 
 
+def _in_a_line(said: str) -> str:
+    return " ".join(said.split()).replace("Value error, ", "").rstrip(".")
+
+
 def main() -> None:
     """The console script: wrong use is one line and exit code 2."""
     command: Callable[..., Any] = typer.main.get_command(app)
@@ -294,9 +298,10 @@ def main() -> None:
         told = getattr(error, "format_message", None)  # the command line itself was wrong
         if told is None:
             raise
-        print(
-            f"lookback: {' '.join(told().split())}; `lookback --help`, also behind a verb, says more", file=sys.stderr
-        )
+        said = told()
+        if sys.argv[1:]:  # of nothing at all it says the help
+            said = f"lookback: {_in_a_line(said)} (`lookback VERB --help` says more)"
+        print(said, file=sys.stderr)
         code = getattr(error, "exit_code", 2)
     sys.exit(code)
 
