@@ -75,6 +75,7 @@ def test_one_learning_rate_decides_nothing(cell: Cell) -> None:
     rows = comparisons(by_suite(found))
     assert [row["verdict"] for row in rows] == ["one learning rate"]
     said = " ".join(words(rows, [], []))
+    assert view_table(rows)["helps"].tolist() == [""]
     assert "nothing can be said" in said and "1 more, at one learning rate" in said and "helps" not in said
 
 
