@@ -39,8 +39,8 @@ MOST_NAMED = 4  # places that a sentence names
 VIEW = """By how much RRWKV is better than RWKV, to the right, or worse: filled, tested at the length of training; \
 hollow, at the longest length tested beyond it. Lines are 95 % t intervals over seeds, paired, each for itself. Helps, \
 hurts: how many variants have an interval wholly above zero, or below. The best variant is the best at the length of \
-training, picked afterwards. Of suites with one learning rate nothing is counted. *defaults* are those of `docs/models.md`; a run that two suites have is \
-shown once."""
+training, picked afterwards. Of suites with one learning rate nothing is counted. *defaults* are those of \
+`docs/models.md`; a run that two suites have is shown once."""
 Row = dict[str, Any]
 
 
