@@ -112,8 +112,8 @@ BROKEN = '[[grid]]\nkind = "learn"\ntask = "copy"\nmodle = "rwkv"\n'
         (["describe", "nothing"], "nothing is called 'nothing'"),
         (["list", "things"], "'things' is not one of 'tasks', 'models', 'suites'"),
         (["run", "quick", "--length", "abc"], "Invalid value for '--length'"),
-        (["run", "quick", "--tolerance", "-1"], "greater than or equal to 0"),
-        (["run"], "Missing argument 'suite'"),
+        (["run", "quick", "--tolerance", "-1"], "Invalid value for '--tolerance'"),
+        (["run"], "Missing argument"),
         (["report", "--results", "nowhere"], "no folder of records nowhere"),
     ],
 )

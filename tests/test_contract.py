@@ -9,7 +9,42 @@ from torch import Tensor, nn
 from models import contract
 from models.contract import check_contract
 from models.model import register_model
-from tests.plugin_models import AllToAll, NotANumber, Plain
+
+
+class Plain(nn.Module):
+    """Looks at the present token alone. Of this file: plug-ins register what other tests should not meet."""
+
+    def __init__(self, width: int, layer: int, depth: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(x)
+
+    def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Any:
+        return ()
+
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return self.forward(x), state
+
+
+class Sums(Plain):
+    """Attention without softmax, and its state."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (x @ x.transpose(1, 2)).tril() @ self.linear(x)
+
+    def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(batch_size, self.linear.in_features, self.linear.in_features, device=device, dtype=dtype)
+
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        state = state + x[:, :, None] * self.linear(x)[:, None]
+        return x + (x[:, None] @ state)[:, 0], state
+
+
+class NotANumber(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * float("nan")
 
 
 class ReadsAhead(Plain):
@@ -27,7 +62,7 @@ class ReadsAheadByZeros(ReadsAhead):
 
 
 class OtherStep(Plain):
-    def step(self, x: Tensor, state: tuple[()]) -> tuple[Tensor, tuple[()]]:
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         return x - self.linear(x), state
 
 
@@ -76,7 +111,7 @@ def test_what_breaks_the_contract_is_refused_in_a_line(
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("block", [Plain, AllToAll, StepLess, NotANumber])
+@pytest.mark.parametrize("block", [Plain, Sums, StepLess, NotANumber])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_what_keeps_it_is_not(monkeypatch: pytest.MonkeyPatch, block: type[nn.Module], precision: torch.dtype) -> None:
     """A loss that is no number is for training to tell, and a `step` need not be there to learn."""
