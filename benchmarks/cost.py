@@ -58,7 +58,7 @@ def cost(cell: Cell, task: Task, progress: Progress) -> CostNumbers:
     generation: tuple[Generated, ...] = ()
     for done, name in enumerate(names):
         progress(done, len(names), name)
-        torch.backends.cuda.enable_cudnn_sdp(name in ("training", "prefill"))  # a new graph for each length: see train
+        torch.backends.cuda.enable_cudnn_sdp(name in ("training", "prefill"))  # it makes a graph for every length
         try:
             with at_most(cell.time_limit / (len(names) + 1)):
                 if name == "generation":

@@ -150,8 +150,8 @@ def measure(cell: Cell, folder: Path, progress: Progress, stop: list[bool]) -> O
     try:
         task = get_task(cell.task, cell.task_options)
         facts = _facts(task)
-        numbers_of = torch.float32 if cell.precision == "float32" else torch.bfloat16
-        check_contract(cell.model, cell.width, cell.depth, cell.model_options, cell.device, numbers_of)
+        with precision(cell):
+            check_contract(cell.model, cell.width, cell.depth, cell.model_options, cell.device)
         kernels = kernels_of(cell, task)
         if cell.kind == "cost":
             costs = cost(cell, task, progress)

@@ -21,13 +21,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import register_pytree_node
 
+from models.contract import CLOSE, TRIED
 from models.model import Recipe, register_family
 
 CACHES = ("past_key_values", "cache_params", "state")
 """What a stack calls what it keeps of the past, as an argument and in what it gives back."""
-
-TRIED = 8  # positions that a model is tried on
-CLOSE = 5e-3  # of the largest output: GPUs multiply with 11 bits
 
 WHOLE = Recipe(whole=True)
 FRAMES = ("hidden_size", "num_hidden_layers", "vocab_size")  # which the frame says: width, depth, vocabulary

@@ -152,7 +152,7 @@ class SequenceModel(nn.Module):
         self._check_streams()
         x, state = self.embed(tokens), []
         for block in self.blocks:
-            x, after = block.prefill(x) if hasattr(block, "prefill") else _step_through(block, x)  # type: ignore[operator]
+            x, after = block.prefill(x) if hasattr(block, "prefill") else step_through(block, x)  # type: ignore[operator]
             state.append(after)
         return self.answer(x[:, -1]), state
 
@@ -185,7 +185,8 @@ def _check_reading(classes: int | None, pooling: str, direction: str, documents:
         )
 
 
-def _step_through(block: Any, x: Tensor) -> tuple[Tensor, State]:
+def step_through(block: Any, x: Tensor) -> tuple[Tensor, State]:
+    """What a block says, position by position, to (batch, length, width), and its state behind the last."""
     state, outputs = block.initial_state(x.shape[0], x.device, x.dtype), []
     for position in x.unbind(1):
         y, state = block.step(position, state)

@@ -261,7 +261,7 @@ def looks_back(model: str, base: str, context: bool = True) -> Find:
 
 def _tuned(found: Sequence[Measure], records: Sequence[Record]) -> list[Measure]:
     """Models that had one learning rate, the same for all, may differ by what it suits: such measures do not count."""
-    if all(record.cell.learning_rates for record in records if record.cell.kind == "learn"):
+    if frames.tuned(records):
         return list(found)
     return [replace(one, counted=False, note=f"{one.note}; one learning rate") for one in found]
 

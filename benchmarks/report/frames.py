@@ -55,6 +55,11 @@ class Labels:
         return f"{name} {options(given)}".rstrip() if name in self.several else name
 
 
+def tuned(records: Iterable[Record]) -> bool:
+    """Whether each model was trained at the best of several learning rates: one rate may suit one of two models."""
+    return all(record.cell.learning_rates for record in records if record.cell.kind == "learn")
+
+
 def measurement(record: Record, *without: str) -> str:
     """What was measured, wherever it was: the canonical cell but for `device`, `time_limit` and the fields named."""
     cell = json.loads(record.cell.canonical())

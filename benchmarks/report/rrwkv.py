@@ -80,7 +80,7 @@ def _compared(groups: dict[str, list[Record]]) -> list[Row]:
         scores, lost = frames.scores(records), frames.failures(records)
         ranges = distance.ranges(records)
         found = frames.differences(scores, BASELINE) if len(scores) else pd.DataFrame()
-        verdict_of = _verdict if _tuned(records) else _one_rate
+        verdict_of = _verdict if frames.tuned(records) else _one_rate
         for row in found.to_dict("records"):
             names = {"suite": suite, "variant": _variant(row["model"])}
             rows.append({
@@ -97,11 +97,6 @@ def _variant(model: str) -> str:
 
 def _verdict(row: Row) -> str:
     return {row["model"]: "helps", row["against"]: "hurts"}.get(better(row), "not shown")
-
-
-def _tuned(records: Sequence[Record]) -> bool:
-    """Whether each model was trained at the best of several learning rates: one rate may suit one of two models."""
-    return all(record.cell.learning_rates for record in records if record.cell.kind == "learn")
 
 
 def _one_rate(row: Row) -> str:
@@ -151,7 +146,7 @@ def part_pairs(groups: dict[str, list[Record]]) -> list[Row]:
     """Each variant minus the one that lacks one of its options: what that option changes, paired by seed."""
     rows: list[Row] = []
     for suite, records in groups.items():
-        ours = [record for record in records if record.cell.model == OURS and _tuned(records)]
+        ours = [record for record in records if record.cell.model == OURS] if frames.tuned(records) else []
         scores = frames.scores(ours)
         if scores.empty:
             continue
