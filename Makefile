@@ -99,14 +99,14 @@ claims: $(READY) ## each claim of the RWKV and RRWKV papers on range and cost be
 	@$(BIN)/lookback report claims
 
 pictures: $(READY) ## make the documentation's pictures anew from the data
-	@$(BIN)/python -m benchmarks.pictures
+	@$(BIN)/python -m lookback.benchmarks.describe.pictures
 
 cards: $(READY) ## make the page of the tasks' spec cards anew: docs/tasks.md
-	@$(BIN)/python -m benchmarks.cards
+	@$(BIN)/python -m lookback.benchmarks.describe.task_page
 
 speed: $(READY) ## measure operators, training steps and samplers beside their peers
 	@$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt --editable '.[dev,peers]'
-	@$(BIN)/python -m benchmarks.speed_report
+	@$(BIN)/python -m lookback.benchmarks.speed.report
 
 ifdef PACK
 GPU_READY := $(PACK)/site
@@ -125,11 +125,11 @@ RESULTS ?= results
 
 .PHONY: gpu gpu-pack
 gpu: $(GPU_READY) ## measure all that a GPU is wanted for, in stages that go on later (STAGE=cost, BUDGET=480, PACK=folder)
-	@$(GPU_PYTHON) -m benchmarks.gpu $(STAGE) --budget $(BUDGET) --device $(DEVICE) --scale $(SCALE) \
+	@$(GPU_PYTHON) -m lookback.benchmarks.gpu $(STAGE) --budget $(BUDGET) --device $(DEVICE) --scale $(SCALE) \
 	    --results $(RESULTS) $(if $(PACK),--pack $(PACK))
 
 gpu-pack: $(READY) ## pack what a GPU machine without network lacks (HAVE=its pip list, LIMIT=64M, TO=gpu-pack)
-	@$(BIN)/python -m benchmarks.gpu_pack --to $(or $(TO),gpu-pack) $(if $(HAVE),--have $(HAVE)) \
+	@$(BIN)/python -m lookback.benchmarks.gpu_pack --to $(or $(TO),gpu-pack) $(if $(HAVE),--have $(HAVE)) \
 	    $(if $(LIMIT),--limit $(LIMIT)) $(if $(TARGET_PYTHON),--python $(TARGET_PYTHON))
 
 report: $(READY) ## make reports/ anew from results/

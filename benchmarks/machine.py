@@ -1,4 +1,6 @@
-"""What a reader must know of the machine and the software, found without torch, and without names of hosts or users."""
+"""What a reader must know of the machine and the software, found without torch, and without names
+of hosts or users.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import Machine
+from lookback.benchmarks.record import Machine
 
 SHARED_GPU = "LOOKBACK_SHARED_GPU"  # set where other cells run on the GPU at the same time
-PACKAGES = ("lookback", "torch", "triton", "numpy", "pandas", "transformers", "flash-linear-attention")
+PACKAGES = (
+    "lookback",
+    "torch",
+    "triton",
+    "numpy",
+    "pandas",
+    "transformers",
+    "flash-linear-attention",
+)
 
 
 def machine(device: str) -> Machine:
-    """The machine that a device ("cpu" or "cuda") stands for; raises ValueError when there is no such GPU."""
+    """The machine that a device ("cpu" or "cuda") stands for; raises ValueError when there is no
+    such GPU.
+    """
     cores = os.cpu_count() or 1
-    cpu = {"cpu": _cpu_name(), "cores": cores, "memory_bytes": memory_bytes(), "system": platform.system()}
+    cpu = {
+        "cpu": _cpu_name(),
+        "cores": cores,
+        "memory_bytes": memory_bytes(),
+        "system": platform.system(),
+    }
     if device == "cpu":
         return Machine(slug=_slug(f"{cpu['cpu']}-{cores}-cores"), device=str(cpu["cpu"]), facts=cpu)
     gpu = _gpu()
@@ -29,7 +46,8 @@ def machine(device: str) -> Machine:
 
 
 def joules(device: str) -> float | None:
-    """What the first visible GPU has used since its driver was loaded; None on a CPU, or where nobody tells.
+    """What the first visible GPU has used since its driver was loaded; None on a CPU, or where
+    nobody tells.
 
     Of a GPU that several cells share, nobody can tell what each of them used.
     """
@@ -62,15 +80,20 @@ def versions() -> dict[str, str]:
 def commit() -> tuple[str | None, bool | None]:
     """The commit of this checkout, and whether its code differs from it; None outside a checkout.
 
-    A copy without its history is of the commit that LOOKBACK_COMMIT names; whether it differs nobody knows.
+    A copy without its history is of the commit that LOOKBACK_COMMIT names; whether it differs
+    nobody knows.
     """
     root = Path(__file__).parent.parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", ".", ":!results", ":!reports"))
+        return git("rev-parse", "HEAD"), bool(
+            git("status", "--porcelain", "--", ".", ":!results", ":!reports")
+        )
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("LOOKBACK_COMMIT"), None
 
@@ -89,12 +112,18 @@ def _cpu_name() -> str:
 
 
 def memory_bytes() -> int:
-    """What processes here may use: the machine's memory, or less where control groups limit it (Linux)."""
-    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_group_limits(Path("/"))])
+    """What processes here may use: the machine's memory, or less where control groups limit it
+    (Linux).
+    """
+    return min(
+        [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_group_limits(Path("/"))]
+    )
 
 
 def _group_limits(root: Path) -> list[int]:
-    """Limits of this process's control groups and those above them, of either version, below a root folder."""
+    """Limits of this process's control groups and those above them, of either version, below a root
+    folder.
+    """
     limits = []
     groups = root / "proc/self/cgroup"
     for line in groups.read_text(encoding="utf-8").splitlines() if groups.exists() else []:
@@ -121,8 +150,12 @@ def _gpu_handle() -> Any:
     if not first.startswith(("GPU-", "MIG-")):
         return pynvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdigit() else 0)
     handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-    named = (handle for handle in handles if pynvml.nvmlDeviceGetUUID(handle).startswith(first))  # CUDA takes prefixes
-    return next(named, None) or pynvml.nvmlDeviceGetHandleByUUID(first)  # a MIG slice is not among the devices
+    named = (
+        handle for handle in handles if pynvml.nvmlDeviceGetUUID(handle).startswith(first)
+    )  # CUDA takes prefixes
+    return next(named, None) or pynvml.nvmlDeviceGetHandleByUUID(
+        first
+    )  # a MIG slice is not among the devices
 
 
 def _gpu() -> dict[str, Any]:
@@ -140,7 +173,9 @@ def _gpu() -> dict[str, Any]:
         "driver": pynvml.nvmlSystemGetDriverVersion,
         "power_limit_watts": lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
         "sm_clock_max_mhz": lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM),
-        "memory_clock_max_mhz": lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_MEM),
+        "memory_clock_max_mhz": lambda: pynvml.nvmlDeviceGetMaxClockInfo(
+            handle, pynvml.NVML_CLOCK_MEM
+        ),
     }
     facts: dict[str, Any] = {"gpu": name}
     for key, read in readings.items():

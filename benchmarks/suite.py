@@ -20,8 +20,8 @@ to = "transformer"             # whose width is the suite's; its `options`, the 
 steps = 3
 match = { tolerance = 0.2 }    # and in [match], which may also stand here alone, for this scale
 
-The batch is given by `batch_size` or by `batch_tokens`; what a grid says counts before the defaults, and what a scale
-says before both.
+The batch is given by `batch_size` or by `batch_tokens`; what a grid says counts before the
+defaults, and what a scale says before both.
 """
 
 from __future__ import annotations
@@ -38,25 +38,46 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from benchmarks.record import LIST_FIELDS, SUITE_NAME, Cell, Name, Value, make_cell, one_line
+from lookback.benchmarks.record import (
+    LIST_FIELDS,
+    SUITE_NAME,
+    Cell,
+    Name,
+    Value,
+    make_cell,
+    one_line,
+)
 
 FOLDER = Path(__file__).parent / "suites"
 DEFAULT_SCALE = "small"
 MOST_CELLS = 100_000  # of a grid: what a slip of the pen multiplies out to is told, not waited for
-FIRST = ("kind", "task", "task_options", "length", "seed")  # slowest to change; models alternate at each length
+FIRST = (
+    "kind",
+    "task",
+    "task_options",
+    "length",
+    "seed",
+)  # slowest to change; models alternate at each length
 
 
 class Match(Value):
-    """What makes the suite's models comparable; see benchmarks.sizes, which works the widths out."""
+    """What makes the suite's models comparable; see lookback.benchmarks.plan.match_widths, which
+    works the widths out.
+    """
 
     by: Literal["parameters", "flops", "state_bytes"] = "parameters"
     to: Name
     options: dict[str, Any] = Field(default_factory=dict)  # of that model
     tolerance: float = Field(default=0.02, gt=0, lt=1)
-    multiple: int = Field(default=1, ge=1, le=1024)  # of which widths are: machines compute slower at odd ones
+    multiple: int = Field(
+        default=1, ge=1, le=1024
+    )  # of which widths are: machines compute slower at odd ones
 
     def __str__(self) -> str:
-        measured = {"flops": "operations of a training step", "state_bytes": "bytes of state at the cell's length"}
+        measured = {
+            "flops": "operations of a training step",
+            "state_bytes": "bytes of state at the cell's length",
+        }
         what, widths = measured.get(self.by, self.by), "widths"
         if self.multiple > 1:
             widths = f"widths, multiples of {self.multiple},"
@@ -67,7 +88,8 @@ class Match(Value):
 class Suite:
     """A named list of cells; `name` carries the scale, unless it is the default one.
 
-    With a `match`, widths stand as the file has them until benchmarks.sizes has worked them out.
+    With a `match`, widths stand as the file has them until lookback.benchmarks.plan.match_widths
+    has worked them out.
     """
 
     name: str
@@ -86,11 +108,15 @@ def suite_path(name: str) -> Path:
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
-            raise ValueError(f"suite file {name!r} does not exist: expected the path of a TOML file")
+            raise ValueError(
+                f"suite file {name!r} does not exist: expected the path of a TOML file"
+            )
         return path
     if name not in suite_names():
         near = difflib.get_close_matches(name, suite_names()) or suite_names()
-        raise ValueError(f"unknown suite {name!r}: expected {' or '.join(near)}, or the path of a .toml file")
+        raise ValueError(
+            f"unknown suite {name!r}: expected {' or '.join(near)}, or the path of a .toml file"
+        )
     return FOLDER / f"{name}.toml"
 
 
@@ -100,7 +126,9 @@ def scaled(name: str, scale: str) -> str:
 
 
 def read_suite(name: str, scale: str = DEFAULT_SCALE, device: str = "cpu") -> Suite:
-    """Read a suite at a scale, its cells for a device; raises ValueError that names the file and the key."""
+    """Read a suite at a scale, its cells for a device; raises ValueError that names the file and
+    the key.
+    """
     path = suite_path(name)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -109,19 +137,32 @@ def read_suite(name: str, scale: str = DEFAULT_SCALE, device: str = "cpu") -> Su
     except ValueError:  # what int() says of ten thousand digits
         raise ValueError(f"{path}: not valid TOML: a number is too long") from None
     if not re.fullmatch(SUITE_NAME, scaled(path.stem, scale)):
-        raise ValueError(f"{str(path)!r}: expected a name of letters, digits, _, . and -, for its records' folder")
+        raise ValueError(
+            f"{str(path)!r}: expected a name of letters, digits, _, . and -, for its records' folder"
+        )
     _check_keys(path, content, scale)
-    cells = dict.fromkeys(_cells(path, content, scale, device))  # the same cell from two grids is one cell
+    cells = dict.fromkeys(
+        _cells(path, content, scale, device)
+    )  # the same cell from two grids is one cell
     if not cells:
         raise ValueError(f"{path}: no cells at scale {scale!r}")
-    return Suite(scaled(path.stem, scale), content.get("title", path.stem), tuple(cells), _match(path, content, scale))
+    return Suite(
+        scaled(path.stem, scale),
+        content.get("title", path.stem),
+        tuple(cells),
+        _match(path, content, scale),
+    )
 
 
 def _check_keys(path: Path, content: Mapping[str, Any], scale: str) -> None:
     unknown = set(content) - {"title", "defaults", "grid", "match", "scales"}
     if unknown:
-        raise ValueError(f"{path}: unknown key {sorted(unknown)[0]!r}: expected title, defaults, grid, match or scales")
-    if not isinstance(content.get("grid"), list) or not all(isinstance(grid, dict) for grid in content["grid"]):
+        raise ValueError(
+            f"{path}: unknown key {sorted(unknown)[0]!r}: expected title, defaults, grid, match or scales"
+        )
+    if not isinstance(content.get("grid"), list) or not all(
+        isinstance(grid, dict) for grid in content["grid"]
+    ):
         raise ValueError(f"{path}: grid: expected at least one [[grid]] table")
     if not isinstance(content.get("title", ""), str):
         raise ValueError(f"{path}: title: expected a text")
@@ -135,20 +176,30 @@ def _check_keys(path: Path, content: Mapping[str, Any], scale: str) -> None:
     for name, changed in content.get("scales", {}).items():
         if not isinstance(changed, dict):
             raise ValueError(f"{path}: scales.{name!r}: expected a table")
-    known = set(content.get("scales", {})) | {s for grid in content["grid"] for s in grid.get("scales", [])}
+    known = set(content.get("scales", {})) | {
+        s for grid in content["grid"] for s in grid.get("scales", [])
+    }
     if scale not in known | {DEFAULT_SCALE}:
-        raise ValueError(f"{path}: no scale {scale!r}: expected one of {', '.join(sorted(known | {DEFAULT_SCALE}))}")
+        raise ValueError(
+            f"{path}: no scale {scale!r}: expected one of {', '.join(sorted(known | {DEFAULT_SCALE}))}"
+        )
 
 
 def _match(path: Path, content: Mapping[str, Any], scale: str) -> Match | None:
-    """What the suite asks to be matched at a scale; nothing where neither the file nor the scale has a `match`."""
+    """What the suite asks to be matched at a scale; nothing where neither the file nor the scale
+    has a `match`.
+    """
     changed = content.get("scales", {}).get(scale, {})
     if "match" not in {**content, **changed}:
         return None
     try:
         return Match.model_validate({**content.get("match", {}), **changed.get("match", {})})
     except (ValidationError, TypeError) as error:
-        told = one_line(error, Match.model_fields) if isinstance(error, ValidationError) else "expected a table"
+        told = (
+            one_line(error, Match.model_fields)
+            if isinstance(error, ValidationError)
+            else "expected a table"
+        )
         raise ValueError(f"{path}: match: {told}") from None
 
 
@@ -171,11 +222,15 @@ def _cells(path: Path, content: Mapping[str, Any], scale: str, device: str) -> I
 
 
 def _layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of all layers, later ones first, where the size of a batch and its tokens exclude each other."""
+    """The fields of all layers, later ones first, where the size of a batch and its tokens exclude
+    each other.
+    """
     fields: dict[str, Any] = {}
     for layer in layers:
         if "batch_size" in layer and "batch_tokens" in layer:
-            raise ValueError("batch_size and batch_tokens: expected one of them, the other follows from it")
+            raise ValueError(
+                "batch_size and batch_tokens: expected one of them, the other follows from it"
+            )
         if "batch_size" in layer:
             fields.pop("batch_tokens", None)
         fields |= layer
@@ -215,20 +270,30 @@ def _choices(key: str, value: Any) -> Sequence[Any]:
 
 
 def narrow(cells: Sequence[Cell], field: str, values: Sequence[Any]) -> tuple[Cell, ...]:
-    """The cells that have these values in a field; a value that none has takes the place of those that are there.
+    """The cells that have these values in a field; a value that none has takes the place of those
+    that are there.
 
-    So `--model rwkv` selects, and `--model mine` runs a model of the user's own wherever the suite runs others. The
-    options of what is replaced do not go with it.
+    So `--model rwkv` selects, and `--model mine` runs a model of the user's own wherever the suite
+    runs others. The options of what is replaced do not go with it.
     """
     chosen: list[Cell] = []
     for value in values:
         there = [cell for cell in cells if getattr(cell, field) == value]
-        replaced = {field: value, **({f"{field}_options": {}} if field in ("task", "model") else {})}
-        chosen += there or [make_cell({**cell.model_dump(), **replaced, **_begun(cell, replaced)}) for cell in cells]
+        replaced = {
+            field: value,
+            **({f"{field}_options": {}} if field in ("task", "model") else {}),
+        }
+        chosen += there or [
+            make_cell({**cell.model_dump(), **replaced, **_begun(cell, replaced)}) for cell in cells
+        ]
     return tuple(dict.fromkeys(chosen))
 
 
 def _begun(cell: Cell, replaced: Mapping[str, Any]) -> dict[str, Any]:
     """Training does not begin longer than the length that takes the place of the cell's."""
     length = replaced.get("length", cell.length)
-    return {"first_length": None} if cell.first_length is not None and cell.first_length > length else {}
+    return (
+        {"first_length": None}
+        if cell.first_length is not None and cell.first_length > length
+        else {}
+    )

@@ -1,9 +1,10 @@
-"""Causal language models of other libraries, with fresh weights: `hf:TYPE` of transformers, `fla:TYPE` of
-flash-linear-attention, where TYPE is the library's own `model_type`.
+"""Causal language models of other libraries, with fresh weights: `hf:TYPE` of transformers,
+`fla:TYPE` of flash-linear-attention, where TYPE is the library's own `model_type`.
 
-Such a model comes as a whole stack, its last norm included, and stands between our embedding and our head: vocabulary,
-reading, loss and trainer are those of every model. Nothing is fetched. Sizes follow width and depth in the proportions
-of the type's own defaults (`fields`); every field of its configuration is an option of the model.
+Such a model comes as a whole stack, its last norm included, and stands between our embedding and
+our head: vocabulary, reading, loss and trainer are those of every model. Nothing is fetched. Sizes
+follow width and depth in the proportions of the type's own defaults (`fields`); every field of its
+configuration is an option of the model.
 """
 
 from __future__ import annotations
@@ -21,25 +22,51 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import register_pytree_node
 
-from models.contract import CLOSE, TRIED
-from models.model import Recipe, register_family
+from lookback.models.contract import CLOSE, TRIED
+from lookback.models.model import Recipe, register_family
 
 CACHES = ("past_key_values", "cache_params", "state")
 """What a stack calls what it keeps of the past, as an argument and in what it gives back."""
 
 WHOLE = Recipe(whole=True)
-FRAMES = ("hidden_size", "num_hidden_layers", "vocab_size")  # which the frame says: width, depth, vocabulary
+FRAMES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "vocab_size",
+)  # which the frame says: width, depth, vocabulary
 NO_OPTIONS = (
-    "transformers_version", "architectures", "model_type", "id2label", "label2id", "problem_type", "torch_dtype",
-    "dtype", "output_hidden_states", "output_attentions", "return_dict", "use_cache", "is_encoder_decoder",
-    "is_decoder", "tie_word_embeddings", "tie_encoder_decoder", "chunk_size_feed_forward", "pad_token_id",
-    "bos_token_id", "eos_token_id", "add_cross_attention", "kwargs",
-)  # fmt: skip
-FIXED: Mapping[str, Mapping[str, Any]] = {"hf:rwkv": {"rescale_every": 0}}  # a trick for float16, by writing in weights
+    "transformers_version",
+    "architectures",
+    "model_type",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "torch_dtype",
+    "dtype",
+    "output_hidden_states",
+    "output_attentions",
+    "return_dict",
+    "use_cache",
+    "is_encoder_decoder",
+    "is_decoder",
+    "tie_word_embeddings",
+    "tie_encoder_decoder",
+    "chunk_size_feed_forward",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "add_cross_attention",
+    "kwargs",
+)
+FIXED: Mapping[str, Mapping[str, Any]] = {
+    "hf:rwkv": {"rescale_every": 0}
+}  # a trick for float16, by writing in weights
 
 
 class Kept:
-    """What a stack keeps of the past, in whatever object its library has for it: a node of which tensors are leaves."""
+    """What a stack keeps of the past, in whatever object its library has for it: a node of which
+    tensors are leaves.
+    """
 
     def __init__(self, inside: Any) -> None:
         self.inside = inside
@@ -54,7 +81,13 @@ def tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
         return
-    held = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple | set) else ()
+    held = (
+        value.values()
+        if isinstance(value, Mapping)
+        else value
+        if isinstance(value, list | tuple | set)
+        else ()
+    )
     for part in (*held, *getattr(value, "__dict__", {}).values()):
         yield from tensors_in(part, seen)
 
@@ -67,7 +100,9 @@ register_pytree_node(Kept, lambda kept: (list(tensors_in(kept.inside)), kept), _
 
 
 class Stack(nn.Module):
-    """All layers of a model of another library as one block. Its keyword arguments are fields of the configuration."""
+    """All layers of a model of another library as one block. Its keyword arguments are fields of
+    the configuration.
+    """
 
     name: ClassVar[str]
     configuration: ClassVar[type]
@@ -77,7 +112,9 @@ class Stack(nn.Module):
         super().__init__()
         self.width = width
         try:
-            config = self.configuration(**fields(self.name, self.configuration, width, depth, options))
+            config = self.configuration(
+                **fields(self.name, self.configuration, width, depth, options)
+            )
             self.stack: Any = _without_head(self.language_model(config))
         except Exception as error:
             said = " ".join((str(error) or type(error).__name__).split())[:300]
@@ -92,18 +129,28 @@ class Stack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (batch, length, width) -> same
         self.check_length(x.shape[1])
-        self._try_once("causal", self._is_causal, "is not causal: what comes later changes what it says before")
+        self._try_once(
+            "causal", self._is_causal, "is not causal: what comes later changes what it says before"
+        )
         return self.read(x)
 
     def read(self, x: Tensor) -> Tensor:
         """All positions at once, (batch, length, width) -> same, keeping nothing."""
-        return self.stack(inputs_embeds=x, return_dict=True, **({"use_cache": False} if self.use_cache else {}))[0]
+        return self.stack(
+            inputs_embeds=x, return_dict=True, **({"use_cache": False} if self.use_cache else {})
+        )[0]
 
-    def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> tuple[Kept, int]:
+    def initial_state(
+        self, batch_size: int, device: torch.device, dtype: torch.dtype
+    ) -> tuple[Kept, int]:
         """Nothing yet: a stack makes its own when it reads the first token."""
         if self.cache_name is None or not self.use_cache:
-            raise ValueError(f"model {self.name!r} keeps no state: it reads whole sequences and cannot go on from one")
-        self._try_once("state", self._goes_on, "keeps no state to trust: token by token it says something else")
+            raise ValueError(
+                f"model {self.name!r} keeps no state: it reads whole sequences and cannot go on from one"
+            )
+        self._try_once(
+            "state", self._goes_on, "keeps no state to trust: token by token it says something else"
+        )
         return Kept(None), 0
 
     def prefill(self, x: Tensor) -> tuple[Tensor, tuple[Kept, int]]:
@@ -117,7 +164,9 @@ class Stack(nn.Module):
         """Read (batch, length, width) behind what was read before."""
         kept, before = state
         self.check_length(before + x.shape[1])
-        found = self.stack(inputs_embeds=x, return_dict=True, use_cache=True, **{str(self.cache_name): kept.inside})
+        found = self.stack(
+            inputs_embeds=x, return_dict=True, use_cache=True, **{str(self.cache_name): kept.inside}
+        )
         if found[0].shape != x.shape:
             raise ValueError(
                 f"model {self.name!r} reads {tuple(x.shape)} and gives {tuple(found[0].shape)}: its library goes wrong "
@@ -126,12 +175,19 @@ class Stack(nn.Module):
         return found[0], (Kept(found[self.cache_name]), before + x.shape[1])
 
     def _try_once(self, what: str, right: Callable[[Tensor], bool], wrong: str) -> None:
-        """Try on a few positions whether a model does what it must: libraries have many, and nobody tries them all.
+        """Try on a few positions whether a model does what it must: libraries have many, and nobody
+        tries them all.
 
-        Inputs are as small as weights at the start, so that what is added to them, as of positions, is seen.
+        Inputs are as small as weights at the start, so that what is added to them, as of positions,
+        is seen.
         """
         weight = next(self.parameters())
-        if what in self.tried or isinstance(weight, FakeTensor) or weight.is_meta or torch.compiler.is_compiling():
+        if (
+            what in self.tried
+            or isinstance(weight, FakeTensor)
+            or weight.is_meta
+            or torch.compiler.is_compiling()
+        ):
             return
         self.tried.add(what)
         training, length = self.training, min(TRIED, self.longest or TRIED)
@@ -150,7 +206,9 @@ class Stack(nn.Module):
 
     def _is_causal(self, x: Tensor) -> bool:
         half = x.shape[1] // 2
-        return _close(self.read(torch.cat([x[:, :half], -x[:, half:]], 1))[:, :half], self.read(x)[:, :half])
+        return _close(
+            self.read(torch.cat([x[:, :half], -x[:, half:]], 1))[:, :half], self.read(x)[:, :half]
+        )
 
     def _goes_on(self, x: Tensor) -> bool:
         half = x.shape[1] // 2
@@ -172,9 +230,13 @@ class Stack(nn.Module):
     def drop(self, dropout: nn.Dropout) -> None:
         """Have `dropout` leave out its share of what each layer adds."""
         lists = [module for module in self.stack.modules() if isinstance(module, nn.ModuleList)]
-        layers = next((found for found in lists if len(found) == self.stack.config.num_hidden_layers), None)
+        layers = next(
+            (found for found in lists if len(found) == self.stack.config.num_hidden_layers), None
+        )
         if layers is None:
-            raise ValueError(f"model {self.name!r} does not show its layers: it has no dropout but its options'")
+            raise ValueError(
+                f"model {self.name!r} does not show its layers: it has no dropout but its options'"
+            )
 
         def dropped(layer: nn.Module, given: Any, named: Any, out: Any) -> Any:
             x = given[0] if given else named["hidden_states"]
@@ -203,7 +265,9 @@ def _longest(stack: nn.Module, config: Any) -> int | None:
     tables = [module.weight for module in stack.modules() if isinstance(module, nn.Embedding)]
     tables += [buffer for buffer in stack.buffers() if buffer.ndim > 1]
     sizes = {size for table in tables for size in table.shape}
-    return most if any(most <= size <= most + 2 for size in sizes) else None  # some keep a row or two for padding
+    return (
+        most if any(most <= size <= most + 2 for size in sizes) else None
+    )  # some keep a row or two for padding
 
 
 # Sizes
@@ -215,25 +279,39 @@ def _own(configuration: Any, name: str) -> str:
 
 
 def _written(configuration: type) -> dict[str, Any]:
-    """Defaults as the configuration's constructor has them: None where it works a field out from others."""
+    """Defaults as the configuration's constructor has them: None where it works a field out from
+    others.
+    """
     parameters = inspect.signature(configuration).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return {
+        p.name: p.default for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
 
 
-def fields(name: str, configuration: Any, width: int, depth: int, options: Mapping[str, Any]) -> dict[str, Any]:
+def fields(
+    name: str, configuration: Any, width: int, depth: int, options: Mapping[str, Any]
+) -> dict[str, Any]:
     """What a configuration is made of.
 
-    Heads are 64 wide as those of our Transformer; inner widths grow with the width from what they are by default, heads
-    of keys and groups with the number of heads. Dropout is none, and the vocabulary, which is ours, as good as none.
+    Heads are 64 wide as those of our Transformer; inner widths grow with the width from what they
+    are by default, heads of keys and groups with the number of heads. Dropout is none, and the
+    vocabulary, which is ours, as good as none.
     """
     own = lambda field: _own(configuration, field)  # noqa: E731
     given = {own(key): value for key, value in options.items()}
     written, standard = _written(configuration), configuration()
-    if not isinstance(getattr(standard, "hidden_size", None), int) or not hasattr(standard, "num_hidden_layers"):
+    if not isinstance(getattr(standard, "hidden_size", None), int) or not hasattr(
+        standard, "num_hidden_layers"
+    ):
         raise ValueError("its configuration has no hidden_size and num_hidden_layers of its own")
     if standard.is_encoder_decoder or getattr(configuration, "sub_configs", {}):
         raise ValueError("it is made of several models: expected one that reads text alone")
-    sizes = {own("hidden_size"): width, own("num_hidden_layers"): depth, "vocab_size": 2, **FIXED.get(name, {})}
+    sizes = {
+        own("hidden_size"): width,
+        own("num_hidden_layers"): depth,
+        "vocab_size": 2,
+        **FIXED.get(name, {}),
+    }
     growth = width / standard.hidden_size
     for field, value in written.items():
         if _drops(field, value):
@@ -253,9 +331,17 @@ def _drops(field: str, value: Any) -> bool:
     return isinstance(value, float) and ("dropout" in field or "pdrop" in field)
 
 
-def _heads(configuration: Any, written: Mapping[str, Any], standard: Any, width: int, given: Mapping[str, Any]) -> Any:
+def _heads(
+    configuration: Any,
+    written: Mapping[str, Any],
+    standard: Any,
+    width: int,
+    given: Mapping[str, Any],
+) -> Any:
     """Heads, their width, and what comes in shares of them."""
-    field = next((f for f in (_own(configuration, "num_attention_heads"), "num_heads") if f in written), None)
+    field = next(
+        (f for f in (_own(configuration, "num_attention_heads"), "num_heads") if f in written), None
+    )
     if field is None:
         return {}
     usual, head_width = getattr(standard, field), written.get("head_dim")
@@ -273,7 +359,9 @@ def _heads(configuration: Any, written: Mapping[str, Any], standard: Any, width:
         sizes["rotary_dim"] = min(each, written["rotary_dim"])
     for shared in (_own(configuration, "num_key_value_heads"), "n_groups"):
         if isinstance(written.get(shared), int) and isinstance(usual, int):
-            sizes[shared] = _divisor(heads, min(written[shared], max(1, heads * written[shared] // usual)))
+            sizes[shared] = _divisor(
+                heads, min(written[shared], max(1, heads * written[shared] // usual))
+            )
     return sizes
 
 
@@ -299,20 +387,37 @@ Found = tuple[type, type]
 """A configuration and the causal language model that is made from it."""
 
 
-@register_family("hf", "any causal language model of transformers, with fresh weights: hf:llama, hf:mamba, ...")
+@register_family(
+    "hf", "any causal language model of transformers, with fresh weights: hf:llama, hf:mamba, ..."
+)
 def of_transformers(kind: str) -> tuple[type[nn.Module], Recipe, dict[str, Any]]:
-    """Block, recipe and defaults of a `model_type` of transformers; raises ValueError where it has none."""
+    """Block, recipe and defaults of a `model_type` of transformers; raises ValueError where it has
+    none.
+    """
     name = f"hf:{kind}"
     library = _imported(name, "transformers", "transformers", "hf")
-    configurations = importlib.import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING_NAMES
-    models = importlib.import_module("transformers.models.auto.modeling_auto").MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    configurations = importlib.import_module(
+        "transformers.models.auto.configuration_auto"
+    ).CONFIG_MAPPING_NAMES
+    models = importlib.import_module(
+        "transformers.models.auto.modeling_auto"
+    ).MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     _quiet(library)
-    return _stack(name, models, lambda: (getattr(library, configurations[kind]), getattr(library, models[kind])))
+    return _stack(
+        name,
+        models,
+        lambda: (getattr(library, configurations[kind]), getattr(library, models[kind])),
+    )
 
 
-@register_family("fla", "any model of flash-linear-attention, on a GPU: fla:rwkv7, fla:gated_deltanet, fla:gla, ...")
+@register_family(
+    "fla",
+    "any model of flash-linear-attention, on a GPU: fla:rwkv7, fla:gated_deltanet, fla:gla, ...",
+)
 def of_flash_linear_attention(kind: str) -> tuple[type[nn.Module], Recipe, dict[str, Any]]:
-    """Block, recipe and defaults of a type of flash-linear-attention; raises ValueError where it has none."""
+    """Block, recipe and defaults of a type of flash-linear-attention; raises ValueError where it
+    has none.
+    """
     name = f"fla:{kind}"
     library = _imported(name, "fla.models", "flash-linear-attention", "fla")
     _quiet(importlib.import_module("transformers"))
@@ -325,11 +430,12 @@ def _pairs(library: Any) -> dict[str, Found]:
     names = [name.removesuffix("Config") for name in vars(library) if name.endswith("Config")]
     return {
         getattr(library, f"{name}Config").model_type: (
-            getattr(library, f"{name}Config"), getattr(library, f"{name}ForCausalLM"),
+            getattr(library, f"{name}Config"),
+            getattr(library, f"{name}ForCausalLM"),
         )
         for name in names
         if hasattr(library, f"{name}ForCausalLM")
-    }  # fmt: skip
+    }
 
 
 def _stack(
@@ -338,7 +444,9 @@ def _stack(
     family, _, kind = name.partition(":")
     if kind not in known:
         near = difflib.get_close_matches(kind, known) or sorted(known)
-        raise ValueError(f"unknown model {name!r}: expected {' or '.join(f'{family}:{each}' for each in near)}")
+        raise ValueError(
+            f"unknown model {name!r}: expected {' or '.join(f'{family}:{each}' for each in near)}"
+        )
     return _made(name, find)
 
 
@@ -348,17 +456,28 @@ _FOUND: dict[str, tuple[type[nn.Module], Recipe, dict[str, Any]]] = {}
 def _made(name: str, find: Callable[[], Found]) -> tuple[type[nn.Module], Recipe, dict[str, Any]]:
     if name not in _FOUND:
         configuration, language_model = find()
-        block = type("Stack", (Stack,), {
-            "name": name, "configuration": configuration, "language_model": language_model, "__module__": __name__,
-            "__doc__": f"{language_model.__module__}.{language_model.__name__}, made from a {configuration.__name__}.",
-        })  # fmt: skip
+        block = type(
+            "Stack",
+            (Stack,),
+            {
+                "name": name,
+                "configuration": configuration,
+                "language_model": language_model,
+                "__module__": __name__,
+                "__doc__": f"{language_model.__module__}.{language_model.__name__}, made from a {configuration.__name__}.",
+            },
+        )
         _FOUND[name] = block, WHOLE, _options(configuration)
     return _FOUND[name]
 
 
 def _options(configuration: Any) -> dict[str, Any]:
-    """Fields of a configuration that a user may set, by the type's own words and by those that all types have."""
+    """Fields of a configuration that a user may set, by the type's own words and by those that all
+    types have.
+    """
     hidden = {*NO_OPTIONS, *FRAMES, *(_own(configuration, name) for name in FRAMES)}
-    own = {k: 0.0 if _drops(k, v) else v for k, v in _written(configuration).items() if k not in hidden}
+    own = {
+        k: 0.0 if _drops(k, v) else v for k, v in _written(configuration).items() if k not in hidden
+    }
     alike = {k: own[v] for k, v in configuration.attribute_map.items() if v in own}
     return {**alike, **own}

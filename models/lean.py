@@ -1,7 +1,8 @@
-"""Layers at one position, without what calling a module costs: on a CPU, as much as a small matrix product.
+"""Layers at one position, without what calling a module costs: on a CPU, as much as a small matrix
+product.
 
-For `step` alone. Parameters are taken from where nn.Module keeps them, because its search for an attribute takes as
-long as an operation on a few hundred numbers; hooks of the layers do not run.
+For `step` alone. Parameters are taken from where nn.Module keeps them, because its search for an
+attribute takes as long as an operation on a few hundred numbers; hooks of the layers do not run.
 """
 
 from typing import Any
@@ -30,4 +31,5 @@ def product(layer: nn.Module, x: Tensor) -> Tensor:
 def normed(norm: nn.Module, x: Tensor) -> Tensor:
     """What an nn.LayerNorm gives, (..., width) -> same."""
     weights = norm._parameters
-    return torch.layer_norm(x, norm.normalized_shape, weights["weight"], weights["bias"], norm.eps)  # type: ignore[arg-type]
+    # type: ignore[arg-type]
+    return torch.layer_norm(x, norm.normalized_shape, weights["weight"], weights["bias"], norm.eps)

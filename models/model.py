@@ -1,7 +1,9 @@
-"""What a model is: a stack of blocks of one architecture between a shared embedding and a shared head.
+"""What a model is: a stack of blocks of one architecture between a shared embedding and a shared
+head.
 
-An architecture brings its block, registered where it is defined, once, by its own name. A comparison then differs in
-the block alone. Keyword-only parameters of the block's constructor are the model's options.
+An architecture brings its block, registered where it is defined, once, by its own name. A
+comparison then differs in the block alone. Keyword-only parameters of the block's constructor are
+the model's options.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from models.lean import normed, parts, product
-from models.reading import DIRECTIONS, POOLINGS, joined, pooled, turned
+from lookback.models.lean import normed, parts, product
+from lookback.models.reading import DIRECTIONS, POOLINGS, joined, pooled, turned
 
 State = Any
 """What a block keeps between positions: tensors and numbers in tuples, lists and dicts."""
@@ -29,7 +31,9 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
 def small_normal(weight: Tensor) -> None:
-    """Normal with variance 2 / (5 width), where width is the last size (Nguyen and Salazar 2019, arXiv 1910.05895)."""
+    """Normal with variance 2 / (5 width), where width is the last size (Nguyen and Salazar 2019,
+    arXiv 1910.05895).
+    """
     nn.init.normal_(weight, std=(2 / (5 * weight.shape[-1])) ** 0.5)
 
 
@@ -37,8 +41,9 @@ def small_normal(weight: Tensor) -> None:
 class Recipe:
     """What an architecture asks of the frame around its blocks and of the optimiser.
 
-    `learning_rate_scale` multiplies the learning rate of the parameters whose last name it holds. An architecture that
-    comes `whole` has all its layers in one block, with the norm behind them and a method `drop` for the dropout.
+    `learning_rate_scale` multiplies the learning rate of the parameters whose last name it holds.
+    An architecture that comes `whole` has all its layers in one block, with the norm behind them
+    and a method `drop` for the dropout.
     """
 
     embedding_norm: bool = False
@@ -51,17 +56,27 @@ class Recipe:
 class SequenceModel(nn.Module):
     """Embedding, blocks, norm and head.
 
-    Without `classes` the head answers at every position over the vocabulary; with them, once a sequence, on its last
-    valid position or the mean of all (`pooling`). Read in both directions, a sequence goes through a second stack back
-    to front too, and what is kept of the two is added. Of two `documents`, read by the same blocks, the head sees both,
-    their product and their difference. In training, a share `dropout` of what each layer adds is left out.
+    Without `classes` the head answers at every position over the vocabulary; with them, once a
+    sequence, on its last valid position or the mean of all (`pooling`). Read in both directions, a
+    sequence goes through a second stack back to front too, and what is kept of the two is added. Of
+    two `documents`, read by the same blocks, the head sees both, their product and their
+    difference. In training, a share `dropout` of what each layer adds is left out.
     """
 
     def __init__(
-        self, block: type[nn.Module], recipe: Recipe, vocabulary: int, classes: int | None, width: int, depth: int,
-        options: Mapping[str, Any], pooling: str = "last", direction: str = "causal", documents: int = 1,
+        self,
+        block: type[nn.Module],
+        recipe: Recipe,
+        vocabulary: int,
+        classes: int | None,
+        width: int,
+        depth: int,
+        options: Mapping[str, Any],
+        pooling: str = "last",
+        direction: str = "causal",
+        documents: int = 1,
         dropout: float = 0.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         _check_reading(classes, pooling, direction, documents)
         self.recipe, self.classes = recipe, classes
@@ -69,19 +84,26 @@ class SequenceModel(nn.Module):
         self.embedding = nn.Embedding(vocabulary, width)
         self.embedding_norm = nn.LayerNorm(width) if recipe.embedding_norm else nn.Identity()
         layers = 1 if recipe.whole else depth
-        self.blocks = nn.ModuleList(block(width, layer, depth, **options) for layer in range(layers))
+        self.blocks = nn.ModuleList(
+            block(width, layer, depth, **options) for layer in range(layers)
+        )
         self.backward_blocks = nn.ModuleList(
-            block(width, layer, depth, **options) for layer in range(layers if direction == "bidirectional" else 0)
+            block(width, layer, depth, **options)
+            for layer in range(layers if direction == "bidirectional" else 0)
         )
         self.norm = nn.Identity() if recipe.whole else nn.LayerNorm(width)
-        self.head = nn.Linear(width if documents == 1 else 4 * width, classes or vocabulary, bias=False)
+        self.head = nn.Linear(
+            width if documents == 1 else 4 * width, classes or vocabulary, bias=False
+        )
         recipe.embedding_init(self.embedding.weight)
         recipe.head_init(self.head.weight)
         if recipe.whole and dropout:
             for stack in (*self.blocks, *self.backward_blocks):
                 stack.drop(self.dropout)
 
-    def forward(self, tokens: Tensor, asked: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, asked: Tensor | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
         """Answers to all positions at once.
 
         Args:
@@ -90,7 +112,8 @@ class SequenceModel(nn.Module):
             lengths: (batch,) or (batch, 2) valid tokens, for models with `classes`; all, when None.
 
         Returns:
-            (batch, length, vocabulary) logits; (asked, vocabulary) with `asked`; (batch, classes) with classes.
+            (batch, length, vocabulary) logits; (asked, vocabulary) with `asked`; (batch, classes)
+            with classes.
         """
         if self.classes:
             return self.head(self.features(tokens, lengths))
@@ -98,14 +121,18 @@ class SequenceModel(nn.Module):
         return self.answer(x if asked is None else x.flatten(0, 1)[asked])
 
     def features(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
-        """What the head sees of each sequence, (batch, width), or of each pair of documents, (batch, 4 width)."""
+        """What the head sees of each sequence, (batch, width), or of each pair of documents,
+        (batch, 4 width).
+        """
         if self.documents > 1:
             lengths = None if lengths is None else lengths.flatten()
         x = self.embed(tokens.flatten(0, -2))  # (sequences, length, width)
         features = self.kept_of(self.blocks, x, lengths)
         if len(self.backward_blocks):
             features = features + self.kept_of(self.backward_blocks, turned(x, lengths), lengths)
-        return features if self.documents == 1 else joined(features.unflatten(0, (-1, self.documents)))
+        return (
+            features if self.documents == 1 else joined(features.unflatten(0, (-1, self.documents)))
+        )
 
     def kept_of(self, blocks: nn.ModuleList, x: Tensor, lengths: Tensor | None) -> Tensor:
         """What a stack makes of a sequence, (sequences, length, width) -> (sequences, width)."""
@@ -130,10 +157,13 @@ class SequenceModel(nn.Module):
         """The state of every block before the first token."""
         self._check_streams()
         weight = self.embedding.weight
-        return [block.initial_state(batch_size, weight.device, weight.dtype) for block in self.blocks]  # type: ignore[operator]
+        return [
+            block.initial_state(batch_size, weight.device, weight.dtype) for block in self.blocks
+        ]  # type: ignore[operator]
 
     def step(self, token: Tensor, state: list[State]) -> tuple[Tensor, list[State]]:
-        """One position: tokens (batch,) -> logits (batch, vocabulary or classes) and the next state.
+        """One position: tokens (batch,) -> logits (batch, vocabulary or classes) and the next
+        state.
 
         A state is used once: blocks may write into it.
         """
@@ -142,17 +172,22 @@ class SequenceModel(nn.Module):
         for block, before in zip(layers["blocks"], state, strict=True):
             x, after = block.step(x, before)
             following.append(after)
-        return product(layers["head"], x if self.recipe.whole else normed(layers["norm"], x)), following
+        return product(
+            layers["head"], x if self.recipe.whole else normed(layers["norm"], x)
+        ), following
 
     def prefill(self, tokens: Tensor) -> tuple[Tensor, list[State]]:
-        """Read (batch, length) tokens at once: logits after the last one, and the state to go on from.
+        """Read (batch, length) tokens at once: logits after the last one, and the state to go on
+        from.
 
-        Blocks that have a `prefill(x) -> (x, state)` read all positions in parallel; others step through them.
+        Blocks that have a `prefill(x) -> (x, state)` read all positions in parallel; others step
+        through them.
         """
         self._check_streams()
         x, state = self.embed(tokens), []
         for block in self.blocks:
-            x, after = block.prefill(x) if hasattr(block, "prefill") else step_through(block, x)  # type: ignore[operator]
+            # type: ignore[operator]
+            x, after = block.prefill(x) if hasattr(block, "prefill") else step_through(block, x)
             state.append(after)
         return self.answer(x[:, -1]), state
 
@@ -164,13 +199,18 @@ class SequenceModel(nn.Module):
             )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for an optimiser: `learning_rate_scale` by the architecture, `decay` for matrices only."""
+        """Groups for an optimiser: `learning_rate_scale` by the architecture, `decay` for matrices
+        only.
+        """
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             scale = self.recipe.learning_rate_scale.get(name.rpartition(".")[2], 1.0)
             decay = parameter.ndim >= 2 and not getattr(parameter, "_no_weight_decay", False)
             groups.setdefault((scale, decay), []).append(parameter)
-        return [{"params": p, "learning_rate_scale": scale, "decay": decay} for (scale, decay), p in groups.items()]
+        return [
+            {"params": p, "learning_rate_scale": scale, "decay": decay}
+            for (scale, decay), p in groups.items()
+        ]
 
 
 def _check_reading(classes: int | None, pooling: str, direction: str, documents: int) -> None:
@@ -186,7 +226,9 @@ def _check_reading(classes: int | None, pooling: str, direction: str, documents:
 
 
 def step_through(block: Any, x: Tensor) -> tuple[Tensor, State]:
-    """What a block says, position by position, to (batch, length, width), and its state behind the last."""
+    """What a block says, position by position, to (batch, length, width), and its state behind the
+    last.
+    """
     state, outputs = block.initial_state(x.shape[0], x.device, x.dtype), []
     for position in x.unbind(1):
         y, state = block.step(position, state)
@@ -219,7 +261,8 @@ Block = TypeVar("Block", bound=type[nn.Module])
 
 
 def register_model(name: str, recipe: Recipe | None = None) -> Callable[[Block], Block]:
-    """Register a block under a name; raises ValueError when the name is malformed or taken, or this is no block.
+    """Register a block under a name; raises ValueError when the name is malformed or taken, or this
+    is no block.
 
     A block is an nn.Module of a layer, made as `block(width, layer, depth, **options)`:
 
@@ -228,16 +271,23 @@ def register_model(name: str, recipe: Recipe | None = None) -> Callable[[Block],
         step(x, state)                           (batch, width) -> same and the next state: one position
         prefill(x)                               `forward` and the state behind it; where there is none, it is stepped
 
-    `forward` over T positions equals T calls of `step`, and a later position changes nothing earlier.
+    `forward` over T positions equals T calls of `step`, and a later position changes nothing
+    earlier.
     """
 
     def decorate(block: Block) -> Block:
         if not NAME.fullmatch(name):
-            raise ValueError(f"model name {name!r}: expected lower-case letters, digits, '_', '.', '-', 64 at most")
+            raise ValueError(
+                f"model name {name!r}: expected lower-case letters, digits, '_', '.', '-', 64 at most"
+            )
         if name in _MODELS:
-            raise ValueError(f"model {name!r} is already registered by {_MODELS[name].block.__module__}")
+            raise ValueError(
+                f"model {name!r} is already registered by {_MODELS[name].block.__module__}"
+            )
         if not (inspect.isclass(block) and issubclass(block, nn.Module)):
-            raise ValueError(f"model {name!r}: expected a block, a subclass of torch.nn.Module, not {block!r}")
+            raise ValueError(
+                f"model {name!r}: expected a block, a subclass of torch.nn.Module, not {block!r}"
+            )
         try:
             inspect.signature(block).bind(64, 0, 1)
         except TypeError as error:
@@ -251,15 +301,20 @@ def register_model(name: str, recipe: Recipe | None = None) -> Callable[[Block],
     return decorate
 
 
-def register_family(prefix: str, summary: str) -> Callable[[Callable[[str], Found]], Callable[[str], Found]]:
-    """Register a function that finds the models called PREFIX:NAME: block, recipe and defaults of a NAME.
+def register_family(
+    prefix: str, summary: str
+) -> Callable[[Callable[[str], Found]], Callable[[str], Found]]:
+    """Register a function that finds the models called PREFIX:NAME: block, recipe and defaults of a
+    NAME.
 
     It raises ValueError for a NAME it does not have. `summary` is a line for `lookback list`.
     """
 
     def decorate(find: Callable[[str], Found]) -> Callable[[str], Found]:
         if prefix in _FAMILIES:
-            raise ValueError(f"models {prefix}:NAME are already registered by {_FAMILIES[prefix].__module__}")
+            raise ValueError(
+                f"models {prefix}:NAME are already registered by {_FAMILIES[prefix].__module__}"
+            )
         _FAMILIES[prefix] = find
         return find
 
@@ -298,18 +353,41 @@ def registered_block(name: str) -> type[nn.Module]:
 
 
 def build_model(
-    name: str, vocabulary: int, classes: int | None = None, *, width: int, depth: int, pooling: str = "last",
-    direction: str = "causal", documents: int = 1, dropout: float = 0.0, **options: Any,
-) -> SequenceModel:  # fmt: skip
-    """A model with fresh weights, drawn from torch's global generator; `SequenceModel` says what the arguments do.
+    name: str,
+    vocabulary: int,
+    classes: int | None = None,
+    *,
+    width: int,
+    depth: int,
+    pooling: str = "last",
+    direction: str = "causal",
+    documents: int = 1,
+    dropout: float = 0.0,
+    **options: Any,
+) -> SequenceModel:
+    """A model with fresh weights, drawn from torch's global generator; `SequenceModel` says what
+    the arguments do.
 
-    Raises ValueError on an unknown name or option, and where the architecture cannot have this width.
+    Raises ValueError on an unknown name or option, and where the architecture cannot have this
+    width.
     """
     found = _registration(name)
     for unknown in sorted(set(options) - set(found.defaults)):
-        raise ValueError(f"model {name!r} has no option {unknown!r}: {_known(unknown, found.defaults)}")
+        raise ValueError(
+            f"model {name!r} has no option {unknown!r}: {_known(unknown, found.defaults)}"
+        )
     return SequenceModel(
-        found.block, found.recipe, vocabulary, classes, width, depth, options, pooling, direction, documents, dropout
+        found.block,
+        found.recipe,
+        vocabulary,
+        classes,
+        width,
+        depth,
+        options,
+        pooling,
+        direction,
+        documents,
+        dropout,
     )
 
 

@@ -1,7 +1,7 @@
 """How a sequence becomes one answer: the order in which it is read, and what is kept of it.
 
-Sequences end in padding; `lengths` counts the tokens that are valid. Nothing that comes out depends on what the padding
-holds or how much of it there is.
+Sequences end in padding; `lengths` counts the tokens that are valid. Nothing that comes out depends
+on what the padding holds or how much of it there is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ DIRECTIONS = ("causal", "bidirectional")
 
 
 def turned(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """The valid part of each sequence back to front, its padding left where it is: (batch, length, width) -> same.
+    """The valid part of each sequence back to front, its padding left where it is: (batch, length,
+    width) -> same.
 
     a b c _ _   ->   c b a _ _
     """
@@ -26,7 +27,9 @@ def turned(x: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def pooled(x: Tensor, lengths: Tensor | None, pooling: str) -> Tensor:
-    """One vector a sequence, (batch, length, width) -> (batch, width): its last valid one, or the mean of all valid."""
+    """One vector a sequence, (batch, length, width) -> (batch, width): its last valid one, or the
+    mean of all valid.
+    """
     if lengths is None:
         return x[:, -1] if pooling == "last" else x.mean(1)
     if pooling == "last":
@@ -36,6 +39,8 @@ def pooled(x: Tensor, lengths: Tensor | None, pooling: str) -> Tensor:
 
 
 def joined(features: Tensor) -> Tensor:
-    """Features of two documents, (batch, 2, width), as one vector: both, their product, their difference (4 widths)."""
+    """Features of two documents, (batch, 2, width), as one vector: both, their product, their
+    difference (4 widths).
+    """
     a, b = features.unbind(1)
     return torch.cat([a, b, a * b, a - b], dim=-1)

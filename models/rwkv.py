@@ -1,4 +1,5 @@
-"""RWKV-4 as published (Peng et al. 2023, arXiv 2305.13048): token shift, time-mix with WKV, channel-mix.
+"""RWKV-4 as published (Peng et al. 2023, arXiv 2305.13048): token shift, time-mix with WKV,
+channel-mix.
 
 One layer; h is x after the first norm, y after the second; mu are per-channel shares:
 
@@ -12,13 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.lean import normed, own, parts, product
-from models.model import Recipe, register_model
-from models.wkv import WKVState, empty_state, wkv, wkv_step
+from lookback.models.lean import normed, own, parts, product
+from lookback.models.model import Recipe, register_model
+from lookback.models.wkv import WKVState, empty_state, wkv, wkv_step
 
 
 class TimeMixState(NamedTuple):
-    """The last input, (batch, width), and the state of WKV. The state of a channel-mix is its last input alone."""
+    """The last input, (batch, width), and the state of WKV. The state of a channel-mix is its last
+    input alone.
+    """
 
     before: Tensor
     wkv: WKVState
@@ -30,7 +33,9 @@ def shift(x: Tensor) -> Tensor:
 
 
 def last(x: Tensor) -> Tensor:
-    """The last position, (batch, length, width) -> (batch, width), in memory of its own: a view would keep all of x."""
+    """The last position, (batch, length, width) -> (batch, width), in memory of its own: a view
+    would keep all of x.
+    """
     return x[:, -1].clone()
 
 
@@ -58,17 +63,23 @@ class TimeMix(nn.Module):
         self.mix_receptance = _share(width, remaining / 2)
         self.decay = nn.Parameter(-5 + 8 * (channel / max(1, width - 1)) ** (0.7 + 1.3 * progress))
         self.bonus = nn.Parameter(torch.full((width,), 0.3).log() + 0.5 * ((channel + 1) % 3 - 1))
-        self.key, self.value, self.receptance, self.output = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.key, self.value, self.receptance, self.output = (
+            nn.Linear(width, width, bias=False) for _ in range(4)
+        )
         orthogonal(self.value)
         for linear in (self.key, self.receptance, self.output):
             nn.init.zeros_(linear.weight)
 
     def mixed(self, h: Tensor, before: Tensor) -> tuple[Tensor, ...]:
-        """Inputs of receptance, key and value, from h (..., width) and `before`, h one position earlier."""
+        """Inputs of receptance, key and value, from h (..., width) and `before`, h one position
+        earlier.
+        """
         shares = self.mix_receptance, self.mix_key, self.mix_value
         return tuple(torch.lerp(before, h, share) for share in shares)
 
-    def project(self, for_receptance: Tensor, for_key: Tensor, for_value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(
+        self, for_receptance: Tensor, for_key: Tensor, for_value: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Receptance, key and value, (..., width) each."""
         return self.receptance(for_receptance), self.key(for_key), self.value(for_value)
 
@@ -77,7 +88,9 @@ class TimeMix(nn.Module):
         answer, state = wkv(self.decay.exp(), self.bonus, key, value)
         return self.output(receptance.sigmoid() * answer), TimeMixState(last(h), state)
 
-    def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> TimeMixState:
+    def initial_state(
+        self, batch_size: int, device: torch.device, dtype: torch.dtype
+    ) -> TimeMixState:
         width = len(self.decay)
         zeros = torch.zeros(batch_size, width, device=device, dtype=dtype)
         return TimeMixState(zeros, empty_state(batch_size, width, device))
@@ -96,7 +109,9 @@ class TimeMix(nn.Module):
             torch.lerp(before, h, share["mix_value"]),
         )
 
-    def project_once(self, for_receptance: Tensor, for_key: Tensor, for_value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project_once(
+        self, for_receptance: Tensor, for_key: Tensor, for_value: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """`project` for `step`."""
         layers = parts(self)
         return (
@@ -112,7 +127,9 @@ class TimeMix(nn.Module):
 
 
 class ChannelMix(nn.Module):
-    """Mixes channels: token shift, a squared ReLU 4 widths wide, and a gate; equations 14, 15 and 18."""
+    """Mixes channels: token shift, a squared ReLU 4 widths wide, and a gate; equations 14, 15 and
+    18.
+    """
 
     def __init__(self, width: int, layer: int, depth: int) -> None:
         super().__init__()
@@ -131,7 +148,9 @@ class ChannelMix(nn.Module):
 
     def respond(self, for_receptance: Tensor, for_key: Tensor) -> Tensor:
         """The gated layer, (..., width) -> same."""
-        return self.receptance(for_receptance).sigmoid() * self.value(self.key(for_key).relu().square())
+        return self.receptance(for_receptance).sigmoid() * self.value(
+            self.key(for_key).relu().square()
+        )
 
     def prefill(self, y: Tensor) -> tuple[Tensor, Tensor]:
         return self.respond(*self.mixed(y, shift(y))), last(y)
@@ -145,13 +164,17 @@ class ChannelMix(nn.Module):
     def mixed_once(self, y: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """`mixed` for `step`."""
         share = own(self)
-        return torch.lerp(before, y, share["mix_receptance"]), torch.lerp(before, y, share["mix_key"])
+        return torch.lerp(before, y, share["mix_receptance"]), torch.lerp(
+            before, y, share["mix_key"]
+        )
 
     def respond_once(self, for_receptance: Tensor, for_key: Tensor) -> Tensor:
         """`respond` for `step`."""
         layers = parts(self)
         key = product(layers["key"], for_key).relu()
-        return product(layers["receptance"], for_receptance).sigmoid() * product(layers["value"], key * key)
+        return product(layers["receptance"], for_receptance).sigmoid() * product(
+            layers["value"], key * key
+        )
 
 
 def _embedding_init(weight: Tensor) -> None:
@@ -181,7 +204,10 @@ class RWKVBlock(nn.Module):
     def __init__(self, width: int, layer: int, depth: int) -> None:
         super().__init__()
         self.time_norm, self.channel_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.time_mix, self.channel_mix = TimeMix(width, layer, depth), ChannelMix(width, layer, depth)
+        self.time_mix, self.channel_mix = (
+            TimeMix(width, layer, depth),
+            ChannelMix(width, layer, depth),
+        )
 
     def forward(self, x: Tensor) -> Tensor:  # (batch, length, width) -> same
         return self.prefill(x)[0]

@@ -1,9 +1,11 @@
-"""Copying: read symbols, wait, then say them again. The plainest test of how far back a model can look."""
+"""Copying: read symbols, wait, then say them again. The plainest test of how far back a model can
+look.
+"""
 
 import torch
 from torch import Tensor
 
-from tasks.task import IGNORE, Batch, register_task
+from lookback.tasks.task import IGNORE, Batch, register_task
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -15,7 +17,9 @@ def letters(symbols: int, alphabet: int) -> list[str]:
 
 def _check(symbols: int, alphabet: int) -> None:
     if symbols < 1 or alphabet < 2:
-        raise ValueError(f"copying {symbols} symbols of {alphabet}: expected at least 1 symbol of an alphabet of 2")
+        raise ValueError(
+            f"copying {symbols} symbols of {alphabet}: expected at least 1 symbol of an alphabet of 2"
+        )
 
 
 def _shortest(symbols: int, alphabet: int) -> int:
@@ -24,7 +28,9 @@ def _shortest(symbols: int, alphabet: int) -> int:
 
 
 def _ask_for(symbols: Tensor, where: Tensor, length: int, alphabet: int) -> Batch:
-    """Write `symbols` (batch, count) at positions `where` (batch, count) among blanks, and ask for them at the end."""
+    """Write `symbols` (batch, count) at positions `where` (batch, count) among blanks, and ask for
+    them at the end.
+    """
     batch_size, count = symbols.shape
     tokens = torch.full((batch_size, length), alphabet)
     tokens.scatter_(1, where, symbols)
@@ -48,19 +54,27 @@ def _ask_for(symbols: Tensor, where: Tensor, length: int, alphabet: int) -> Batc
     source="Copying memory: Hochreiter and Schmidhuber 1997, Arjovsky et al. 2016 (arXiv 1511.06464); next-token form",
 )
 def sample_copy(
-    batch_size: int, length: int, generator: torch.Generator, *, symbols: int = 10, alphabet: int = 8
+    batch_size: int,
+    length: int,
+    generator: torch.Generator,
+    *,
+    symbols: int = 10,
+    alphabet: int = 8,
 ) -> Batch:
-    """Symbols, a gap that fills the length, then the same symbols again. Each lies `length - symbols` back.
+    """Symbols, a gap that fills the length, then the same symbols again. Each lies `length -
+    symbols` back.
 
     tokens     a  c  b  _  _  _  _  >  a  c
     targets    .  .  .  .  .  .  .  a  c  b
     distances  .  .  .  .  .  .  .  7  7  7
 
-    `symbols` are to be copied, drawn from an `alphabet` of so many. Distance: from where a symbol is asked back to
-    where it stood. Symbols already said are given, which tells a model how far the answer has come.
+    `symbols` are to be copied, drawn from an `alphabet` of so many. Distance: from where a symbol
+    is asked back to where it stood. Symbols already said are given, which tells a model how far the
+    answer has come.
 
-    Tests whether symbols survive a wait of known length, in order. Does not test what to keep: what comes is always
-    to be kept, at the same places, so that a model may learn positions instead of content.
+    Tests whether symbols survive a wait of known length, in order. Does not test what to keep: what
+    comes is always to be kept, at the same places, so that a model may learn positions instead of
+    content.
     """
     drawn = torch.randint(alphabet, (batch_size, symbols), generator=generator)
     where = torch.arange(symbols).expand(batch_size, -1)
@@ -77,18 +91,26 @@ def sample_copy(
     source="Selective copying: Jing et al. 2019; Gu and Dao 2023 (arXiv 2312.00752, section 4.1.1), in next-token form",
 )
 def sample_selective_copy(
-    batch_size: int, length: int, generator: torch.Generator, *, symbols: int = 10, alphabet: int = 8
+    batch_size: int,
+    length: int,
+    generator: torch.Generator,
+    *,
+    symbols: int = 10,
+    alphabet: int = 8,
 ) -> Batch:
-    """Symbols strewn evenly over the input, then asked for in order: the model must choose what to keep.
+    """Symbols strewn evenly over the input, then asked for in order: the model must choose what to
+    keep.
 
     tokens     _  a  _  c  b  _  _  >  a  c
     targets    .  .  .  .  .  .  .  a  c  b
     distances  .  .  .  .  .  .  .  6  5  5
 
-    `symbols` and `alphabet` as in copy; every set of places is equally likely. Distance: back to where a symbol stood.
+    `symbols` and `alphabet` as in copy; every set of places is equally likely. Distance: back to
+    where a symbol stood.
 
-    Tests choosing by content and keeping order, at distances that differ within a sequence. Does not test looking up:
-    the order is the only key, and the number of symbols does not grow with the length.
+    Tests choosing by content and keeping order, at distances that differ within a sequence. Does
+    not test looking up: the order is the only key, and the number of symbols does not grow with the
+    length.
     """
     drawn = torch.randint(alphabet, (batch_size, symbols), generator=generator)
     chance = torch.rand((batch_size, length - symbols), generator=generator)

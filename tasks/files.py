@@ -12,7 +12,9 @@ from filelock import FileLock
 
 
 def data_folder() -> Path:
-    """Where corpora and made sets lie: the folder `data` of the checkout, or the one that LOOKBACK_DATA names."""
+    """Where corpora and made sets lie: the folder `data` of the checkout, or the one that
+    LOOKBACK_DATA names.
+    """
     return Path(os.environ.get("LOOKBACK_DATA") or Path(__file__).parents[1] / "data")
 
 
@@ -20,8 +22,8 @@ def data_folder() -> Path:
 def whole_folder(folder: Path) -> Iterator[Path | None]:
     """Fill the folder that is given; when the block is through, it is found under its name, whole.
 
-    None is given where it is there already. One process fills at a time, others wait for it; what one that was killed
-    has left behind is taken away by the next.
+    None is given where it is there already. One process fills at a time, others wait for it; what
+    one that was killed has left behind is taken away by the next.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}-unfinished")
@@ -39,7 +41,9 @@ def whole_folder(folder: Path) -> Iterator[Path | None]:
 
 
 def parquet_files(folder: Path, file: str) -> list[Path]:
-    """All parquet files below a folder whose names begin with `file`; raises ValueError where there are none."""
+    """All parquet files below a folder whose names begin with `file`; raises ValueError where there
+    are none.
+    """
     paths = sorted(folder.rglob(f"{file}*.parquet"))
     if not paths:
         raise ValueError(f"{folder}: expected files {file}*.parquet, found none")

@@ -3,13 +3,17 @@
 import torch
 from torch import Tensor
 
-from tasks.task import IGNORE, Batch, register_task
+from lookback.tasks.task import IGNORE, Batch, register_task
 
 
-def _distinct(batch_size: int, count: int, low: int, high: int, generator: torch.Generator) -> Tensor:
-    """Integers of [low, high), each row without repetition, every such row equally likely: (batch, count).
+def _distinct(
+    batch_size: int, count: int, low: int, high: int, generator: torch.Generator
+) -> Tensor:
+    """Integers of [low, high), each row without repetition, every such row equally likely: (batch,
+    count).
 
-    Redraws what repeats an earlier entry of its row. The rule treats all values alike, so that no row is favoured.
+    Redraws what repeats an earlier entry of its row. The rule treats all values alike, so that no
+    row is favoured.
     """
     drawn = torch.randint(low, high, (batch_size, count), generator=generator)
     while True:
@@ -32,7 +36,13 @@ def _mqar_symbols(pairs: int, vocabulary: int, power: float, random_filler: bool
 
 
 def _mqar_shortest(pairs: int, vocabulary: int, power: float, random_filler: bool) -> int:
-    if pairs < 1 or vocabulary < 4 or vocabulary % 2 or pairs > vocabulary // 2 - 1 or not power > 0:
+    if (
+        pairs < 1
+        or vocabulary < 4
+        or vocabulary % 2
+        or pairs > vocabulary // 2 - 1
+        or not power > 0
+    ):
         raise ValueError(
             f"mqar with pairs={pairs}, vocabulary={vocabulary}, power={power}: expected an even vocabulary, "
             "1 <= pairs <= vocabulary/2 - 1 and power > 0"
@@ -60,22 +70,26 @@ def sample_mqar(
     power: float = 0.01,
     random_filler: bool = False,
 ) -> Batch:
-    """Pairs first; then every key once more, more often soon than late (a gap of k slots with weight k^(power-1)).
+    """Pairs first; then every key once more, more often soon than late (a gap of k slots with
+    weight k^(power-1)).
 
         tokens    k7 v9 k2 v5 k2  _  _  _ k7  _
         targets    .  .  .  . v5  .  .  . v9  .
 
-    Published grid of (length, pairs): (64, 4), (128, 8), (256, 16), (512, 64). Keys are 1..vocabulary/2-1, values the
-    upper half, both without replacement. The published code trains on 100000 examples and picks on the test set.
-    `random_filler` puts random tokens where else 0 stands. Distance: from the key asked back to its value.
+    Published grid of (length, pairs): (64, 4), (128, 8), (256, 16), (512, 64). Keys are
+    1..vocabulary/2-1, values the upper half, both without replacement. The published code trains on
+    100000 examples and picks on the test set. `random_filler` puts random tokens where else 0
+    stands. Distance: from the key asked back to its value.
 
-    Tests looking up by content, many keys at once; as `pairs` grow, how much a state can hold. Hardly tests reach:
-    with the published `power` most questions come soon (half of them within 14 tokens at a length of 64).
+    Tests looking up by content, many keys at once; as `pairs` grow, how much a state can hold.
+    Hardly tests reach: with the published `power` most questions come soon (half of them within 14
+    tokens at a length of 64).
     """
     keys = _distinct(batch_size, pairs, 1, vocabulary // 2, generator)
     values = _distinct(batch_size, pairs, vocabulary // 2, vocabulary, generator)
     slots = torch.arange(1, (length - 2 * pairs) // 2 + 1)
-    # Drawing without replacement in proportion to weights is taking the largest log-weights plus Gumbel noise.
+    # Drawing without replacement in proportion to weights is taking the largest log-weights plus
+    # Gumbel noise.
     noise = torch.empty(batch_size, len(slots)).exponential_(generator=generator).log_()
     asked_at = 2 * pairs + 2 * ((power - 1) * slots.log() - noise).topk(pairs, dim=1).indices
 
@@ -97,7 +111,9 @@ def _recall_symbols(pairs: int, alphabet: int) -> list[str]:
 
 def _recall_shortest(pairs: int, alphabet: int) -> int:
     if not 1 <= pairs <= alphabet:
-        raise ValueError(f"recall of {pairs} pairs with {alphabet} keys: expected 1 <= pairs <= alphabet")
+        raise ValueError(
+            f"recall of {pairs} pairs with {alphabet} keys: expected 1 <= pairs <= alphabet"
+        )
     return 3 * pairs
 
 
@@ -113,26 +129,29 @@ def _recall_shortest(pairs: int, alphabet: int) -> int:
 def sample_recall(
     batch_size: int, length: int, generator: torch.Generator, *, pairs: int = 8, alphabet: int = 32
 ) -> Batch:
-    """A fixed number of pairs strewn evenly over the input; at its end every key is asked once, in random order.
+    """A fixed number of pairs strewn evenly over the input; at its end every key is asked once, in
+    random order.
 
         tokens     _  _ k1 v4  _  _ k5 v2  _  _ k1 k5
         targets    .  .  .  .  .  .  .  .  .  . v4 v2
         distances  .  .  .  .  .  .  .  .  .  .  7  4
 
-    The number of pairs does not grow with the length: what a longer sequence asks is reach, not capacity. `pairs` of
-    `alphabet` keys and as many values; keys differ within a sequence, values need not. Distance: back to the value.
+    The number of pairs does not grow with the length: what a longer sequence asks is reach, not
+    capacity. `pairs` of `alphabet` keys and as many values; keys differ within a sequence, values
+    need not. Distance: back to the value.
 
-    Tests looking up by content, far back. Near by, to say the value seen last is often right, with nothing looked up:
-    at 512, more often than half-way to always, up to a distance of 47 with 8 pairs of 16, and of 95 with 4 pairs of 8.
-    Does not test composing what was found, nor meaning: keys and values are signs, and between them stands only a
-    blank, which is easy to pass over.
+    Tests looking up by content, far back. Near by, to say the value seen last is often right, with
+    nothing looked up: at 512, more often than half-way to always, up to a distance of 47 with 8
+    pairs of 16, and of 95 with 4 pairs of 8. Does not test composing what was found, nor meaning:
+    keys and values are signs, and between them stands only a blank, which is easy to pass over.
     """
     slots = (length - pairs) // 2
     keys = _shuffled(batch_size, alphabet, pairs, generator)
     values = alphabet + torch.randint(alphabet, (batch_size, pairs), generator=generator)
     key_at = 2 * _shuffled(batch_size, slots, pairs, generator)
 
-    # Both draws above are in random order already, so asking in the order drawn is asking in random order.
+    # Both draws above are in random order already, so asking in the order drawn is asking in random
+    # order.
     tokens = torch.full((batch_size, length), 2 * alphabet)
     tokens.scatter_(1, key_at, keys).scatter_(1, key_at + 1, values)
     tokens[:, length - pairs :] = keys
@@ -152,17 +171,21 @@ def sample_recall(
     symbols=lambda alphabet: [f"v{i}" for i in range(alphabet)] + ["?"],
     source="Needle in a haystack: Hsieh et al. 2024 (RULER, arXiv 2404.06654), a form to train from scratch",
 )
-def sample_needle(batch_size: int, length: int, generator: torch.Generator, *, alphabet: int = 32) -> Batch:
+def sample_needle(
+    batch_size: int, length: int, generator: torch.Generator, *, alphabet: int = 32
+) -> Batch:
     """One marked pair anywhere in a haystack of random values, asked at the end.
 
     tokens    v3 v8  ? v5 v8 v1 v2  ?
     targets    .  .  .  .  .  .  . v5
     distances  .  .  .  .  .  .  .  4
 
-    `alphabet` is the number of values. Distance: from the question back to the value behind the first mark.
+    `alphabet` is the number of values. Distance: from the question back to the value behind the
+    first mark.
 
-    Tests finding one thing among much that looks like it, wherever it stands. One question a sequence: little to learn
-    from, and wide intervals. Does not test several needles, nor language: the haystack is noise.
+    Tests finding one thing among much that looks like it, wherever it stands. One question a
+    sequence: little to learn from, and wide intervals. Does not test several needles, nor language:
+    the haystack is noise.
     """
     tokens = torch.randint(alphabet, (batch_size, length), generator=generator)
     marker_at = torch.randint(length - 2, (batch_size, 1), generator=generator)

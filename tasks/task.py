@@ -5,8 +5,9 @@ A task is registered where it is defined, once, by its own name::
     @register_task("parity", vocabulary=2, constant_score=0.5, lengths=(40, 80), source="...")
     def sample_parity(batch_size: int, length: int, generator: torch.Generator) -> Batch: ...
 
-Keyword-only parameters of the sampler are the task's options. A sampler that reads a corpus takes `split` too. Where
-the examples are numbered and finitely many, the task states `sizes`, and its sampler is told which ones to bring::
+Keyword-only parameters of the sampler are the task's options. A sampler that reads a corpus takes
+`split` too. Where the examples are numbered and finitely many, the task states `sizes`, and its
+sampler is told which ones to bring::
 
     @register_task("listops", sizes={"train": 96000, "validation": 2000, "test": 2000}, ...)
     def sample_listops(rows: Tensor, length: int, split: str) -> Batch: ...
@@ -30,7 +31,9 @@ import torch
 from torch import Tensor
 
 IGNORE = -100
-"""The target of a position where nothing is asked (the default `ignore_index` of torch's cross entropy)."""
+"""The target of a position where nothing is asked (the default `ignore_index` of torch's cross
+entropy).
+"""
 
 SPLITS = ("train", "validation", "test")
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
@@ -40,13 +43,18 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 class Batch:
     """What a model reads and what it must answer.
 
-    Position t of `targets` holds what the model must output having read tokens[..t]; `IGNORE` where nothing is asked.
+    Position t of `targets` holds what the model must output having read tokens[..t]; `IGNORE` where
+    nothing is asked.
     """
 
     tokens: Tensor  # (batch, length) int64; (batch, 2, length) for a pair of documents
     targets: Tensor  # (batch, length), or (batch,) for one label a sequence
-    distances: Tensor | None = None  # like targets: how many positions back the needed information lies
-    lengths: Tensor | None = None  # (batch,) or (batch, 2): valid tokens, where sequences are padded
+    distances: Tensor | None = (
+        None  # like targets: how many positions back the needed information lies
+    )
+    lengths: Tensor | None = (
+        None  # (batch,) or (batch, 2): valid tokens, where sequences are padded
+    )
 
     def asked(self) -> Tensor:
         """Flat indices, int64, of the targets that are asked for."""
@@ -65,10 +73,11 @@ class AbsentCorpusError(ValueError):
 class Task:
     """A registered task with its options filled in: its card, and its batches.
 
-    `score` names the unit of results: "accuracy" (a fraction, higher is better) or "bits per byte" (lower is better);
-    `constant_score` is what the best answer that never looks at the input reaches, in that unit. `symbols` is the
-    readable form of each token id, `answers` that of each target (the same, unless the answers are of another kind).
-    `sizes` counts the examples of each split, where they are finite, and is empty where they are drawn without end.
+    `score` names the unit of results: "accuracy" (a fraction, higher is better) or "bits per byte"
+    (lower is better); `constant_score` is what the best answer that never looks at the input
+    reaches, in that unit. `symbols` is the readable form of each token id, `answers` that of each
+    target (the same, unless the answers are of another kind). `sizes` counts the examples of each
+    split, where they are finite, and is empty where they are drawn without end.
     """
 
     name: str
@@ -94,20 +103,32 @@ class Task:
 
     @property
     def data(self) -> dict[str, Any]:
-        """What identifies the task's data (source, revision, hash); raises AbsentCorpusError when they are not here."""
+        """What identifies the task's data (source, revision, hash); raises AbsentCorpusError when
+        they are not here.
+        """
         return self.identify(**self.options) if self.identify else {}
 
     def check_length(self, length: int) -> None:
-        """Raise ValueError, saying which lengths are possible, when the task has no sequence of this length."""
+        """Raise ValueError, saying which lengths are possible, when the task has no sequence of
+        this length.
+        """
         if self.exact:
             if length not in self.lengths:
                 possible = " or ".join(map(str, self.lengths))
-                raise ValueError(f"task {self.name!r} has no sequences of length {length}: expected {possible}")
+                raise ValueError(
+                    f"task {self.name!r} has no sequences of length {length}: expected {possible}"
+                )
         elif length < self.shortest or length % self.multiple:
-            rule = f"at least {self.shortest}" + (f" and a multiple of {self.multiple}" if self.multiple > 1 else "")
-            raise ValueError(f"task {self.name!r} has no sequences of length {length}: expected {rule}")
+            rule = f"at least {self.shortest}" + (
+                f" and a multiple of {self.multiple}" if self.multiple > 1 else ""
+            )
+            raise ValueError(
+                f"task {self.name!r} has no sequences of length {length}: expected {rule}"
+            )
 
-    def sample(self, batch_size: int, length: int, generator: torch.Generator, split: str = "train") -> Batch:
+    def sample(
+        self, batch_size: int, length: int, generator: torch.Generator, split: str = "train"
+    ) -> Batch:
         """Draw `batch_size` sequences of `length` tokens; everything random comes from `generator`."""
         self.check_length(length)
         if self.sizes:
@@ -117,11 +138,12 @@ class Task:
         return self.sampler(batch_size, length, generator, **where, **self.options)
 
     def batch(self, split: str, seed: int, index: int, batch_size: int, length: int) -> Batch:
-        """Batch `index` of a split: a function of the arguments alone, so that nothing need be saved to resume.
+        """Batch `index` of a split: a function of the arguments alone, so that nothing need be
+        saved to resume.
 
-        Of a finite set, training batches walk through one random order of all examples after another. The other splits
-        are gone through once, in an order that is the same for every seed; their last batch may be smaller. Raises
-        IndexError behind it.
+        Of a finite set, training batches walk through one random order of all examples after
+        another. The other splits are gone through once, in an order that is the same for every
+        seed; their last batch may be smaller. Raises IndexError behind it.
         """
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
@@ -129,16 +151,21 @@ class Task:
             self.check_length(length)
             rows = _rows(self.name, split, seed, index * batch_size, batch_size, self.sizes[split])
             return self.sampler(rows, length, split, **self.options)
-        # Of a corpus, what is held out is read at the same places whatever the length, so that lengths compare.
+        # Of a corpus, what is held out is read at the same places whatever the length, so that
+        # lengths compare.
         drawn_for = None if self.reads_split and split != "train" else length
-        key = json.dumps([self.name, self.options, split, seed, drawn_for, batch_size, index], sort_keys=True)
+        key = json.dumps(
+            [self.name, self.options, split, seed, drawn_for, batch_size, index], sort_keys=True
+        )
         digest = hashlib.sha256(key.encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
         return self.sample(batch_size, length, generator, split)
 
 
 def _rows(name: str, split: str, seed: int, first: int, count: int, size: int) -> Tensor:
-    """Numbers of the examples at places `first` to `first + count` of the walk through a split of `size`."""
+    """Numbers of the examples at places `first` to `first + count` of the walk through a split of
+    `size`.
+    """
     if split != "train":
         if first >= size:
             raise IndexError(f"task {name!r}: {split} has {size} examples, none at place {first}")
@@ -146,7 +173,8 @@ def _rows(name: str, split: str, seed: int, first: int, count: int, size: int) -
     places = torch.arange(first, first + count)
     epochs = places // size
     rows = [
-        _order(name, split, seed, epoch, size)[places[epochs == epoch] % size] for epoch in epochs.unique().tolist()
+        _order(name, split, seed, epoch, size)[places[epochs == epoch] % size]
+        for epoch in epochs.unique().tolist()
     ]
     return torch.cat(rows)
 
@@ -192,30 +220,33 @@ def register_task(
     """Register a sampler under a name; raises ValueError when the name is malformed or taken.
 
     Args:
-        vocabulary: number of token ids. This and `constant_score`, `shortest`, `symbols`, `answers`, `data` and
+        vocabulary: number of token ids. This and `constant_score`, `shortest`, `symbols`,
+        `answers`, `data` and
             `sizes` may be functions of the task's options, given by keyword.
-        constant_score: what the best constant answer scores.
-        lengths: lengths at which the task is commonly asked.
-        source: the paper or code that states the rule.
-        symbols: readable form of each token id; `answers` likewise of each target, when they differ.
-        classes: number of labels when one label a sequence is asked; None when positions are asked.
-        score: "accuracy" or "bits per byte".
-        shortest, multiple: the lengths that exist are multiples of `multiple` from `shortest` on.
-        exact: no other lengths exist than `lengths`.
-        data: for a corpus, what identifies it (source, revision, hash), for the record.
-        sizes: examples in each split, where they are finite; the sampler then takes (rows, length, split).
-        documents: how many token sequences one example has; 2 makes tokens (batch, 2, length).
-        picture: shows one example's tokens, (length,), to people, where signs in a row would not.
-        fetch: brings the data here, or makes them once and for all: takes a length and the options.
+        constant_score: what the best constant answer scores. lengths: lengths at which the task is
+        commonly asked. source: the paper or code that states the rule. symbols: readable form of
+        each token id; `answers` likewise of each target, when they differ. classes: number of
+        labels when one label a sequence is asked; None when positions are asked. score: "accuracy"
+        or "bits per byte". shortest, multiple: the lengths that exist are multiples of `multiple`
+        from `shortest` on. exact: no other lengths exist than `lengths`. data: for a corpus, what
+        identifies it (source, revision, hash), for the record. sizes: examples in each split, where
+        they are finite; the sampler then takes (rows, length, split). documents: how many token
+        sequences one example has; 2 makes tokens (batch, 2, length). picture: shows one example's
+        tokens, (length,), to people, where signs in a row would not. fetch: brings the data here,
+        or makes them once and for all: takes a length and the options.
     """
     card = dict(locals())
     del card["name"]
 
     def decorate(sampler: Sampler) -> Sampler:
         if not NAME.fullmatch(name):
-            raise ValueError(f"task name {name!r}: expected lower-case letters, digits, '_', '.', '-', 64 at most")
+            raise ValueError(
+                f"task name {name!r}: expected lower-case letters, digits, '_', '.', '-', 64 at most"
+            )
         if name in _TASKS:
-            raise ValueError(f"task {name!r} is already registered by {_TASKS[name].sampler.__module__}")
+            raise ValueError(
+                f"task {name!r} is already registered by {_TASKS[name].sampler.__module__}"
+            )
         options = inspect.signature(sampler).parameters.values()
         defaults = {p.name: p.default for p in options if p.kind is p.KEYWORD_ONLY}
         _TASKS[name] = _Registration(sampler, card, defaults)
@@ -237,7 +268,9 @@ def task_names() -> list[str]:
 
 
 def get_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
-    """The task of this name; raises ValueError that suggests near names, or names the options there are."""
+    """The task of this name; raises ValueError that suggests near names, or names the options there
+    are.
+    """
     if name not in task_names():
         near = difflib.get_close_matches(name, _TASKS) or sorted(_TASKS)
         raise ValueError(f"unknown task {name!r}: expected {' or '.join(near)}")
@@ -245,7 +278,9 @@ def get_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
     unknown = set(options or {}) - set(found.defaults)
     if unknown:
         known = ", ".join(sorted(found.defaults)) or "none"
-        raise ValueError(f"task {name!r} has no option {sorted(unknown)[0]!r}: its options are {known}")
+        raise ValueError(
+            f"task {name!r} has no option {sorted(unknown)[0]!r}: its options are {known}"
+        )
     return _fill_in(name, found, {**found.defaults, **(options or {})})
 
 

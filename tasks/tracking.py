@@ -1,7 +1,9 @@
-"""State tracking: the answer changes with every token, and every token back to the first one counts.
+"""State tracking: the answer changes with every token, and every token back to the first one
+counts.
 
-Asking at every position is training on all shorter lengths at once, as the published tasks do by drawing lengths. The
-distance of a position is that to the first token: what it asks depends on everything from there on.
+Asking at every position is training on all shorter lengths at once, as the published tasks do by
+drawing lengths. The distance of a position is that to the first token: what it asks depends on
+everything from there on.
 """
 
 from functools import cache
@@ -10,7 +12,7 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from tasks.task import Batch, register_task
+from lookback.tasks.task import Batch, register_task
 
 ELEMENTS = 5
 
@@ -34,8 +36,9 @@ def sample_parity(batch_size: int, length: int, generator: torch.Generator) -> B
     targets    0  1  0  0  1
     distances  0  1  2  3  4
 
-    Tests a state of one bit that every token may turn, carried over lengths never trained at. Does not test memory of
-    content: nothing has to be found again. A score of a half at long distances is chance.
+    Tests a state of one bit that every token may turn, carried over lengths never trained at. Does
+    not test memory of content: nothing has to be found again. A score of a half at long distances
+    is chance.
     """
     tokens = torch.randint(2, (batch_size, length), generator=generator)
     return Batch(tokens, tokens.cumsum(1) % 2, _distances(tokens))
@@ -51,7 +54,9 @@ def _group() -> tuple[list[tuple[int, ...]], Tensor]:
 
 
 def _running_product(tokens: Tensor, table: Tensor) -> Tensor:
-    """Product of all tokens up to each position, (batch, length), in log2(length) passes (products associate)."""
+    """Product of all tokens up to each position, (batch, length), in log2(length) passes (products
+    associate).
+    """
     product, reach = tokens.clone(), 1
     while reach < tokens.shape[1]:
         joined = table[product[:, :-reach], product[:, reach:]]
@@ -69,15 +74,16 @@ def _running_product(tokens: Tensor, table: Tensor) -> Tensor:
     source="Word problem of S5: Merrill et al. 2024 (arXiv 2404.08819), after Barrington 1989",
 )
 def sample_permutations(batch_size: int, length: int, generator: torch.Generator) -> Batch:
-    """Permutations of five things, applied one after the other: in what order do the things lie now?
+    """Permutations of five things, applied one after the other: in what order do the things lie
+    now?
 
     tokens     10234  01243  43210
     targets    10234  10243  34201
     distances      0      1      2
 
-    Tests tracking a state of 120 values in which order matters: NC1-complete, so that circuits of constant depth are
-    not believed to do it. Does not test memory of content, nor long reach for its own sake: one mistake spoils all
-    that follows.
+    Tests tracking a state of 120 values in which order matters: NC1-complete, so that circuits of
+    constant depth are not believed to do it. Does not test memory of content, nor long reach for
+    its own sake: one mistake spoils all that follows.
     """
     elements, table = _group()
     tokens = torch.randint(len(elements), (batch_size, length), generator=generator)

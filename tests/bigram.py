@@ -1,17 +1,21 @@
-"""The least that a language model must beat: each byte predicted from the one before it, by counting pairs."""
+"""The least that a language model must beat: each byte predicted from the one before it, by
+counting pairs.
+"""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.evaluate import EVALUATION_BATCH, EVALUATION_SEED
-from tasks.corpus import Bytes
-from tasks.language import _corpus
-from tasks.task import Task
+from lookback.benchmarks.measure.evaluate import EVALUATION_BATCH, EVALUATION_SEED
+from lookback.tasks.corpus import Bytes
+from lookback.tasks.language import _corpus
+from lookback.tasks.task import Task
 
 
 def fit(text: Bytes) -> Tensor:
-    """Bits of each byte after each other one, (256, 256) float64, every pair counted once more than it stands there."""
+    """Bits of each byte after each other one, (256, 256) float64, every pair counted once more than
+    it stands there.
+    """
     pairs = np.bincount(text[:-1].astype(np.int64) * 256 + text[1:], minlength=256 * 256)
     counts = torch.from_numpy(pairs).double().reshape(256, 256) + 1
     return -(counts / counts.sum(1, keepdim=True)).log2()
@@ -23,7 +27,9 @@ def bits_per_byte(bits: Tensor, windows: Tensor) -> float:
 
 
 def bigram_bits(task: Task, length: int, examples: int) -> float:
-    """Bits per byte of the model fitted on `python`'s training text, on the windows that models are tested on."""
+    """Bits per byte of the model fitted on `python`'s training text, on the windows that models are
+    tested on.
+    """
     bits, found = fit(_corpus()["train"]), []
     for index in range(-(-examples // EVALUATION_BATCH)):
         batch = task.batch("test", EVALUATION_SEED, index, EVALUATION_BATCH, length)

@@ -1,4 +1,6 @@
-"""What tests share: one thread, so that tests side by side do not wait for each other, and a small cell."""
+"""What tests share: one thread, so that tests side by side do not wait for each other, and a small
+cell.
+"""
 
 import gc
 import os
@@ -8,26 +10,38 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: processes that te
 import pytest
 import torch
 
-from benchmarks.record import Cell
+from lookback.benchmarks.record import Cell
 
 torch.set_num_threads(1)
 
 
 def pytest_collection_finish() -> None:
-    """What the libraries keep for good is not gone through at each of a cell's collections of garbage."""
+    """What the libraries keep for good is not gone through at each of a cell's collections of
+    garbage.
+    """
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def one_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cells of tests say nothing of a machine's speed."""
-    monkeypatch.setattr("benchmarks.cost.YARDSTICKS", 1)
+    monkeypatch.setattr("lookback.benchmarks.measure.cost.YARDSTICKS", 1)
 
 
 @pytest.fixture
 def cell() -> Cell:
     """A cell of `learn` that takes a second."""
     return Cell(
-        kind="learn", task="copy", model="rwkv", width=16, depth=1, length=24, batch_size=4, steps=6, warmup=2,
-        validations=3, test_examples=40, test_lengths=(24, 40),
-    )  # fmt: skip
+        kind="learn",
+        task="copy",
+        model="rwkv",
+        width=16,
+        depth=1,
+        length=24,
+        batch_size=4,
+        steps=6,
+        warmup=2,
+        validations=3,
+        test_examples=40,
+        test_lengths=(24, 40),
+    )

@@ -1,4 +1,6 @@
-"""A plug-in for tests of faults: blocks that take their time, leak, or leave a process, and a clock that jumps."""
+"""A plug-in for tests of faults: blocks that take their time, leak, or leave a process, and a clock
+that jumps.
+"""
 
 import os
 import random
@@ -9,10 +11,12 @@ import time
 import torch
 from torch import Tensor, nn
 
-from models.model import register_model
+from lookback.models.model import register_model
 
 if os.environ.get("LOOKBACK_TEST_JUMPING_CLOCK"):
-    time.time = lambda: random.uniform(-1e9, 4e9)  # what a wrong clock, set right and wrong again, may say
+    time.time = lambda: random.uniform(
+        -1e9, 4e9
+    )  # what a wrong clock, set right and wrong again, may say
 
 
 class Plain(nn.Module):

@@ -7,8 +7,8 @@ import time
 import torch
 from torch import Tensor, nn
 
-from models.model import register_model
-from tasks.task import Batch, register_task
+from lookback.models.model import register_model
+from lookback.tasks.task import Batch, register_task
 
 
 class Plain(nn.Module):
@@ -47,7 +47,9 @@ class OutOfMemory(Plain):
 
 @register_model("all-to-all")
 class AllToAll(Plain):
-    """Weighs every position by every other at once, length x length of them; `step` needs width x width."""
+    """Weighs every position by every other at once, length x length of them; `step` needs width x
+    width.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return x + (x @ x.transpose(1, 2)).tril() @ self.linear(x)
@@ -91,7 +93,12 @@ class Killed(Plain):
 
 
 @register_task(
-    "last-token", vocabulary=4, constant_score=0.25, lengths=(16,), source="a test", symbols=lambda: list("abcd")
+    "last-token",
+    vocabulary=4,
+    constant_score=0.25,
+    lengths=(16,),
+    source="a test",
+    symbols=lambda: list("abcd"),
 )
 def sample_last_token(batch_size: int, length: int, generator: torch.Generator) -> Batch:
     """Say the token just read.

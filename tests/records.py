@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.record import (
+from lookback.benchmarks.record import (
     Cell,
     CostNumbers,
     CurvePoint,
@@ -18,16 +18,26 @@ from benchmarks.record import (
     Timing,
 )
 
-FACTS = TaskFacts(vocabulary=10, classes=None, score="accuracy", constant_score=0.125, source="made up | here")
+FACTS = TaskFacts(
+    vocabulary=10, classes=None, score="accuracy", constant_score=0.125, source="made up | here"
+)
 
 
 def record(cell: Cell, outcome: Outcome, suite: str = "suite") -> Record:
     return Record(
-        suite=suite, cell=cell, cell_id=cell.id, outcome=outcome, started="2026-01-01T00:00:00+00:00",
-        ended="2026-01-01T00:01:00+00:00", versions={"python": "3.11.0", "torch": "2.13.0"},
-        machine=Machine(slug="some-machine", device="Some Machine", facts={"cores": 2, "load_before": 0.1}),
-        commit="0123456789abcdef", uncommitted_changes=False,
-    )  # fmt: skip
+        suite=suite,
+        cell=cell,
+        cell_id=cell.id,
+        outcome=outcome,
+        started="2026-01-01T00:00:00+00:00",
+        ended="2026-01-01T00:01:00+00:00",
+        versions={"python": "3.11.0", "torch": "2.13.0"},
+        machine=Machine(
+            slug="some-machine", device="Some Machine", facts={"cores": 2, "load_before": 0.1}
+        ),
+        commit="0123456789abcdef",
+        uncommitted_changes=False,
+    )
 
 
 def score(length: int, correct: int, count: int = 100) -> Score:
@@ -36,7 +46,13 @@ def score(length: int, correct: int, count: int = 100) -> Score:
         DistanceScore(low=16, high=23, correct=correct - correct // 2, count=count - count // 2),
     )
     return Score(
-        length=length, examples=10, count=count, correct=correct, loss=1.0, score=correct / count, by_distance=bins
+        length=length,
+        examples=10,
+        count=count,
+        correct=correct,
+        loss=1.0,
+        score=correct / count,
+        by_distance=bins,
     )
 
 
@@ -44,32 +60,68 @@ def learn_record(cell: Cell, correct: int = 80, suite: str = "suite") -> Record:
     curve = tuple(CurvePoint(step=step, loss=2.0 / step, validation=0.5) for step in (2, 4, 6))
     tests = tuple(score(length, correct) for length in cell.test_lengths or (cell.length,))
     numbers = LearnNumbers(
-        parameters=1234, steps=6, seconds=1.5, curve=curve, validation=score(cell.length, correct), tests=tests
+        parameters=1234,
+        steps=6,
+        seconds=1.5,
+        curve=curve,
+        validation=score(cell.length, correct),
+        tests=tests,
     )
-    return record(cell, Outcome(status="ok", task=FACTS, learn=numbers, kernels=("lookback::wkv_tiled",)), suite)
+    return record(
+        cell,
+        Outcome(status="ok", task=FACTS, learn=numbers, kernels=("lookback::wkv_tiled",)),
+        suite,
+    )
 
 
-def cost_record(cell: Cell, seconds: float = 0.5, failed: bool = False, suite: str = "suite") -> Record:
+def cost_record(
+    cell: Cell, seconds: float = 0.5, failed: bool = False, suite: str = "suite"
+) -> Record:
     timing = Timing(median=seconds, low=seconds * 0.9, high=seconds * 1.2, n=20, noisy=True)
     phase = Phase(tokens=cell.length, seconds=timing, peak_bytes=1000 * cell.length)
     phases = {"prefill": phase, "decode": phase} | ({} if failed else {"training": phase})
     numbers = CostNumbers(
-        parameters=1234, phases=phases, failed={"training": "oom"} if failed else {}, state_bytes=5000
+        parameters=1234,
+        phases=phases,
+        failed={"training": "oom"} if failed else {},
+        state_bytes=5000,
     )
     return record(cell, Outcome(status="oom" if failed else "ok", task=FACTS, cost=numbers), suite)
 
 
 def asked(length: int, bins: Mapping[tuple[int, int], tuple[int, int]]) -> Score:
-    """A test that asked at these distances: first and last of each bin, and how many answers were right of how many."""
-    parts = tuple(DistanceScore(low=a, high=b, correct=right, count=n) for (a, b), (right, n) in bins.items())
+    """A test that asked at these distances: first and last of each bin, and how many answers were
+    right of how many.
+    """
+    parts = tuple(
+        DistanceScore(low=a, high=b, correct=right, count=n) for (a, b), (right, n) in bins.items()
+    )
     right, n = sum(part.correct for part in parts), sum(part.count for part in parts)
-    return Score(length=length, examples=10, count=n, correct=right, loss=1.0, score=right / n, by_distance=parts)
+    return Score(
+        length=length,
+        examples=10,
+        count=n,
+        correct=right,
+        loss=1.0,
+        score=right / n,
+        by_distance=parts,
+    )
 
 
 def trained(
-    cell: Cell, tests: Sequence[Score], task: TaskFacts = FACTS, suite: str = "suite", **numbers: Any
+    cell: Cell,
+    tests: Sequence[Score],
+    task: TaskFacts = FACTS,
+    suite: str = "suite",
+    **numbers: Any,
 ) -> Record:
     """A run with these tests, and whatever else is given of what was learned."""
-    fixed: dict[str, Any] = {"parameters": 1000, "steps": 6, "seconds": 1.5, "curve": (), "validation": None}
+    fixed: dict[str, Any] = {
+        "parameters": 1000,
+        "steps": 6,
+        "seconds": 1.5,
+        "curve": (),
+        "validation": None,
+    }
     learned = LearnNumbers(**{**fixed, "tests": tuple(tests), **numbers})
     return record(cell, Outcome(status="ok", task=task, learn=learned), suite)

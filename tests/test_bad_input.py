@@ -1,4 +1,6 @@
-"""A thousand malformed suites, records, names, plug-ins, data files: one clear line each, nothing done."""
+"""A thousand malformed suites, records, names, plug-ins, data files: one clear line each, nothing
+done.
+"""
 
 import csv
 import json
@@ -14,21 +16,30 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks import checkpoint
-from benchmarks.measure import load_plugins
-from benchmarks.record import Cell, Machine, Record, make_cell, read_record, read_records, write_record
-from benchmarks.report import make_reports
-from benchmarks.step import make_model, make_optimizer
-from benchmarks.suite import read_suite, scaled
-from models.model import model_names
-from tasks import corpus
-from tasks.lra.released import read_listops, read_pairs
-from tasks.task import get_task, task_names
+from lookback.benchmarks.measure import checkpoint
+from lookback.benchmarks.measure.step import make_model, make_optimizer
+from lookback.benchmarks.plugins import load_plugins
+from lookback.benchmarks.record import Cell, Machine, Record, make_cell
+from lookback.benchmarks.report import make_reports
+from lookback.benchmarks.storage import read_record, read_records, write_record
+from lookback.benchmarks.suite import read_suite, scaled
+from lookback.models.model import model_names
+from lookback.tasks import corpus
+from lookback.tasks.lra.released import read_listops, read_pairs
+from lookback.tasks.task import get_task, task_names
 from tests.records import FACTS, cost_record, learn_record
 
 CELL = Cell(
-    kind="learn", task="copy", model="rwkv", width=16, depth=1, length=24, batch_size=4, steps=6, test_lengths=(24, 40),
-)  # fmt: skip
+    kind="learn",
+    task="copy",
+    model="rwkv",
+    width=16,
+    depth=1,
+    length=24,
+    batch_size=4,
+    steps=6,
+    test_lengths=(24, 40),
+)
 SUITE = """title = "A suite"
 [defaults]
 width = 8
@@ -55,12 +66,17 @@ match = { tolerance = 0.2 }
 """
 
 many = settings(
-    deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
 def refused(call: Callable[[], object], *names: str) -> bool:
-    """Whether bad input was refused: by ValueError, in one line, harmless to a terminal, that names the file."""
+    """Whether bad input was refused: by ValueError, in one line, harmless to a terminal, that names
+    the file.
+    """
     try:
         call()
     except ValueError as error:
@@ -74,13 +90,38 @@ def refused(call: Callable[[], object], *names: str) -> bool:
 # --- suites
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from([10**400, -1]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from([10**400, -1]),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4)
+    ),
     max_leaves=6,
-)  # fmt: skip
-TOML_VALUES = ("3", "-1", "nan", "inf", "1e400", '"x"', "[]", "[[]]", "[1, [2]]", "{}", "{ a = nan }", "true",
-               "1979-05-27", "[{}]", '[{ a = [1, "b"] }, 3]', "9" * 5000,
-               "[" * 3000, '"""\n"""', '"\\u0000"')  # fmt: skip
+)
+TOML_VALUES = (
+    "3",
+    "-1",
+    "nan",
+    "inf",
+    "1e400",
+    '"x"',
+    "[]",
+    "[[]]",
+    "[1, [2]]",
+    "{}",
+    "{ a = nan }",
+    "true",
+    "1979-05-27",
+    "[{}]",
+    '[{ a = [1, "b"] }, 3]',
+    "9" * 5000,
+    "[" * 3000,
+    '"""\n"""',
+    '"\\u0000"',
+)
 
 
 @settings(many, max_examples=300)
@@ -93,12 +134,16 @@ def test_malformed_suites_are_told_in_one_line(tmp_path: Path, data: st.DataObje
         key = lines[number].split("=")[0]
         how = data.draw(st.sampled_from(["value", "drop", "twice", "text", "cut"]))
         lines[number : number + 1] = {
-            "value": [f"{key}= {data.draw(st.sampled_from(TOML_VALUES))}"], "drop": [],
-            "twice": [lines[number]] * 2, "text": [data.draw(st.text(max_size=30))], "cut": [lines[number][:-2]],
-        }[how] or [""]  # fmt: skip
+            "value": [f"{key}= {data.draw(st.sampled_from(TOML_VALUES))}"],
+            "drop": [],
+            "twice": [lines[number]] * 2,
+            "text": [data.draw(st.text(max_size=30))],
+            "cut": [lines[number][:-2]],
+        }[how] or [""]
     path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
     for scale in ("small", "paper"):
-        if not refused(lambda scale=scale: read_suite(str(path), scale), "mine.toml"):  # type: ignore[misc]
+        # type: ignore[misc]
+        if not refused(lambda scale=scale: read_suite(str(path), scale), "mine.toml"):
             assert read_suite(str(path), scale).cells
     assert list(tmp_path.iterdir()) == [path]
 
@@ -115,7 +160,9 @@ def test_more_cells_than_anybody_measures_are_not_multiplied_out(tmp_path: Path)
     path = tmp_path / "large.toml"
     numbers = ", ".join(map(str, range(1000)))
     path.write_text(f"[[grid]]\nseed = [{numbers}]\nlength = [{numbers}]\nsteps = [{numbers}]\n")
-    with pytest.raises(ValueError, match=r"large.toml: grid 1: expected at most 100,000 cells, not 1,000,000,000"):
+    with pytest.raises(
+        ValueError, match=r"large.toml: grid 1: expected at most 100,000 cells, not 1,000,000,000"
+    ):
         read_suite(str(path))
 
 
@@ -124,7 +171,13 @@ def test_more_cells_than_anybody_measures_are_not_multiplied_out(tmp_path: Path)
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The way to every value in a tree."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     return [at] * bool(at) + [place for key, part in inner for place in places(part, (*at, key))]
 
 
@@ -143,17 +196,26 @@ def changed(tree: Any, place: tuple[Any, ...], how: str, value: Any) -> Any:
     return tree
 
 
-RECORDS = [json.loads(record.model_dump_json()) for record in (
-    learn_record(CELL), cost_record(CELL.model_copy(update={"kind": "cost", "test_lengths": ()})))]  # fmt: skip
+RECORDS = [
+    json.loads(record.model_dump_json())
+    for record in (
+        learn_record(CELL),
+        cost_record(CELL.model_copy(update={"kind": "cost", "test_lengths": ()})),
+    )
+]
 
 
 @settings(many, max_examples=300)
 @given(data=st.data())
 def test_malformed_records_are_told_in_one_line(tmp_path: Path, data: st.DataObject) -> None:
-    """What is read all the same is complete and of its cell; nothing in it was put right in silence."""
+    """What is read all the same is complete and of its cell; nothing in it was put right in
+    silence.
+    """
     whole = data.draw(st.sampled_from(RECORDS))
     place = data.draw(st.sampled_from(places(whole)))
-    tree = changed(whole, place, data.draw(st.sampled_from(["drop", "replace", "add"])), data.draw(VALUES))
+    tree = changed(
+        whole, place, data.draw(st.sampled_from(["drop", "replace", "add"])), data.draw(VALUES)
+    )
     path = tmp_path / "stranger.json"
     path.write_text(json.dumps(tree))
     if not refused(lambda: read_record(path), str(path)):
@@ -177,7 +239,8 @@ def test_damaged_records_are_told_in_one_line(tmp_path: Path, data: st.DataObjec
 
 
 @pytest.mark.parametrize(
-    "content", [b"[" * 200_000, b'{"a":' * 100_000, b"1" * 100_000, b'"\\ud800"', b"\xff\xfe", b"null"]
+    "content",
+    [b"[" * 200_000, b'{"a":' * 100_000, b"1" * 100_000, b'"\\ud800"', b"\xff\xfe", b"null"],
 )
 def test_monsters_are_no_records(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "monster.json"
@@ -185,7 +248,9 @@ def test_monsters_are_no_records(tmp_path: Path, content: bytes) -> None:
     assert refused(lambda: read_record(path), str(path))
 
 
-def test_folders_and_loops_are_no_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_and_loops_are_no_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "loop.json").symlink_to(tmp_path / "loop.json")
     (tmp_path / "nowhere.json").symlink_to(tmp_path / "gone")
@@ -196,42 +261,77 @@ def test_folders_and_loops_are_no_records(tmp_path: Path, capsys: pytest.Capture
 
 # --- names
 
-NAMES = st.text(max_size=80) | st.sampled_from([
-    "..", ".", "", "../x", "/etc/passwd", "a/b", "a\\b", "a\0b", "a\nb", "x" * 65, "x" * 5000, "-rf", "~", "hf:../x",
-    "hf:a:b", "C:x", "\u202egnp", "ａ", "é", "con ", "a..b", "..a", "a\r",
-])  # fmt: skip
+NAMES = st.text(max_size=80) | st.sampled_from(
+    [
+        "..",
+        ".",
+        "",
+        "../x",
+        "/etc/passwd",
+        "a/b",
+        "a\\b",
+        "a\0b",
+        "a\nb",
+        "x" * 65,
+        "x" * 5000,
+        "-rf",
+        "~",
+        "hf:../x",
+        "hf:a:b",
+        "C:x",
+        "\u202egnp",
+        "ａ",
+        "é",
+        "con ",
+        "a..b",
+        "..a",
+        "a\r",
+    ]
+)
 
 
 @settings(many, max_examples=200)
 @given(name=NAMES)
 def test_names_never_leave_their_folder(tmp_path: Path, name: str) -> None:
-    """Of tasks, models, suites and machines: those that are not refused stand in the folder they should."""
+    """Of tasks, models, suites and machines: those that are not refused stand in the folder they
+    should.
+    """
     for field in ("task", "model"):
-        if not refused(lambda field=field: make_cell({**CELL.model_dump(), field: name}), field):  # type: ignore[misc]
+        # type: ignore[misc]
+        if not refused(lambda field=field: make_cell({**CELL.model_dump(), field: name}), field):
             path = tmp_path / f"{make_cell({**CELL.model_dump(), field: name}).id}.json"
             assert path.resolve().parent == tmp_path.resolve() and len(path.name.encode()) < 250
     record = json.loads(learn_record(CELL).model_dump_json())
     path = tmp_path / "record.json"
-    for tree in ({**record, "suite": name}, {**record, "machine": {**record["machine"], "slug": name}}):
+    for tree in (
+        {**record, "suite": name},
+        {**record, "machine": {**record["machine"], "slug": name}},
+    ):
         path.write_text(json.dumps(tree))
         if not refused(lambda: read_record(path), "record.json"):
             found = read_record(path)
             folder = tmp_path / found.machine.slug / found.suite
-            assert folder.resolve().parent.parent == tmp_path.resolve() and not found.suite.startswith(".")
+            assert (
+                folder.resolve().parent.parent == tmp_path.resolve()
+                and not found.suite.startswith(".")
+            )
 
 
 @settings(many, max_examples=60)
 @given(scale=NAMES)
 def test_scales_never_leave_their_folder(tmp_path: Path, scale: str) -> None:
     path = tmp_path / "mine.toml"
-    path.write_text(SUITE.replace("[scales.paper]", f"[scales.{json.dumps(scale)}]"), encoding="utf-8")
+    path.write_text(
+        SUITE.replace("[scales.paper]", f"[scales.{json.dumps(scale)}]"), encoding="utf-8"
+    )
     if not refused(lambda: read_suite(str(path), scale), "mine.toml"):
         assert (tmp_path / read_suite(str(path), scale).name).resolve().parent == tmp_path.resolve()
         assert read_suite(str(path), scale).name == scaled("mine", scale)
 
 
 @pytest.mark.parametrize(
-    "name", ["a b.toml", "..toml", "-x.toml", "a\nb.toml", "é.toml", "<script>.toml", "x" * 140 + ".toml"]
+    "name",
+    ["a b.toml", "..toml", "-x.toml", "a\nb.toml", "é.toml", "<script>.toml", "x" * 140 + ".toml"],
 )
 def test_suites_have_names_that_are_folders(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(SUITE)
@@ -240,7 +340,8 @@ def test_suites_have_names_that_are_folders(tmp_path: Path, name: str) -> None:
 
 def test_numbers_that_make_no_file_name_are_refused() -> None:
     for field in ("length", "seed"):
-        assert refused(lambda field=field: make_cell({**CELL.model_dump(), field: 10**300}), field)  # type: ignore[misc]
+        # type: ignore[misc]
+        assert refused(lambda field=field: make_cell({**CELL.model_dump(), field: 10**300}), field)
 
 
 # --- plug-ins and data files
@@ -253,7 +354,9 @@ def test_numbers_that_make_no_file_name_are_refused() -> None:
 )
 def test_broken_plugins_are_told_in_one_line(tmp_path: Path, content: bytes, ending: str) -> None:
     path = tmp_path / "plugin.py"
-    text = re.sub(rb"[^\x20-\x7e]", b"#", content)  # a comment, so that chance never writes a program
+    text = re.sub(
+        rb"[^\x20-\x7e]", b"#", content
+    )  # a comment, so that chance never writes a program
     path.write_bytes(b"# " + text + b"\n" + ending.encode())
     before = model_names(), task_names()
     assert refused(lambda: load_plugins([str(path)]), "plugin.py")
@@ -261,7 +364,8 @@ def test_broken_plugins_are_told_in_one_line(tmp_path: Path, content: bytes, end
 
 
 @pytest.mark.parametrize(
-    "text", ["import sys\nsys.exit(0)", "raise SystemExit('bye')", "import os\nraise OSError(1, 'x\\ny')"]
+    "text",
+    ["import sys\nsys.exit(0)", "raise SystemExit('bye')", "import os\nraise OSError(1, 'x\\ny')"],
 )
 def test_a_plugin_that_would_end_everything_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "plugin.py").write_text(text)
@@ -272,7 +376,8 @@ def test_only_python_files_are_plugins(tmp_path: Path) -> None:
     (tmp_path / "folder.py").mkdir()
     (tmp_path / "data.txt").write_text("raise SystemExit")
     for name in ("folder.py", "data.txt", "gone.py"):
-        assert refused(lambda name=name: load_plugins([str(tmp_path / name)]), name)  # type: ignore[misc]
+        # type: ignore[misc]
+        assert refused(lambda name=name: load_plugins([str(tmp_path / name)]), name)
 
 
 LISTOPS = b"Source\tTarget\n( ( [MAX 1 ) 2 ] )\t2\n"
@@ -282,7 +387,10 @@ PAIRS = b"1.0\t1\t2\tone text\tanother\n0.0\t3\t4\ta\tb\n"
 @settings(many, max_examples=200)
 @given(data=st.data())
 def test_malformed_data_files_are_told_in_one_line(tmp_path: Path, data: st.DataObject) -> None:
-    for whole, read in ((LISTOPS, lambda path: read_listops(path, 32)), (PAIRS, read_pairs.__wrapped__)):
+    for whole, read in (
+        (LISTOPS, lambda path: read_listops(path, 32)),
+        (PAIRS, read_pairs.__wrapped__),
+    ):
         content = bytearray(whole)
         for _ in range(data.draw(st.integers(1, 3))):
             place = data.draw(st.integers(0, len(content)))
@@ -315,16 +423,27 @@ class Bomb:
         return os.mkdir, (str(self.place),)
 
 
-def test_a_strangers_checkpoint_runs_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_strangers_checkpoint_runs_no_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = make_model(CELL, get_task(CELL.task))
     optimizer = make_optimizer(model, CELL)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     places = [tmp_path / f"went-off-{number}" for number in range(4)]
     newest, older = (tmp_path / name for name in checkpoint.NAMES)
     state = {"step": 1, "seen": torch.zeros(1, dtype=torch.int64)}
-    sound = {"model": before, "optimizer": optimizer.state_dict(), "random": torch.get_rng_state(), "random_cuda": [],
-             "state": state}  # fmt: skip
-    for content in ({**sound, "state": Bomb(places[0])}, Bomb(places[1]), {**sound, "extra": [Bomb(places[2])]}):
+    sound = {
+        "model": before,
+        "optimizer": optimizer.state_dict(),
+        "random": torch.get_rng_state(),
+        "random_cuda": [],
+        "state": state,
+    }
+    for content in (
+        {**sound, "state": Bomb(places[0])},
+        Bomb(places[1]),
+        {**sound, "extra": [Bomb(places[2])]},
+    ):
         torch.save(content, newest)
         older.write_bytes(pickle.dumps(Bomb(places[3])))
         assert checkpoint.load(tmp_path, model, optimizer, CELL).step == 0
@@ -335,17 +454,32 @@ def test_a_strangers_checkpoint_runs_no_code(tmp_path: Path, capsys: pytest.Capt
     assert places[2].exists()
 
 
-@pytest.mark.parametrize("wrong", [
-    {"random": "nothing"}, {"optimizer": {}}, {"optimizer": {"state": {}, "param_groups": [1]}}, {"model": {}},
-    {"state": {"step": "1", "seen": torch.zeros(1)}}, {"state": {}}, {"state": {"step": 1, "seen": 3, "x": 1}},
-])  # fmt: skip
-def test_a_checkpoint_of_other_content_changes_nothing(tmp_path: Path, wrong: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"random": "nothing"},
+        {"optimizer": {}},
+        {"optimizer": {"state": {}, "param_groups": [1]}},
+        {"model": {}},
+        {"state": {"step": "1", "seen": torch.zeros(1)}},
+        {"state": {}},
+        {"state": {"step": 1, "seen": 3, "x": 1}},
+    ],
+)
+def test_a_checkpoint_of_other_content_changes_nothing(
+    tmp_path: Path, wrong: dict[str, Any]
+) -> None:
     model = make_model(CELL, get_task(CELL.task))
     optimizer = make_optimizer(model, CELL)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     other = {name: tensor + 1 for name, tensor in before.items()}
-    sound = {"model": other, "optimizer": optimizer.state_dict(), "random": torch.get_rng_state(), "random_cuda": [],
-             "state": {"step": 1, "seen": torch.zeros(1, dtype=torch.int64)}}  # fmt: skip
+    sound = {
+        "model": other,
+        "optimizer": optimizer.state_dict(),
+        "random": torch.get_rng_state(),
+        "random_cuda": [],
+        "state": {"step": 1, "seen": torch.zeros(1, dtype=torch.int64)},
+    }
     torch.save({**sound, **wrong}, tmp_path / checkpoint.NAMES[0])
     numbers = torch.get_rng_state()
     assert checkpoint.load(tmp_path, model, optimizer, CELL).step == 0
@@ -355,10 +489,18 @@ def test_a_checkpoint_of_other_content_changes_nothing(tmp_path: Path, wrong: di
 
 SCRIPT = "<script>alert(1)</script>"
 EVIL = (
-    SCRIPT, "=cmd|' /C calc'!A0", "[click](javascript:alert(1))", "![x](http://example.org/x.png)", "$\\frac{$",
-    "\x1b[2J", "a\n\n# Title\n\n<img src=x onerror=alert(1)>", "| a | b |", "\u202egnp", "{{ 7 * 7 }}",
+    SCRIPT,
+    "=cmd|' /C calc'!A0",
+    "[click](javascript:alert(1))",
+    "![x](http://example.org/x.png)",
+    "$\\frac{$",
+    "\x1b[2J",
+    "a\n\n# Title\n\n<img src=x onerror=alert(1)>",
+    "| a | b |",
+    "\u202egnp",
+    "{{ 7 * 7 }}",
     "'\"><svg onload=alert(1)>",
-)  # fmt: skip
+)
 
 
 def strangers(text: str) -> list[Record]:
@@ -367,22 +509,47 @@ def strangers(text: str) -> list[Record]:
     for number, make in enumerate((learn_record, cost_record)):
         for model in ("rwkv", "transformer"):
             for length in (24, 48):
-                cell = make_cell({
-                    **CELL.model_dump(), "kind": ("learn", "cost")[number], "model": model, "length": length,
-                    "task_options": {"way": text},
-                    "model_options": {"option": text, text: 1} if model == "rwkv" else {},
-                    "test_lengths": () if number else (24, 48), "first_length": None,
-                })  # fmt: skip
+                cell = make_cell(
+                    {
+                        **CELL.model_dump(),
+                        "kind": ("learn", "cost")[number],
+                        "model": model,
+                        "length": length,
+                        "task_options": {"way": text},
+                        "model_options": {"option": text, text: 1} if model == "rwkv" else {},
+                        "test_lengths": () if number else (24, 48),
+                        "first_length": None,
+                    }
+                )
                 record = make(cell)
-                facts = FACTS.model_copy(update={"source": text, "data": {"revision": text, text: text}})
-                found.append(record.model_copy(update={
-                    "outcome": record.outcome.model_copy(update={"task": facts, "message": text, "kernels": (text,)}),
-                    "versions": {"python": text, text: "1"}, "commit": text, "started": text, "ended": text,
-                    "machine": Machine(slug="m", device="A Machine", facts={"cpu": text, text: 1, "load_before": text}),
-                }))  # fmt: skip
+                facts = FACTS.model_copy(
+                    update={"source": text, "data": {"revision": text, text: text}}
+                )
+                found.append(
+                    record.model_copy(
+                        update={
+                            "outcome": record.outcome.model_copy(
+                                update={"task": facts, "message": text, "kernels": (text,)}
+                            ),
+                            "versions": {"python": text, text: "1"},
+                            "commit": text,
+                            "started": text,
+                            "ended": text,
+                            "machine": Machine(
+                                slug="m",
+                                device="A Machine",
+                                facts={"cpu": text, text: 1, "load_before": text},
+                            ),
+                        }
+                    )
+                )
         record, failed = found[-1], cell.model_copy(update={"seed": 5})
-        outcome = record.outcome.model_copy(update={"status": "error", "message": text, "learn": None, "cost": None})
-        found.append(record.model_copy(update={"cell": failed, "cell_id": failed.id, "outcome": outcome}))
+        outcome = record.outcome.model_copy(
+            update={"status": "error", "message": text, "learn": None, "cost": None}
+        )
+        found.append(
+            record.model_copy(update={"cell": failed, "cell_id": failed.id, "outcome": outcome})
+        )
     return found
 
 
@@ -396,7 +563,9 @@ def harmless(path: Path) -> None:
     for words in ("<script>alert", "<img src=x", "<svg onload", 'href="javascript', 'src="http'):
         assert words not in content, (path, words)
     if path.suffix == ".md":
-        assert not any(words in content for words in ("\x1b", "](javascript", "](http://example.org"))
+        assert not any(
+            words in content for words in ("\x1b", "](javascript", "](http://example.org")
+        )
         assert not re.search(r"^# Title", content, re.MULTILINE)
 
 
@@ -405,7 +574,11 @@ def test_a_strangers_records_run_no_script(tmp_path: Path) -> None:
     for record in strangers(text):
         write_record(tmp_path / "results", Record.model_validate_json(record.model_dump_json()))
     (made,) = make_reports(tmp_path / "results", tmp_path / "reports", [])
-    files = [path for path in made.path.parent.rglob("*") if path.suffix in (".md", ".csv", ".html", ".svg")]
+    files = [
+        path
+        for path in made.path.parent.rglob("*")
+        if path.suffix in (".md", ".csv", ".html", ".svg")
+    ]
     assert len(files) > 5
     for path in files:
         harmless(path)
@@ -413,11 +586,15 @@ def test_a_strangers_records_run_no_script(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", EVIL)
 def test_titles_take_no_markup(text: str) -> None:
-    """Where a text stands outside tables, as a device's name does, markup is refused with the record."""
+    """Where a text stands outside tables, as a device's name does, markup is refused with the
+    record.
+    """
     record = json.loads(learn_record(CELL).model_dump_json())
     if any(sign in text for sign in "<[$\x1b\n"):
         with pytest.raises(ValueError, match="device"):
-            Record.model_validate({**record, "machine": {**record["machine"], "device": text}}, strict=False)
+            Record.model_validate(
+                {**record, "machine": {**record["machine"], "device": text}}, strict=False
+            )
     with pytest.raises(ValueError, match="suite"):
         Record.model_validate({**record, "suite": text}, strict=False)
 

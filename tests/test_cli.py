@@ -1,4 +1,6 @@
-"""What a user types, and what she sees when it is wrong: one clear line, exit code 2, nothing touched."""
+"""What a user types, and what she sees when it is wrong: one clear line, exit code 2, nothing
+touched.
+"""
 
 import contextlib
 import io
@@ -10,37 +12,52 @@ from unittest import mock
 
 import pytest
 
-from benchmarks.catalogue import catalogue
-from benchmarks.cli import main
-from models.model import model_names
-from tasks.task import task_names
+from lookback.benchmarks.cli import main
+from lookback.benchmarks.describe.lists import catalogue
+from lookback.models.model import model_names
+from lookback.tasks.task import task_names
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = str(Path(__file__).parent / "plugin_models.py")
 
 
 def lookback(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """What the console script does, in this process: another would spend its time on importing torch."""
+    """What the console script does, in this process: another would spend its time on importing
+    torch.
+    """
     said, wrong = io.StringIO(), io.StringIO()
     typed = mock.patch.object(sys, "argv", ["lookback", *arguments])
     streams = contextlib.redirect_stdout(said), contextlib.redirect_stderr(wrong)
     with pytest.raises(SystemExit) as ended, contextlib.chdir(ROOT), streams[0], streams[1], typed:
         main()
-    return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), said.getvalue(), wrong.getvalue())
+    return subprocess.CompletedProcess(
+        arguments, int(ended.value.code or 0), said.getvalue(), wrong.getvalue()
+    )
 
 
 def test_lists_hold_what_is_registered() -> None:
     """The list is read from the source; the registries say whether it read well."""
-    assert [entry.name for entry in catalogue("tasks")] == [n for n in task_names() if n != "last-token"]
+    assert [entry.name for entry in catalogue("tasks")] == [
+        n for n in task_names() if n != "last-token"
+    ]
     ours = [entry.name for entry in catalogue("models") if ":" not in entry.name]
     assert set(ours) <= set(model_names()) and {"transformer", "rwkv", "rrwkv", "lstm"} <= set(ours)
     assert all(
-        entry.summary and (ROOT / entry.file).is_file() for kind in ("tasks", "models") for entry in catalogue(kind)
+        entry.summary and (ROOT / entry.file).is_file()
+        for kind in ("tasks", "models")
+        for entry in catalogue(kind)
     )
 
 
 def test_list_answers_at_once() -> None:
-    command = [sys.executable, "-m", "benchmarks.cli", "list", "tasks", "--json"]  # what users start
+    command = [
+        sys.executable,
+        "-m",
+        "lookback.benchmarks.cli",
+        "list",
+        "tasks",
+        "--json",
+    ]  # what users start
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and not done.stderr
     said = json.loads(done.stdout)
@@ -58,17 +75,49 @@ def test_describe_shows_a_card(name: str) -> None:
 
 
 def test_dry_run_tells_and_touches_nothing(tmp_path: Path) -> None:
-    asked = ["run", "quick", "--scale", "smoke", "--model", "rwkv", "--dry-run", "--results", str(tmp_path / "r")]
+    asked = [
+        "run",
+        "quick",
+        "--scale",
+        "smoke",
+        "--model",
+        "rwkv",
+        "--dry-run",
+        "--results",
+        str(tmp_path / "r"),
+    ]
     done = lookback(*asked, "--device", "cpu")
-    assert done.returncode == 0 and "parameters" in done.stdout and "to measure" in done.stdout, done
+    assert done.returncode == 0 and "parameters" in done.stdout and "to measure" in done.stdout, (
+        done
+    )
     assert "too big for" in done.stdout and " MB" in done.stdout and "FLOP" in done.stdout
     said = json.loads(lookback(*asked, "--task", "copy", "--device", "cpu", "--json").stdout)
-    assert {"id", "width", "parameters", "step_flops", "flops", "peak_bytes", "seconds", "state"} <= set(said[0])
+    assert {
+        "id",
+        "width",
+        "parameters",
+        "step_flops",
+        "flops",
+        "peak_bytes",
+        "seconds",
+        "state",
+    } <= set(said[0])
     assert not (tmp_path / "r").exists()
 
 
 def test_gpu_hours_are_planned_without_a_gpu(tmp_path: Path) -> None:
-    asked = ["run", "quick", "--scale", "smoke", "--model", "lstm", "--task", "copy", "--results", str(tmp_path / "r")]
+    asked = [
+        "run",
+        "quick",
+        "--scale",
+        "smoke",
+        "--model",
+        "lstm",
+        "--task",
+        "copy",
+        "--results",
+        str(tmp_path / "r"),
+    ]
     done = lookback(*asked, "--device", "cuda", "--dry-run")
     assert done.returncode == 0 and "GPU hours" in done.stdout, done
 
@@ -80,7 +129,16 @@ def test_sizes_are_matched_as_a_suite_asks(tmp_path: Path) -> None:
     )
     suite = str(tmp_path / "fair.toml")
     assert "agree with those of transformer within 2 %" in lookback("describe", suite).stdout
-    asked = ["run", suite, "--device", "cpu", "--results", str(tmp_path / "r"), "--dry-run", "--json"]
+    asked = [
+        "run",
+        suite,
+        "--device",
+        "cpu",
+        "--results",
+        str(tmp_path / "r"),
+        "--dry-run",
+        "--json",
+    ]
     first, other = json.loads(lookback(*asked).stdout)
     assert first["width"] == 64 > other["width"]
     assert abs(other["parameters"] / first["parameters"] - 1) < 0.02
@@ -100,14 +158,20 @@ BROKEN = '[[grid]]\nkind = "learn"\ntask = "copy"\nmodle = "rwkv"\n'
         (["run", "quick", "--scale", "huge"], "no scale 'huge'"),
         (["run", "quick", "--task", "coppy"], "unknown task 'coppy'"),
         (["run", "quick", "--model", "rwk"], "unknown model 'rwk': expected"),
-        (["run", "quick", "--task", "copy", "--length", "7"], "no sequences of length 7: expected at least 20"),
+        (
+            ["run", "quick", "--task", "copy", "--length", "7"],
+            "no sequences of length 7: expected at least 20",
+        ),
         (["run", "quick", "--length", "0"], "length: "),
         (["run", "quick", "--seed", "-1"], "seed: "),
         (["run", "quick", "--device", "cuda"], "use --device cpu"),
         (["run", "quick", "--device", "tpu"], "tpu"),
         (["run", "quick", "--colour", "red"], "--colour"),
         (["run", "quick", "--plugin", "nothing.py"], "expected an existing .py file"),
-        (["run", "quick", "--plugin", "TAKEN"], "'rwkv' is already registered by models.rwkv"),
+        (
+            ["run", "quick", "--plugin", "TAKEN"],
+            "'rwkv' is already registered by lookback.models.rwkv",
+        ),
         (["run", "quick", "--plugin", "CLASH"], "lies beside a package named 'tasks'"),
         (["describe", "nothing"], "nothing is called 'nothing'"),
         (["list", "things"], "'things' is not one of 'tasks', 'models', 'suites'"),
@@ -117,9 +181,11 @@ BROKEN = '[[grid]]\nkind = "learn"\ntask = "copy"\nmodle = "rwkv"\n'
         (["report", "--results", "nowhere"], "no folder of records nowhere"),
     ],
 )
-def test_wrong_use_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], words: str) -> None:
+def test_wrong_use_is_one_line_and_exit_code_2(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
     (tmp_path / "broken.toml").write_text(BROKEN)
-    taken = "from torch import nn\nfrom models.model import register_model\nregister_model('rwkv')(nn.Identity)\n"
+    taken = "from torch import nn\nfrom lookback.models.model import register_model\nregister_model('rwkv')(nn.Identity)\n"
     (tmp_path / "taken.py").write_text(taken)
     (tmp_path / "clash" / "tasks").mkdir(parents=True)
     (tmp_path / "clash" / "mine.py").write_text("")
@@ -129,7 +195,11 @@ def test_wrong_use_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[s
         arguments += ["--results", str(tmp_path / "results")]
     done = lookback(*arguments)
     assert done.returncode == 2, done
-    assert words in done.stderr and done.stderr.startswith("lookback: ") and done.stderr.count("\n") == 1
+    assert (
+        words in done.stderr
+        and done.stderr.startswith("lookback: ")
+        and done.stderr.count("\n") == 1
+    )
     assert not (tmp_path / "results").exists()
 
 
@@ -141,4 +211,6 @@ def test_help_names_every_verb() -> None:
 def test_doctor_says_what_runs() -> None:
     said = lookback("doctor").stdout
     assert ("torch" in said and "wkv" in said and "tiled" in said) or "triton" in said
-    assert "scaled_dot_product" in said and "does not run" not in said and "in constraints.txt" in said
+    assert (
+        "scaled_dot_product" in said and "does not run" not in said and "in constraints.txt" in said
+    )

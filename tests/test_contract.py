@@ -1,4 +1,6 @@
-"""A block that reads ahead, or whose `step` is another function, is refused by name, whatever its weights begin as."""
+"""A block that reads ahead, or whose `step` is another function, is refused by name, whatever its
+weights begin as.
+"""
 
 from typing import Any
 
@@ -6,13 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import contract
-from models.contract import check_contract
-from models.model import register_model
+from lookback.models import contract
+from lookback.models.contract import check_contract
+from lookback.models.model import register_model
 
 
 class Plain(nn.Module):
-    """Looks at the present token alone. Of this file: plug-ins register what other tests should not meet."""
+    """Looks at the present token alone. Of this file: plug-ins register what other tests should not
+    meet.
+    """
 
     def __init__(self, width: int, layer: int, depth: int) -> None:
         super().__init__()
@@ -35,7 +39,9 @@ class Sums(Plain):
         return x + (x @ x.transpose(1, 2)).tril() @ self.linear(x)
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-        return torch.zeros(batch_size, self.linear.in_features, self.linear.in_features, device=device, dtype=dtype)
+        return torch.zeros(
+            batch_size, self.linear.in_features, self.linear.in_features, device=device, dtype=dtype
+        )
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         state = state + x[:, :, None] * self.linear(x)[:, None]
@@ -98,12 +104,17 @@ def tried(monkeypatch: pytest.MonkeyPatch, block: type[nn.Module], autocast: boo
 @pytest.mark.parametrize(
     ("block", "words"),
     [
-        (ReadsAhead, "'mine' is not causal"), (ReadsAheadByZeros, "'mine' is not causal"),
-        (OtherStep, "'mine': its `step`, position by position, says something else than its `forward`"),
+        (ReadsAhead, "'mine' is not causal"),
+        (ReadsAheadByZeros, "'mine' is not causal"),
+        (
+            OtherStep,
+            "'mine': its `step`, position by position, says something else than its `forward`",
+        ),
         (Shorter, r"reads \(2, 8, 16\) and gives \(2, 7, 16\): expected the same shape"),
-        (Double, "reads torch.float32 and gives torch.float64"), (Pair, "gives tuple: expected the same shape"),
+        (Double, "reads torch.float32 and gives torch.float64"),
+        (Pair, "gives tuple: expected the same shape"),
     ],
-)  # fmt: skip
+)
 def test_what_breaks_the_contract_is_refused_in_a_line(
     monkeypatch: pytest.MonkeyPatch, block: type[nn.Module], words: str
 ) -> None:
@@ -114,13 +125,17 @@ def test_what_breaks_the_contract_is_refused_in_a_line(
 
 @pytest.mark.parametrize("block", [Plain, Sums, StepLess, NotANumber])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_what_keeps_it_is_not(monkeypatch: pytest.MonkeyPatch, block: type[nn.Module], autocast: bool) -> None:
+def test_what_keeps_it_is_not(
+    monkeypatch: pytest.MonkeyPatch, block: type[nn.Module], autocast: bool
+) -> None:
     """A loss that is no number is for training to tell, and a `step` need not be there to learn."""
     tried(monkeypatch, block, autocast)
 
 
 def test_what_is_no_block_is_not_registered() -> None:
-    with pytest.raises(ValueError, match=r"'mine': expected a block, a subclass of torch.nn.Module, not <function"):
+    with pytest.raises(
+        ValueError, match=r"'mine': expected a block, a subclass of torch.nn.Module, not <function"
+    ):
         register_model("mine")(lambda width, layer, depth: nn.Identity())  # type: ignore[arg-type]
 
     class Wide(nn.Module):
@@ -132,5 +147,8 @@ def test_what_is_no_block_is_not_registered() -> None:
             super().__init__(width, layer, depth)
 
     for block in (Wide, Asks):
-        with pytest.raises(ValueError, match=r"'mine': expected a block made as block\(width, layer, depth\), options"):
+        with pytest.raises(
+            ValueError,
+            match=r"'mine': expected a block made as block\(width, layer, depth\), options",
+        ):
             register_model("mine")(block)

@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import cost as cost_module
-from benchmarks.cost import cost, out_of_memory, summary
-from benchmarks.machine import _group_limits, joules
-from benchmarks.memory import LiveBytes, alive_in
-from benchmarks.record import Cell, CostNumbers, read_record, record_files
-from models.model import build_model, parameter_count
-from tasks.task import get_task
+from lookback.benchmarks.machine import _group_limits, joules
+from lookback.benchmarks.measure import cost as cost_module
+from lookback.benchmarks.measure.cost import cost, out_of_memory, summary
+from lookback.benchmarks.measure.memory import LiveBytes, alive_in
+from lookback.benchmarks.record import Cell, CostNumbers
+from lookback.benchmarks.storage import read_record, record_files
+from lookback.models.model import build_model, parameter_count
+from lookback.tasks.task import get_task
 
 FLOAT = 4
 ROOT = Path(__file__).parent.parent
@@ -27,20 +28,26 @@ PLUGIN = str(Path(__file__).parent / "plugin_models.py")
 
 
 def run_elsewhere(cell: Cell, folder: Path, threads: int = 1, data_limit: int = 0) -> CostNumbers:
-    """The record of a cell, run by a runner in a process of its own that may be limited in memory (bytes)."""
+    """The record of a cell, run by a runner in a process of its own that may be limited in memory
+    (bytes).
+    """
     code = (
         "import json, resource, sys; from pathlib import Path\n"
-        "from benchmarks.record import Cell; from benchmarks.run import Runner; from benchmarks.suite import Suite\n"
+        "from lookback.benchmarks.record import Cell; from lookback.benchmarks.run.runner import Runner; from lookback.benchmarks.suite import Suite\n"
         "cell, folder, plugin, threads, limit = json.loads(sys.argv[1])\n"
         "if limit: resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))\n"
         "suite = Suite('suite', '', (Cell.model_validate(cell),))\n"
         "sys.exit(Runner(Path(folder), suite, plugins=[plugin], threads=threads).run())"
     )
     asked = json.dumps([cell.model_dump(mode="json"), str(folder), PLUGIN, threads, data_limit])
-    subprocess.run([sys.executable, "-c", code, asked], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-c", code, asked], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+    )
     (path,) = record_files(folder)
     outcome = read_record(path).outcome
-    assert outcome.cost is not None and outcome.status == next(iter(outcome.cost.failed.values()), "ok")
+    assert outcome.cost is not None and outcome.status == next(
+        iter(outcome.cost.failed.values()), "ok"
+    )
     return outcome.cost
 
 
@@ -82,7 +89,9 @@ def test_the_count_agrees_with_another_counter() -> None:
     with LiveBytes([*net.parameters(), x]) as count:
         before = count.now
         step()
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(
+        profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
+    ) as profile:
         step()
     live = peak = 0
     for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
@@ -109,23 +118,34 @@ def test_phases_hold_what_they_must(cell: Cell) -> None:
     # weights and both moments of Adam live through a step, gradients come on top
     assert numbers.phases["training"].peak_bytes > 4 * weights
     assert weights < numbers.phases["decode"].peak_bytes < numbers.phases["training"].peak_bytes
-    assert [numbers.phases[name].tokens for name in ("training", "prefill", "decode")] == [4 * 64, 4 * 64, 4]
+    assert [numbers.phases[name].tokens for name in ("training", "prefill", "decode")] == [
+        4 * 64,
+        4 * 64,
+        4,
+    ]
     assert all(phase.seconds.n == 5 for phase in numbers.phases.values())
 
 
 @pytest.mark.parametrize(
     ("model", "constant"), [("rwkv", True), ("rrwkv", True), ("lstm", True), ("transformer", False)]
 )
-def test_memory_of_decoding_is_constant_where_the_state_is(cell: Cell, model: str, constant: bool) -> None:
+def test_memory_of_decoding_is_constant_where_the_state_is(
+    cell: Cell, model: str, constant: bool
+) -> None:
     """To the byte: nothing of what was read before is kept alive by a view."""
-    cells = [cell.model_copy(update={"kind": "cost", "model": model, "length": n, "repeats": 1}) for n in (64, 1024)]
-    short, long = (cost(c, get_task("copy"), lambda *_: None).phases["decode"].peak_bytes for c in cells)
+    cells = [
+        cell.model_copy(update={"kind": "cost", "model": model, "length": n, "repeats": 1})
+        for n in (64, 1024)
+    ]
+    short, long = (
+        cost(c, get_task("copy"), lambda *_: None).phases["decode"].peak_bytes for c in cells
+    )
     assert (short == long) == constant
 
 
 def test_scratch_inside_our_operator_is_counted() -> None:
     """WKV computes in float64 inside: a count that stopped at the operator's door would miss it."""
-    from models.wkv import wkv
+    from lookback.models.wkv import wkv
 
     w, k = torch.rand(16), torch.randn(2, 64, 16)
     with LiveBytes([w, k]) as count, torch.no_grad():
@@ -135,7 +155,9 @@ def test_scratch_inside_our_operator_is_counted() -> None:
     assert "lookback::wkv_tiled" in count.kernels
 
 
-def test_out_of_memory_is_a_result_of_one_phase(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_a_result_of_one_phase(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cell = cell.model_copy(update={"kind": "cost", "repeats": 1})
 
     def full(*_: object) -> None:
@@ -147,9 +169,15 @@ def test_out_of_memory_is_a_result_of_one_phase(cell: Cell, monkeypatch: pytest.
 
 
 def test_a_machine_that_is_full_is_a_result_of_one_phase(cell: Cell, tmp_path: Path) -> None:
-    """Length x length numbers of 4 bytes do not fit into the gigabyte that there is; prefill steps, and fits."""
-    cell = cell.model_copy(update={"kind": "cost", "model": "all-to-all", "length": 16384, "batch_size": 1})
-    numbers = run_elsewhere(cell.model_copy(update={"repeats": 1, "width": 4}), tmp_path, data_limit=1 << 30)
+    """Length x length numbers of 4 bytes do not fit into the gigabyte that there is; prefill steps,
+    and fits.
+    """
+    cell = cell.model_copy(
+        update={"kind": "cost", "model": "all-to-all", "length": 16384, "batch_size": 1}
+    )
+    numbers = run_elsewhere(
+        cell.model_copy(update={"repeats": 1, "width": 4}), tmp_path, data_limit=1 << 30
+    )
     assert numbers.failed == {"training": "oom"} and set(numbers.phases) == {"prefill", "decode"}
 
 
@@ -171,9 +199,14 @@ def test_control_groups_limit_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("visible", "device"),
-    [(None, "GPU-aaaa"), ("1,0", "GPU-bbbb"), ("GPU-bbbb,GPU-aaaa", "GPU-bbbb"), ("GPU-bb", "GPU-bbbb"),
-     ("MIG-cccc", "MIG-cccc")],
-)  # fmt: skip
+    [
+        (None, "GPU-aaaa"),
+        ("1,0", "GPU-bbbb"),
+        ("GPU-bbbb,GPU-aaaa", "GPU-bbbb"),
+        ("GPU-bb", "GPU-bbbb"),
+        ("MIG-cccc", "MIG-cccc"),
+    ],
+)
 def test_energy_is_read_of_the_gpu_that_is_visible(
     monkeypatch: pytest.MonkeyPatch, visible: str | None, device: str
 ) -> None:
@@ -182,20 +215,28 @@ def test_energy_is_read_of_the_gpu_that_is_visible(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     answers = {
-        "Init": lambda: None, "DeviceGetCount": lambda: 2, "DeviceGetUUID": str, "DeviceGetHandleByUUID": str,
+        "Init": lambda: None,
+        "DeviceGetCount": lambda: 2,
+        "DeviceGetUUID": str,
+        "DeviceGetHandleByUUID": str,
         "DeviceGetHandleByIndex": ("GPU-aaaa", "GPU-bbbb").__getitem__,
         "DeviceGetTotalEnergyConsumption": {device: 7000}.__getitem__,  # of no other device
-    }  # fmt: skip
+    }
     for name, answer in answers.items():
         monkeypatch.setattr(f"pynvml.nvml{name}", answer)
     assert joules("cuda") == 7
 
 
-def test_a_phase_that_does_not_end_leaves_time_for_the_others(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_phase_that_does_not_end_leaves_time_for_the_others(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cost_module, "training_step", lambda *_: time.sleep(3600))
     cell = cell.model_copy(update={"kind": "cost", "repeats": 1, "time_limit": 8.0})
     numbers = cost(cell, get_task("copy"), lambda *_: None)
-    assert numbers.failed == {"training": "timeout"} and set(numbers.phases) == {"prefill", "decode"}
+    assert numbers.failed == {"training": "timeout"} and set(numbers.phases) == {
+        "prefill",
+        "decode",
+    }
 
 
 def test_long_repeats_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +247,9 @@ def test_long_repeats_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(cost_module._time_cpu(cost_module.Work(quick, quick, [], 1), 20)) == 20
 
 
-def test_compiled_cells_compile_prefill_and_step_too(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_cells_compile_prefill_and_step_too(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiled = []
 
     def watched(function: Callable[..., object]) -> Callable[..., object]:
@@ -218,24 +261,38 @@ def test_compiled_cells_compile_prefill_and_step_too(cell: Cell, monkeypatch: py
     model = build_model("rwkv", 10, width=16, depth=2)
     monkeypatch.setattr(cost_module, "make_model", lambda *_: model)
     assert not cost(cell, get_task("copy"), lambda *_: None).failed and compiled == []
-    assert not cost(cell.model_copy(update={"compile": True}), get_task("copy"), lambda *_: None).failed
+    assert not cost(
+        cell.model_copy(update={"compile": True}), get_task("copy"), lambda *_: None
+    ).failed
     assert compiled == ["prefill", "step"] * 2
 
 
-def expected_flops(model: str, width: int, depth: int, length: int, context: int) -> tuple[int, int, int]:
-    """Of a training step, prefill and decode of one sequence: two for each weight, position and pass, and the mixing.
+def expected_flops(
+    model: str, width: int, depth: int, length: int, context: int
+) -> tuple[int, int, int]:
+    """Of a training step, prefill and decode of one sequence: two for each weight, position and
+    pass, and the mixing.
 
-    RWKV's paper has 2 (2 vocabulary width + 13 width^2 depth) a token; looking up an embedding costs nothing here.
+    RWKV's paper has 2 (2 vocabulary width + 13 width^2 depth) a token; looking up an embedding
+    costs nothing here.
     """
     block, head = 2 * 13 * width**2, 2 * 256 * width
     if model == "rrwkv":
         block += 2 * width**2  # the gate
     per_token, mixing, backward, decoding = length * block, 0, 0, 0
-    if model == "transformer":  # scores and sums over all positions; on the way back five products instead of two
-        mixing, backward, decoding = 4 * length**2 * width, 10 * length**2 * width, 4 * context * width
+    if (
+        model == "transformer"
+    ):  # scores and sums over all positions; on the way back five products instead of two
+        mixing, backward, decoding = (
+            4 * length**2 * width,
+            10 * length**2 * width,
+            4 * context * width,
+        )
     if model in ("rwkv", "rrwkv"):
         mixing, backward = 12 * length * width, 36 * length * width
-    if model == "rrwkv":  # mediums: two squeezes of half a width^2, a key and a value, and WKV over them
+    if (
+        model == "rrwkv"
+    ):  # mediums: two squeezes of half a width^2, a key and a value, and WKV over them
         mediums = length // 16
         per_token += mediums * 2 * (2 * width**2 // 2 + 2 * width**2)
         mixing, backward = mixing + 12 * mediums * width, backward + 36 * mediums * width
@@ -246,21 +303,29 @@ def expected_flops(model: str, width: int, depth: int, length: int, context: int
 @pytest.mark.parametrize("model", ["transformer", "rwkv", "rrwkv", "lstm"])
 def test_operations_are_those_of_the_formulas(cell: Cell, model: str) -> None:
     sizes = {"width": 32, "depth": 2, "length": 72, "batch_size": 1}
-    cell = cell.model_copy(update={"kind": "cost", "task": "python", "model": model, "repeats": 1, **sizes})
+    cell = cell.model_copy(
+        update={"kind": "cost", "task": "python", "model": model, "repeats": 1, **sizes}
+    )
     phases = cost(cell, get_task("python"), lambda *_: None).phases
-    training, prefill, decode = expected_flops(model, 32, 2, 72, 72 + 3)  # the third token is the one counted
+    training, prefill, decode = expected_flops(
+        model, 32, 2, 72, 72 + 3
+    )  # the third token is the one counted
     assert (phases["training"].flops, phases["prefill"].flops) == (training, prefill)
     assert phases["decode"].flops == decode
 
 
 def test_fresh_processes_and_other_threads_count_the_same(cell: Cell, tmp_path: Path) -> None:
-    cell = cell.model_copy(update={"kind": "cost", "model": "rrwkv", "length": 40, "repeats": 2, "generate": True})
+    cell = cell.model_copy(
+        update={"kind": "cost", "model": "rrwkv", "length": 40, "repeats": 2, "generate": True}
+    )
     first, again = (run_elsewhere(cell, tmp_path / str(threads), threads) for threads in (1, 2))
     for name in ("training", "prefill", "decode"):
         counted = [(run.phases[name].peak_bytes, run.phases[name].flops) for run in (first, again)]
         assert counted[0] == counted[1], name
     assert first.state_bytes == again.state_bytes
-    points = [[(p.tokens, p.state_bytes, p.alive_bytes) for p in run.generation] for run in (first, again)]
+    points = [
+        [(p.tokens, p.state_bytes, p.alive_bytes) for p in run.generation] for run in (first, again)
+    ]
     assert points[0] == points[1]
 
 
@@ -273,15 +338,21 @@ def test_the_cpu_allocator_saying_no_is_out_of_memory() -> None:
 
 @pytest.mark.parametrize(
     "said",
-    ["CUDA error: out of memory", "Triton Error [CUDA]: out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
-     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"],
-)  # fmt: skip
+    [
+        "CUDA error: out of memory",
+        "Triton Error [CUDA]: out of memory",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
 def test_libraries_of_a_gpu_saying_no_is_out_of_memory(said: str) -> None:
     """They raise errors of any kind; these are their words."""
     assert out_of_memory(RuntimeError(said))
 
 
-def test_attention_with_a_graph_for_each_length_meets_only_one(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_with_a_graph_for_each_length_meets_only_one(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """cuDNN's: in training and prefill, not where every token makes the context longer."""
     seen = {}
     prepare = cost_module._prepare
@@ -298,11 +369,18 @@ def test_attention_with_a_graph_for_each_length_meets_only_one(cell: Cell, monke
 def test_summary_is_median_and_quartiles() -> None:
     times = [1.0, 1.1, 1.2, 1.3, 5.0]
     found = summary(times)
-    assert found.median == statistics.median(times) and (found.low, found.high) == (1.1, 1.3) and found.n == 5
+    assert (
+        found.median == statistics.median(times)
+        and (found.low, found.high) == (1.1, 1.3)
+        and found.n == 5
+    )
     assert found.noisy and not summary([1.0, 1.01, 1.02]).noisy and summary([2.0]).median == 2.0
     assert not summary([0.952, 1.0, 1.048]).noisy  # quartiles 0.976 and 1.024
     assert summary([0.89, 1.0, 1.11]).noisy  # quartiles 0.945 and 1.055
-    assert summary([1.0, 1.0, 1.0], drift=0.11).noisy and not summary([1.0, 1.0, 1.0], drift=0.09).noisy
+    assert (
+        summary([1.0, 1.0, 1.0], drift=0.11).noisy
+        and not summary([1.0, 1.0, 1.0], drift=0.09).noisy
+    )
 
 
 @pytest.mark.parametrize(("after", "noisy"), [(1.05, False), (1.3, True), (0.7, True)])
@@ -312,7 +390,9 @@ def test_a_machine_whose_speed_changes_under_a_phase_is_noticed(
     yardsticks = iter([1.0, after] * 3)
     monkeypatch.setattr(cost_module, "yardstick", lambda device: next(yardsticks))
     monkeypatch.setattr(cost_module, "_time_cpu", lambda work, repeats: [1.0] * 5)
-    phases = cost(cell.model_copy(update={"kind": "cost"}), get_task("copy"), lambda *_: None).phases
+    phases = cost(
+        cell.model_copy(update={"kind": "cost"}), get_task("copy"), lambda *_: None
+    ).phases
     assert [phase.seconds.noisy for phase in phases.values()] == [noisy] * 3
     assert all(phase.yardstick == pytest.approx((1 + after) / 2) for phase in phases.values())
 

@@ -1,4 +1,6 @@
-"""The documents are true of the code: links, commands, names, the page of tasks, docstrings, and the workflow."""
+"""The documents are true of the code: links, commands, names, the page of tasks, docstrings, and
+the workflow.
+"""
 
 import ast
 import re
@@ -12,14 +14,16 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from benchmarks import record
-from benchmarks.cli import app
-from benchmarks.suite import suite_names
-from models.model import model_names
-from tasks.task import task_names
+from lookback.benchmarks import record
+from lookback.benchmarks.cli import app
+from lookback.benchmarks.suite import suite_names
+from lookback.models.model import model_names
+from lookback.tasks.task import task_names
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+)
 MEASURING = (ROOT / "docs/measuring.md").read_text(encoding="utf-8")
 REPORTS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("reports/**/*.md"))
 """Pages of the house, and those that are made from records."""
@@ -56,13 +60,21 @@ def commands(page: str) -> list[str]:
     """What a page tells people to type: lines of blocks, and what stands inline."""
     blocks = re.findall(r"^```sh\n(.*?)^```$", text(page), re.S | re.M)
     lines = [line for block in blocks for line in block.splitlines()]
-    lines += [line.strip() for line in text(page).splitlines() if re.match(r" {4}(lookback|make|pip) ", line)]
+    lines += [
+        line.strip()
+        for line in text(page).splitlines()
+        if re.match(r" {4}(lookback|make|pip) ", line)
+    ]
     inline = re.findall(r"`((?:lookback|make) [^`]+)`", prose(page))
-    found = [part.strip() for line in [*lines, *inline] for part in re.split(r" #|;|&&|\||>", line)[:1]]
+    found = [
+        part.strip() for line in [*lines, *inline] for part in re.split(r" #|;|&&|\||>", line)[:1]
+    ]
     return sorted({line for line in found if re.match(r"(lookback|make)\b", line)})
 
 
-@pytest.mark.parametrize(("page", "line"), [(page, line) for page in PAGES for line in commands(page)])
+@pytest.mark.parametrize(
+    ("page", "line"), [(page, line) for page in PAGES for line in commands(page)]
+)
 def test_commands_parse(page: str, line: str) -> None:
     """Verbs and options exist, names are known, targets are in the Makefile. Nothing is run."""
     program, *words = shlex.split(line)
@@ -80,16 +92,25 @@ def check(words: list[str]) -> None:
     named = {"--model": model_names(), "--task": task_names()}
     for word, value in zip(words[1:], [*words, ""][2:], strict=True):
         assert not word.startswith("--") or word in options, word
-        assert word not in named or value in named[word] or ":" in value or "--plugin" in words, value
+        assert word not in named or value in named[word] or ":" in value or "--plugin" in words, (
+            value
+        )
     if words[0] in ("run", "reach") and words[1:] and not words[1].startswith("--"):
-        assert words[1] in suite_names() or words[1].endswith(".toml") or words[1].isupper(), words[1]
+        assert words[1] in suite_names() or words[1].endswith(".toml") or words[1].isupper(), words[
+            1
+        ]
 
 
 @cache
 def targets() -> set[str]:
     """Of the Makefile; `make -n` says which of the words in it are some."""
     lines = text("Makefile").splitlines()
-    return {name for line in lines if (found := re.match(r"([a-z0-9 -]+):(?!=)", line)) for name in found[1].split()}
+    return {
+        name
+        for line in lines
+        if (found := re.match(r"([a-z0-9 -]+):(?!=)", line))
+        for name in found[1].split()
+    }
 
 
 def test_a_wrong_command_is_found() -> None:
@@ -114,7 +135,14 @@ def test_names_in_measuring_exist() -> None:
 
 
 def test_every_number_of_a_record_is_explained() -> None:
-    numbers = (record.Score, record.LearnNumbers, record.Timing, record.Phase, record.Generated, record.CostNumbers)
+    numbers = (
+        record.Score,
+        record.LearnNumbers,
+        record.Timing,
+        record.Phase,
+        record.Generated,
+        record.CostNumbers,
+    )
     evident = {"length", "examples", "tests", "learning_rate", "steps", "phases", "generation"}
     for kind in numbers:
         for field in kind.model_fields:
@@ -129,8 +157,13 @@ def test_the_page_of_tasks_is_made_from_them(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", f"{code}; cards.main()"], cwd=ROOT, check=True)
     made, page = ((tmp_path / "x").read_text(encoding="utf-8"), text("docs/tasks.md"))
     for now, committed in zip(made.split("\n## "), page.split("\n## "), strict=True):
-        revision = [re.findall(r"\| data \| (Python standard library .+) \|", card) for card in (now, committed)]
-        assert now == committed or revision[0] != revision[1], f"{committed.split()[0]}: run `make cards`"
+        revision = [
+            re.findall(r"\| data \| (Python standard library .+) \|", card)
+            for card in (now, committed)
+        ]
+        assert now == committed or revision[0] != revision[1], (
+            f"{committed.split()[0]}: run `make cards`"
+        )
 
 
 PACKAGES = ("tasks", "models", "benchmarks")
@@ -141,13 +174,17 @@ BY_CUSTOM = ("parts", "main")
 
 
 def undocumented(file: Path, methods: bool) -> list[str]:
-    """Public functions and classes of a file without a docstring, and their methods where these are asked for."""
+    """Public functions and classes of a file without a docstring, and their methods where these are
+    asked for.
+    """
     tree, found = ast.parse(file.read_text(encoding="utf-8")), []
 
     def look(node: ast.Module | ast.ClassDef, inside: str) -> None:
         for part in node.body:
             if isinstance(part, ast.FunctionDef | ast.ClassDef) and not part.name.startswith("_"):
-                if not ast.get_docstring(part) and part.name not in (OF_A_BLOCK if inside else BY_CUSTOM):
+                if not ast.get_docstring(part) and part.name not in (
+                    OF_A_BLOCK if inside else BY_CUSTOM
+                ):
                     found.append(f"{inside}{part.name}")
                 if isinstance(part, ast.ClassDef) and methods:
                     look(part, f"{part.name}.")
@@ -156,9 +193,17 @@ def undocumented(file: Path, methods: bool) -> list[str]:
     return found if ast.get_docstring(tree) or not tree.body else ["the file itself", *found]
 
 
-@pytest.mark.parametrize("file", [p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))], ids=str)
+@pytest.mark.parametrize(
+    "file", [p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))], ids=str
+)
 def test_everything_public_is_documented(file: Path) -> None:
-    assert undocumented(file, methods=file.is_relative_to(ROOT / "tasks") or file.is_relative_to(ROOT / "models")) == []
+    assert (
+        undocumented(
+            file,
+            methods=file.is_relative_to(ROOT / "tasks") or file.is_relative_to(ROOT / "models"),
+        )
+        == []
+    )
 
 
 # --- what a server runs
@@ -172,7 +217,8 @@ def workflow() -> dict[str, object]:
 
 
 def test_the_workflow_calls_targets_that_exist() -> None:
-    steps = [step for job in workflow()["jobs"].values() for step in job["steps"]]  # type: ignore[attr-defined]
+    # type: ignore[attr-defined]
+    steps = [step for job in workflow()["jobs"].values() for step in job["steps"]]
     called = [
         word
         for step in steps

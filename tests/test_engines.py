@@ -1,4 +1,6 @@
-"""Cells spread over a real local Ray cluster and over jobs of submitit's: the same records, and nothing left behind."""
+"""Cells spread over a real local Ray cluster and over jobs of submitit's: the same records, and
+nothing left behind.
+"""
 
 import json
 import os
@@ -12,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cli import Engine, run
-from benchmarks.engines import (
+from lookback.benchmarks.cli import Engine, run
+from lookback.benchmarks.machine import joules, machine
+from lookback.benchmarks.measure.train import learn
+from lookback.benchmarks.record import Cell, Machine, Record, make_cell
+from lookback.benchmarks.run.ray_engine import (
     ClusterRunner,
     Room,
     join_ray,
@@ -23,14 +28,22 @@ from benchmarks.engines import (
     one_type,
     room_of,
 )
-from benchmarks.machine import joules, machine
-from benchmarks.record import Cell, Machine, Record, make_cell, read_record, record_files
-from benchmarks.run import Notes, Runner
-from benchmarks.suite import Suite
-from benchmarks.train import learn
-from tasks.task import get_task
+from lookback.benchmarks.run.runner import Notes, Runner
+from lookback.benchmarks.storage import read_record, record_files
+from lookback.benchmarks.suite import Suite
+from lookback.tasks.task import get_task
 from tests.records import learn_record
-from tests.test_faults import LINUX, PLUGIN, SWEPT, TINY, learned_of, processes_of, said_of, tiny, wait_until
+from tests.test_faults import (
+    LINUX,
+    PLUGIN,
+    SWEPT,
+    TINY,
+    learned_of,
+    processes_of,
+    said_of,
+    tiny,
+    wait_until,
+)
 
 ROOT = Path(__file__).parent.parent
 TIMED = {"kind": "cost", "repeats": 2}
@@ -54,11 +67,19 @@ def runner_of(folder: Path, *cells: Cell, threads: int = 1) -> Runner:
         ({"device": "cuda"}, Room(64, 8), 0, 0.25, Room(2, 0.25)),
         ({"device": "cuda"}, Room(64, 8), 5, 0.25, Room(5, 0.25)),
         ({"device": "cuda"}, Room(4, 8), 0, 1.0, Room(1, 1)),
-        ({"device": "cuda", **TIMED}, Room(64, 8), 0, 0.25, Room(8, 1)),  # a timed cell shares with nobody
+        (
+            {"device": "cuda", **TIMED},
+            Room(64, 8),
+            0,
+            0.25,
+            Room(8, 1),
+        ),  # a timed cell shares with nobody
         ({"device": "cuda", "processes": 2}, Room(64, 8), 0, 0.25, Room(16, 2)),
     ],
 )
-def test_what_a_cell_takes(fields: dict[str, object], node: Room, threads: int, share: float, taken: Room) -> None:
+def test_what_a_cell_takes(
+    fields: dict[str, object], node: Room, threads: int, share: float, taken: Room
+) -> None:
     assert room_of(tiny(**fields), node, threads, share) == taken
 
 
@@ -71,7 +92,11 @@ def test_a_run_is_of_one_type_of_machine() -> None:
     """The one that can do most, unless another is named."""
     found = {
         node: (Machine(slug=slug, device=slug), room)
-        for node, slug, room in [("1", "a", Room(64, 4)), ("2", "b", Room(96, 8)), ("3", "a", Room(64, 8))]
+        for node, slug, room in [
+            ("1", "a", Room(64, 4)),
+            ("2", "b", Room(96, 8)),
+            ("3", "a", Room(64, 8)),
+        ]
     }
     assert one_type(found, "") == "a" and one_type(found, "b") == "b"
     with pytest.raises(ValueError, match="--machine c: expected one of a, b"):
@@ -79,7 +104,9 @@ def test_a_run_is_of_one_type_of_machine() -> None:
 
 
 def test_nobody_knows_what_a_cell_used_of_a_shared_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.machine._gpu_handle", lambda: pytest.fail("asked the GPU"))
+    monkeypatch.setattr(
+        "lookback.benchmarks.machine._gpu_handle", lambda: pytest.fail("asked the GPU")
+    )
     monkeypatch.setenv("LOOKBACK_SHARED_GPU", "1")
     assert joules("cuda") is None
 
@@ -98,7 +125,9 @@ def test_a_record_from_a_disk_that_is_not_ours_is_written_down(tmp_path: Path) -
 
 def test_wrong_use_is_one_line(tmp_path: Path) -> None:
     runner = runner_of(tmp_path, tiny())
-    with pytest.raises(ValueError, match=r"no Ray cluster at '127.0.0.1:9': .* expected the HOST:PORT of its head"):
+    with pytest.raises(
+        ValueError, match=r"no Ray cluster at '127.0.0.1:9': .* expected the HOST:PORT of its head"
+    ):
         join_ray("127.0.0.1:9")
     with pytest.raises(ValueError, match="expected --device cuda or --device cpu"):
         run("quick", engine=Engine.slurm, results=tmp_path)
@@ -111,7 +140,9 @@ def test_wrong_use_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("package", "extra"), [("ray", "ray"), ("submitit", "slurm")])
-def test_a_missing_extra_is_named(package: str, extra: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_extra_is_named(
+    package: str, extra: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     with pytest.raises(ValueError, match=rf"the extra '{extra}': pip install"):
@@ -127,7 +158,7 @@ def cluster() -> Iterator[str]:
     pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setattr("benchmarks.engines.cores", lambda: 2)
+        patch.setattr("lookback.benchmarks.run.ray_engine.cores", lambda: 2)
         join_ray()
     import ray
 
@@ -139,7 +170,10 @@ def worker_of(cell: Cell, folder: Path) -> int | None:
     """The process of Ray's whose child measures the cell."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if f"{cell.id}/job.json" in (line := path.read_bytes().decode(errors="replace")) and str(folder) in line:
+            if (
+                f"{cell.id}/job.json" in (line := path.read_bytes().decode(errors="replace"))
+                and str(folder) in line
+            ):
                 return int((path.parent / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
@@ -154,13 +188,23 @@ def undisturbed(cell: Cell, folder: Path) -> object:
 def test_a_suite_on_a_cluster_one_of_whose_workers_is_killed(
     cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same numbers as without a cluster, to the last bit; nothing beside a timed cell; and a resume."""
-    cells = tiny(**SWEPT), tiny("lstm"), tiny("lstm", seed=1), make_cell({**TINY, "model": "rwkv", **TIMED})
+    """The same numbers as without a cluster, to the last bit; nothing beside a timed cell; and a
+    resume.
+    """
+    cells = (
+        tiny(**SWEPT),
+        tiny("lstm"),
+        tiny("lstm", seed=1),
+        make_cell({**TINY, "model": "rwkv", **TIMED}),
+    )
     results = tmp_path / "results"
     killed = []
 
     def kill() -> None:
-        wait_until(lambda: list(results.glob(f"*/.work/{cells[0].id}/rate-0/checkpoint.pt")), "a checkpoint")
+        wait_until(
+            lambda: list(results.glob(f"*/.work/{cells[0].id}/rate-0/checkpoint.pt")),
+            "a checkpoint",
+        )
         if worker := worker_of(cells[0], tmp_path):
             os.kill(worker, signal.SIGKILL)
             killed.append(worker)
@@ -194,10 +238,33 @@ def check_alone(timed: Record, others: list[Record]) -> None:
 def start(folder: Path, address: str) -> subprocess.Popen[str]:
     suite = folder / "slow.toml"
     fields = {**TINY, "model": "unhurried", "steps": 1000, "seed": [0, 1]}
-    suite.write_text("[[grid]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in fields.items()))
-    command = [sys.executable, "-m", "benchmarks.cli", "run", str(suite), "--engine", "ray", "--address", address]
-    command += ["--device", "cpu", "--threads", "1", "--plugin", PLUGIN, "--results", str(folder / "results")]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    suite.write_text(
+        "[[grid]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in fields.items())
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "lookback.benchmarks.cli",
+        "run",
+        str(suite),
+        "--engine",
+        "ray",
+        "--address",
+        address,
+    ]
+    command += [
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--plugin",
+        PLUGIN,
+        "--results",
+        str(folder / "results"),
+    ]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def wait_until_training(folder: Path) -> None:
@@ -213,14 +280,22 @@ def wait_until_training(folder: Path) -> None:
 @LINUX
 @pytest.mark.slow
 def test_asked_to_stop_cells_save_wherever_they_are(cluster: str, tmp_path: Path) -> None:
-    """Once: all save and end. Twice, or killed, the runner leaves nothing behind either, and no checkpoint is lost."""
+    """Once: all save and end. Twice, or killed, the runner leaves nothing behind either, and no
+    checkpoint is lost.
+    """
     runner = start(tmp_path, cluster)
     wait_until_training(tmp_path)
     runner.send_signal(signal.SIGINT)
     said, _ = runner.communicate(timeout=120)
-    assert runner.returncode == 130 and "interrupted; the same command goes on from here" in said, said
+    assert runner.returncode == 130 and "interrupted; the same command goes on from here" in said, (
+        said
+    )
     kept = list(tmp_path.glob("results/*/.work/*/rate-0/checkpoint.pt"))
-    assert len(kept) == 2 and not processes_of(tmp_path) and not list(record_files(tmp_path / "results"))
+    assert (
+        len(kept) == 2
+        and not processes_of(tmp_path)
+        and not list(record_files(tmp_path / "results"))
+    )
 
     runner = start(tmp_path, cluster)
     wait_until_training(tmp_path)
@@ -253,8 +328,12 @@ def test_a_suite_as_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert spread.missing() == [cells[1]]
 
 
-def test_a_node_has_more_than_a_job_on_it_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Slurm's scontrol prints a node (its manual): a job of one GPU sees one, and the node has eight."""
+def test_a_node_has_more_than_a_job_on_it_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Slurm's scontrol prints a node (its manual): a job of one GPU sees one, and the node has
+    eight.
+    """
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(
         "#!/bin/sh\n[ \"$*\" = 'show node n7 --oneliner' ] && echo 'NodeName=n7 CPUAlloc=1 CPUTot=128 "
@@ -268,7 +347,9 @@ def test_a_node_has_more_than_a_job_on_it_sees(tmp_path: Path, monkeypatch: pyte
     assert node_of_slurm("cpu")[1] == Room(machine("cpu").facts["cores"], 0.0)
 
 
-def test_a_first_job_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_job_that_fails_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Fails:
         def submit(self, *arguments: object) -> None:
             raise RuntimeError("the disk is gone")
@@ -279,14 +360,21 @@ def test_a_first_job_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.
         spread.run()
 
 
-def test_arrays_of_equals_and_the_options_of_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_of_equals_and_the_options_of_sbatch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What sbatch would be called with: submitit writes it into the file that it submits."""
     cells = tiny(), tiny(seed=1), make_cell({**TINY, "model": "rwkv", **TIMED})
     spread = on_slurm(runner_of(tmp_path, *cells), ["partition=long", "nice=10"], system="debug")
     spread.machines["cpu"], spread.rooms["cpu"] = machine("cpu"), Room(8)
     asked = []
-    monkeypatch.setattr("submitit.AutoExecutor.update_parameters", lambda self, **parameters: asked.append(parameters))
+    monkeypatch.setattr(
+        "submitit.AutoExecutor.update_parameters",
+        lambda self, **parameters: asked.append(parameters),
+    )
     spread._submit(cells)
-    assert len(asked) == 2 and all(p["slurm_partition"] == "long" and p["slurm_nice"] == 10 for p in asked)
+    assert len(asked) == 2 and all(
+        p["slurm_partition"] == "long" and p["slurm_nice"] == 10 for p in asked
+    )
     assert [(p["cpus_per_task"], p.get("slurm_exclusive")) for p in asked] == [(1, None), (8, True)]
     assert all(p["timeout_min"] * 60 >= 2 * cells[0].time_limit for p in asked)

@@ -1,7 +1,9 @@
-"""What can go wrong does: no finished record is lost or changed, no process is left, and the next run ends right.
+"""What can go wrong does: no finished record is lost or changed, no process is left, and the next
+run ends right.
 
-Processes are really killed, disks really full, folders really read-only where the tests may mount them. Each process
-of a cell takes seconds to start, so the long campaigns are `slow`, and a small one of each kind runs always.
+Processes are really killed, disks really full, folders really read-only where the tests may mount
+them. Each process of a cell takes seconds to start, so the long campaigns are `slow`, and a small
+one of each kind runs always.
 """
 
 import contextlib
@@ -22,33 +24,35 @@ import pytest
 import torch
 
 from benchmarks import checkpoint, run
-from benchmarks.checkpoint import NAMES, State
-from benchmarks.record import (
-    FINAL,
-    Cell,
-    Outcome,
-    Record,
-    make_cell,
-    read_record,
-    read_records,
-    record_files,
-    write_record,
-)
-from benchmarks.report import Made, make_reports, page
-from benchmarks.run import Runner
-from benchmarks.step import make_model, make_optimizer
-from benchmarks.suite import Suite
-from benchmarks.train import learn
-from tasks.task import get_task
+from lookback.benchmarks.measure.checkpoint import NAMES, State
+from lookback.benchmarks.measure.step import make_model, make_optimizer
+from lookback.benchmarks.measure.train import learn
+from lookback.benchmarks.record import FINAL, Cell, Outcome, Record, make_cell
+from lookback.benchmarks.report import Made, make_reports, page
+from lookback.benchmarks.run.runner import Runner
+from lookback.benchmarks.storage import read_record, read_records, record_files, write_record
+from lookback.benchmarks.suite import Suite
+from lookback.tasks.task import get_task
 from tests.records import learn_record
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = str(Path(__file__).parent / "fault_models.py")
 TINY = {
-    "kind": "learn", "task": "copy", "width": 8, "depth": 1, "length": 24, "batch_size": 2, "steps": 2, "warmup": 1,
-    "validations": 1, "validation_examples": 2, "test_examples": 2,
-}  # fmt: skip
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="processes are tied and looked for as Linux does")
+    "kind": "learn",
+    "task": "copy",
+    "width": 8,
+    "depth": 1,
+    "length": 24,
+    "batch_size": 2,
+    "steps": 2,
+    "warmup": 1,
+    "validations": 1,
+    "validation_examples": 2,
+    "test_examples": 2,
+}
+LINUX = pytest.mark.skipif(
+    sys.platform != "linux", reason="processes are tied and looked for as Linux does"
+)
 
 
 def tiny(model: str = "rwkv", **fields: object) -> Cell:
@@ -81,24 +85,36 @@ def wait_until(there: Callable[[], object], what: str, seconds: float = 120) -> 
 
 # --- processes killed at random moments
 
-SWEPT = {"steps": 120, "validations": 6, "dropout": 0.1, "learning_rates": [1e-3, 3e-3], "validation_examples": 8}
+SWEPT = {
+    "steps": 120,
+    "validations": 6,
+    "dropout": 0.1,
+    "learning_rates": [1e-3, 3e-3],
+    "validation_examples": 8,
+}
 RUN = """
 import signal, sys
 from pathlib import Path
-from benchmarks.record import make_cell
-from benchmarks.run import Runner
-from benchmarks.suite import Suite
+from lookback.benchmarks.record import make_cell
+from lookback.benchmarks.run.runner import Runner
+from lookback.benchmarks.suite import Suite
 import json
 cells = tuple(make_cell(fields) for fields in json.loads(sys.argv[2]))
 sys.exit(Runner(Path(sys.argv[1]), Suite("faults", "", cells), plugins=sys.argv[3:], threads=1).run())
 """
-MOMENTS = {"starting": "job.json", "training": "rate-0/checkpoint.pt", "at the second rate": "rate-1/checkpoint.pt"}
+MOMENTS = {
+    "starting": "job.json",
+    "training": "rate-0/checkpoint.pt",
+    "at the second rate": "rate-1/checkpoint.pt",
+}
 
 
 def start(folder: Path, *cells: Cell) -> subprocess.Popen[str]:
     listed = json.dumps([cell.model_dump(mode="json") for cell in cells])
     command = [sys.executable, "-c", RUN, str(folder), listed, PLUGIN]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def end(runner: subprocess.Popen[str]) -> None:
@@ -113,7 +129,7 @@ def process_of_cell(runner: subprocess.Popen[str]) -> int | None:
     children = Path(f"/proc/{runner.pid}/task/{runner.pid}/children")
     for child in children.read_text().split() if children.exists() else []:
         try:
-            if b"benchmarks.measure" in Path(f"/proc/{child}/cmdline").read_bytes():
+            if b"lookback.benchmarks.measure" in Path(f"/proc/{child}/cmdline").read_bytes():
                 return int(child)
         except OSError:
             continue
@@ -124,12 +140,17 @@ def finished(folder: Path) -> dict[Path, bytes]:
     """Every final record, all of which must be whole."""
     records = {path: read_record(path) for path in record_files(folder)}
     assert all(record.cell.id == path.stem for path, record in records.items())
-    return {path: path.read_bytes() for path, record in records.items() if record.outcome.status in FINAL}
+    return {
+        path: path.read_bytes()
+        for path, record in records.items()
+        if record.outcome.status in FINAL
+    }
 
 
 def kill(folder: Path, runner: subprocess.Popen[str], whom: str, moment: str, wait: float) -> None:
     """Kill -9 a runner or its cell's process some time after a moment, where there still is one."""
-    reached = lambda: runner.poll() is not None or list(folder.glob(f"*/.work/*/{MOMENTS[moment]}"))  # noqa: E731
+    # noqa: E731
+    reached = lambda: runner.poll() is not None or list(folder.glob(f"*/.work/*/{MOMENTS[moment]}"))
     wait_until(reached, moment)
     time.sleep(wait)
     before = finished(folder)
@@ -144,7 +165,9 @@ def kill(folder: Path, runner: subprocess.Popen[str], whom: str, moment: str, wa
 
 
 def said_of(record: Record) -> object:
-    """All that a killed and an undisturbed run must have in common, to the last bit: not what they took."""
+    """All that a killed and an undisturbed run must have in common, to the last bit: not what they
+    took.
+    """
     assert record.outcome.status == "ok" and record.outcome.learn is not None, record.outcome
     return learned_of(record.outcome.learn)
 
@@ -169,16 +192,22 @@ def campaign(folder: Path, cells: tuple[Cell, ...], kills: list[tuple[str, str, 
     runner = start(folder / "results", *cells)
     said, _ = runner.communicate(timeout=600)
     assert runner.returncode == 0, said
-    records = {record.cell.id: record for record in map(read_record, record_files(folder / "results"))}
+    records = {
+        record.cell.id: record for record in map(read_record, record_files(folder / "results"))
+    }
     for cell in cells:
-        undisturbed = learn(cell, get_task(cell.task), folder / cell.id, lambda *_: None, lambda: False)
+        undisturbed = learn(
+            cell, get_task(cell.task), folder / cell.id, lambda *_: None, lambda: False
+        )
         assert said_of(records[cell.id]) == learned_of(undisturbed)
     assert not processes_of(folder)
 
 
 @LINUX
 def test_killed_cells_and_runners_lose_nothing(tmp_path: Path) -> None:
-    """In the first of two learning rates and in the second: curves, trials and tests are the same to the last bit."""
+    """In the first of two learning rates and in the second: curves, trials and tests are the same
+    to the last bit.
+    """
     kills = [("cell", "training", 0.0), ("runner", "at the second rate", 0.0)]
     campaign(tmp_path, (tiny(**SWEPT),), kills)
 
@@ -189,7 +218,9 @@ def test_nothing_is_left_of_a_killed_runner_nor_of_what_its_cell_started(tmp_pat
     wait_until(lambda: list(processes_named("sleep 876543")), "the cell's own process")
     end(runner)
     wait_until(lambda: not processes_of(tmp_path), "a cell is left")
-    wait_until(lambda: not list(processes_named("sleep 876543")), "what the cell started is left", 30)
+    wait_until(
+        lambda: not list(processes_named("sleep 876543")), "what the cell started is left", 30
+    )
 
 
 @LINUX
@@ -197,24 +228,37 @@ def test_nothing_is_left_of_a_killed_runner_nor_of_what_its_cell_started(tmp_pat
 def test_twenty_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     chance = random.Random(8)
     kills = [
-        (chance.choice(["cell", "runner"]), chance.choice([*MOMENTS]), chance.uniform(0, 1.5) ** 2) for _ in range(20)
+        (chance.choice(["cell", "runner"]), chance.choice([*MOMENTS]), chance.uniform(0, 1.5) ** 2)
+        for _ in range(20)
     ]
-    cells = tuple(tiny(model, **{**SWEPT, "steps": 600}) for model in ("rwkv", "lstm", "transformer"))
+    cells = tuple(
+        tiny(model, **{**SWEPT, "steps": 600}) for model in ("rwkv", "lstm", "transformer")
+    )
     campaign(tmp_path, cells, kills)
 
 
 # --- asked to stop, at every stage
 
-STAGES = {"starting": "", "training": "training 24", "validating": "scoring 24", "testing": "scoring 32"}
+STAGES = {
+    "starting": "",
+    "training": "training 24",
+    "validating": "scoring 24",
+    "testing": "scoring 32",
+}
 
 
 def stop_at(folder: Path, cell: Cell, stage: str, number: signal.Signals) -> tuple[int, bool]:
-    """Run a cell here and send this process a signal when the cell is at a stage; the exit code, and whether sent."""
+    """Run a cell here and send this process a signal when the cell is at a stage; the exit code,
+    and whether sent.
+    """
     sent = threading.Event()
 
     def watch() -> None:
         for _ in range(24000):
-            texts = [path.read_text(errors="replace") for path in folder.glob(f"*/.work/{cell.id}/output.txt")]
+            texts = [
+                path.read_text(errors="replace")
+                for path in folder.glob(f"*/.work/{cell.id}/output.txt")
+            ]
             if any(STAGES[stage] in text for text in texts):
                 os.kill(os.getpid(), number)
                 sent.set()
@@ -244,7 +288,9 @@ def check_stop(folder: Path, stage: str, number: signal.Signals, said: Callable[
 
 
 @LINUX
-@pytest.mark.parametrize(("stage", "number"), [("starting", signal.SIGTERM), ("testing", signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("stage", "number"), [("starting", signal.SIGTERM), ("testing", signal.SIGINT)]
+)
 def test_asked_to_stop_it_saves_what_it_can(
     tmp_path: Path, stage: str, number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -285,11 +331,15 @@ def ended_well(cell: Cell) -> Outcome:
 def test_asked_to_stop_while_recording_it_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instead: Stubbed
 ) -> None:
-    """The signal comes in the middle of the write; what was measured is kept, and the next cell not begun."""
+    """The signal comes in the middle of the write; what was measured is kept, and the next cell not
+    begun.
+    """
     cells = tuple(tiny(seed=seed) for seed in range(3))
     instead(ended_well)
     flush = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda handle: (os.kill(os.getpid(), signal.SIGTERM), flush(handle)))
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (os.kill(os.getpid(), signal.SIGTERM), flush(handle))
+    )
     runner = runner_of(tmp_path, *cells)
     assert runner.run() == 143
     assert runner.missing() == [*cells[1:]]
@@ -315,7 +365,9 @@ def test_asked_to_stop_between_two_cells_none_is_begun(tmp_path: Path, instead: 
 
 
 @LINUX
-def test_a_leak_and_what_is_left_behind_end_with_their_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_leak_and_what_is_left_behind_end_with_their_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Memory ends at a limit, which here is lower than the machine's; all under a clock that jumps."""
     monkeypatch.setenv("LOOKBACK_TEST_JUMPING_CLOCK", "1")
     monkeypatch.setattr(time, "time", lambda: random.uniform(-1e9, 4e9))
@@ -330,7 +382,11 @@ def test_a_leak_and_what_is_left_behind_end_with_their_cell(tmp_path: Path, monk
     found = [runner.recorded(cell) for cell in cells]
     assert [record and record.outcome.status for record in found] == ["oom", "ok"]
     assert found[0] is not None and "memory" in found[0].outcome.message
-    wait_until(lambda: not list(processes_named("sleep 987654")), "what a cell left behind is there still", 30)
+    wait_until(
+        lambda: not list(processes_named("sleep 987654")),
+        "what a cell left behind is there still",
+        30,
+    )
     assert not processes_of(tmp_path)
     assert runner_of(tmp_path, *cells).missing() == []
 
@@ -367,13 +423,17 @@ def test_every_end_is_a_status_and_a_line(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU to run out of its memory")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA GPU to run out of its memory"
+)
 def test_a_gpu_without_memory_left_is_a_result(tmp_path: Path) -> None:
     cell = tiny("transformer", device="cuda", width=1 << 12, batch_size=1 << 12, length=1 << 12)
     runner = runner_of(tmp_path, cell)
     assert runner.run() == 0
     record = runner.recorded(cell)
-    assert record is not None and record.outcome.status == "oom" and "memory" in record.outcome.message
+    assert (
+        record is not None and record.outcome.status == "oom" and "memory" in record.outcome.message
+    )
 
 
 # --- disks that are full, folders that cannot be written
@@ -412,11 +472,16 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
     ballast = fill(small_disk)
     assert runner_of(small_disk, *cells).run() == 1
     said = capsys.readouterr().out
-    assert f"cannot be recorded in {path.parent}: No space left on device" in said and "Traceback" not in said
+    assert (
+        f"cannot be recorded in {path.parent}: No space left on device" in said
+        and "Traceback" not in said
+    )
     assert said.count("cannot be recorded") == 1  # the other cells would be measured for nothing
     assert [*path.parent.iterdir()] == [path] and path.read_bytes() == before
     ballast.unlink()
-    assert runner_of(small_disk, *cells).run() == 0 and runner_of(small_disk, *cells).missing() == []
+    assert (
+        runner_of(small_disk, *cells).run() == 0 and runner_of(small_disk, *cells).missing() == []
+    )
     assert path.read_bytes() == before
 
 
@@ -442,13 +507,22 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(
     instead(ended_well)
     assert runner_of(results, cells[0]).run() == 0
     before = {path: path.read_bytes() for path in record_files(results)}
-    for arguments in (["--bind", str(results), str(results)], ["-o", "remount,ro,bind", str(results)]):
-        if sys.platform != "linux" or subprocess.run(["mount", *arguments], capture_output=True).returncode:
+    for arguments in (
+        ["--bind", str(results), str(results)],
+        ["-o", "remount,ro,bind", str(results)],
+    ):
+        if (
+            sys.platform != "linux"
+            or subprocess.run(["mount", *arguments], capture_output=True).returncode
+        ):
             pytest.skip("a folder that root cannot write needs Linux and root to mount it")
     try:
         instead(lambda cell: pytest.fail("measured for nothing"))
         assert runner_of(results, *cells).run() == 1
-        assert "cannot be recorded in" in (said := capsys.readouterr().out) and "Read-only file system" in said
+        assert (
+            "cannot be recorded in" in (said := capsys.readouterr().out)
+            and "Read-only file system" in said
+        )
         assert runner_of(results, cells[0]).run() == 0
         assert len(list(read_records(results))) == 1
     finally:
@@ -477,11 +551,16 @@ def test_a_torn_record_is_kept_aside_and_measured_again(
     runner = runner_of(tmp_path, *cells)
     assert runner.run() == 0
     path = runner.path(cells[1])
-    for name in (f"{path.name}.corrupt", f"{path.name}.corrupt1"):  # twice: the first is not written over either
+    for name in (
+        f"{path.name}.corrupt",
+        f"{path.name}.corrupt1",
+    ):  # twice: the first is not written over either
         torn = TORN[how](path.read_bytes())
         path.write_bytes(torn)
         capsys.readouterr()
-        assert runner.missing() == [cells[1]] and path.read_bytes() == torn  # looking changes nothing
+        assert (
+            runner.missing() == [cells[1]] and path.read_bytes() == torn
+        )  # looking changes nothing
         assert runner.run() == 0
         (line,) = [line for line in capsys.readouterr().out.splitlines() if name in line]
         assert str(path) in line and "measured again" in line
@@ -492,17 +571,22 @@ def test_a_torn_record_is_kept_aside_and_measured_again(
 def test_what_may_be_somebodys_result_is_never_written_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], instead: Stubbed
 ) -> None:
-    """Records of an older or newer schema, with fields of a newer version, edited, or of another cell, stay."""
+    """Records of an older or newer schema, with fields of a newer version, edited, or of another
+    cell, stay.
+    """
     cells = tuple(tiny(seed=seed) for seed in range(7))
     instead(ended_well)
     runner = runner_of(tmp_path, *cells)
     assert runner.run() == 0
     whole = [json.loads(runner.path(cell).read_text()) for cell in cells]
     changed = {
-        cells[0]: {**whole[0], "schema_version": 0}, cells[1]: {**whole[1], "schema_version": 2},
-        cells[2]: {**whole[2], "field_of_a_newer_version": 1}, cells[3]: {**whole[3], "cell_id": "x"},
-        cells[4]: whole[6], cells[5]: ["a", "list"],
-    }  # fmt: skip
+        cells[0]: {**whole[0], "schema_version": 0},
+        cells[1]: {**whole[1], "schema_version": 2},
+        cells[2]: {**whole[2], "field_of_a_newer_version": 1},
+        cells[3]: {**whole[3], "cell_id": "x"},
+        cells[4]: whole[6],
+        cells[5]: ["a", "list"],
+    }
     for cell, content in changed.items():
         runner.path(cell).write_text(json.dumps(content))
     runner.path(cells[6]).unlink()
@@ -522,7 +606,10 @@ def test_a_report_leaves_out_what_cannot_be_read_and_says_so(
 ) -> None:
     monkeypatch.setattr(page, "make_page", lambda records, folder: Made(records[0].cell_id, folder))
     folder = tmp_path / "results" / "some-machine" / "suite"
-    good = [write_record(folder, learn_record(cell.model_copy(update={"seed": seed}))) for seed in range(3)]
+    good = [
+        write_record(folder, learn_record(cell.model_copy(update={"seed": seed})))
+        for seed in range(3)
+    ]
     good[1].write_bytes(good[1].read_bytes()[:100])
     good[2].write_text(good[2].read_text().replace('"schema_version": 1', '"schema_version": 7'))
     for suites in ([], ["suite"]):
@@ -551,7 +638,9 @@ def trained(cell: Cell) -> tuple[object, object]:
 def test_torn_checkpoints_give_the_one_before_or_the_beginning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever a cut, a flipped bit or a swapped file does, training ends with the same bits, and a line tells."""
+    """Whatever a cut, a flipped bit or a swapped file does, training ends with the same bits, and a
+    line tells.
+    """
     cell = tiny(steps=4, validations=4, dropout=0.1)
     task = get_task(cell.task)
     whole = learned_of(learn(cell, task, tmp_path / "whole", lambda *_: None, lambda: False))
@@ -561,8 +650,13 @@ def test_torn_checkpoints_give_the_one_before_or_the_beginning(
     kept = {name: (tmp_path / "half" / "rate-0" / name).read_bytes() for name in NAMES}
     chance = random.Random(0)
     newest = kept[NAMES[0]]
-    damaged = [newest[: chance.randrange(len(newest))] for _ in range(4)] + [b"", bytes(len(newest))]
-    for number, (content, before) in enumerate([*((d, kept[NAMES[1]]) for d in damaged), (b"x", b"y")]):
+    damaged = [newest[: chance.randrange(len(newest))] for _ in range(4)] + [
+        b"",
+        bytes(len(newest)),
+    ]
+    for number, (content, before) in enumerate(
+        [*((d, kept[NAMES[1]]) for d in damaged), (b"x", b"y")]
+    ):
         folder = tmp_path / str(number) / "rate-0"
         folder.mkdir(parents=True)
         for name, found in zip(NAMES, (content, before), strict=True):
@@ -570,15 +664,22 @@ def test_torn_checkpoints_give_the_one_before_or_the_beginning(
         capsys.readouterr()
         assert learned_of(learn(cell, task, folder.parent, lambda *_: None, lambda: False)) == whole
         said = capsys.readouterr().out.splitlines()
-        assert len(said) == (2 if content == b"x" else 1) and all("cannot be gone on from" in line for line in said)
+        assert len(said) == (2 if content == b"x" else 1) and all(
+            "cannot be gone on from" in line for line in said
+        )
 
 
 def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path: Path) -> None:
-    """Tensors are checked as they are read, so that training never goes on from other weights than were saved."""
+    """Tensors are checked as they are read, so that training never goes on from other weights than
+    were saved.
+    """
     cell = tiny()
     model, optimizer = trained(cell)
-    checkpoint.save(tmp_path, model, optimizer, State(step=1, seen=[torch.zeros(2, dtype=torch.int64)]), cell)
-    saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}  # type: ignore[attr-defined]
+    checkpoint.save(
+        tmp_path, model, optimizer, State(step=1, seen=[torch.zeros(2, dtype=torch.int64)]), cell
+    )
+    # type: ignore[attr-defined]
+    saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     whole = (tmp_path / NAMES[0]).read_bytes()
     chance, beginnings = random.Random(1), 0
     for _ in range(40):

@@ -1,6 +1,8 @@
-"""Models of other libraries in our frame: published sizes, their own equations elsewhere, and our contract.
+"""Models of other libraries in our frame: published sizes, their own equations elsewhere, and our
+contract.
 
-What is known of them is what their papers say, and that RWKV-4 of transformers and ours are one function.
+What is known of them is what their papers say, and that RWKV-4 of transformers and ours are one
+function.
 """
 
 import importlib.util
@@ -10,19 +12,33 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.cost import cost
-from benchmarks.predict import count_parameters, need
-from benchmarks.record import Cell, make_cell
-from benchmarks.sizes import nearest
-from benchmarks.train import learn
-from models.model import SequenceModel, build_model, model_names, model_options, parameter_count, state_bytes
-from tasks.task import get_task
+from lookback.benchmarks.measure.cost import cost
+from lookback.benchmarks.measure.train import learn
+from lookback.benchmarks.plan.estimate import count_parameters, need
+from lookback.benchmarks.plan.match_widths import nearest
+from lookback.benchmarks.record import Cell, make_cell
+from lookback.models.model import (
+    SequenceModel,
+    build_model,
+    model_names,
+    model_options,
+    parameter_count,
+    state_bytes,
+)
+from lookback.tasks.task import get_task
 
 pytest.importorskip("transformers", reason="extra `hf` is not installed")
 
 VOCABULARY, WIDTH, DEPTH = 11, 32, 2
-CACHES = {"gpt2": "keys and values", "llama": "keys and values", "gpt_neox": "keys and values",
-          "qwen2": "keys and values", "bert": "keys and values", "mamba": "constant", "mamba2": "constant"}  # fmt: skip
+CACHES = {
+    "gpt2": "keys and values",
+    "llama": "keys and values",
+    "gpt_neox": "keys and values",
+    "qwen2": "keys and values",
+    "bert": "keys and values",
+    "mamba": "constant",
+    "mamba2": "constant",
+}
 
 
 def randomised(name: str, **options: object) -> SequenceModel:
@@ -36,7 +52,9 @@ def randomised(name: str, **options: object) -> SequenceModel:
 
 
 def tokens(batch_size: int = 2, length: int = 19) -> Tensor:
-    return torch.randint(VOCABULARY, (batch_size, length), generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        VOCABULARY, (batch_size, length), generator=torch.Generator().manual_seed(1)
+    )
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -46,12 +64,16 @@ def close(a: Tensor, b: Tensor) -> bool:
 @pytest.mark.parametrize("kind", [*CACHES, "rwkv"])
 @torch.no_grad()
 def test_the_contract(kind: str) -> None:
-    """Steps, and a prompt and then steps, equal forward; a token changes nothing before it, and the last answer."""
+    """Steps, and a prompt and then steps, equal forward; a token changes nothing before it, and the
+    last answer.
+    """
     model, read = randomised(f"hf:{kind}"), tokens(1 if kind == "rwkv" else 2)
     at_once = model(read)
     assert at_once.shape == (*read.shape, VOCABULARY)
     for first in (0, 7):
-        logits, state = model.prefill(read[:, :first]) if first else (None, model.initial_state(len(read)))
+        logits, state = (
+            model.prefill(read[:, :first]) if first else (None, model.initial_state(len(read)))
+        )
         assert logits is None or close(logits, at_once[:, first - 1])
         for position in range(first, read.shape[1]):
             logits, state = model.step(read[:, position], state)
@@ -70,19 +92,34 @@ def test_the_contract(kind: str) -> None:
 def test_rwkv_of_transformers_is_ours() -> None:
     """With our weights in it, another library's RWKV-4 gives our answers in our frame."""
     ours, theirs = randomised("rwkv"), randomised("hf:rwkv")
-    inside = {"time_norm": "ln1", "channel_norm": "ln2", "time_mix": "attention", "channel_mix": "feed_forward",
-              "mix_key": "time_mix_key", "mix_value": "time_mix_value", "mix_receptance": "time_mix_receptance",
-              "decay": "time_decay", "bonus": "time_first"}  # fmt: skip
-    outside = {"norm.": "blocks.0.stack.ln_out.", "embedding_norm.": "blocks.0.stack.blocks.0.pre_ln."}
+    inside = {
+        "time_norm": "ln1",
+        "channel_norm": "ln2",
+        "time_mix": "attention",
+        "channel_mix": "feed_forward",
+        "mix_key": "time_mix_key",
+        "mix_value": "time_mix_value",
+        "mix_receptance": "time_mix_receptance",
+        "decay": "time_decay",
+        "bonus": "time_first",
+    }
+    outside = {
+        "norm.": "blocks.0.stack.ln_out.",
+        "embedding_norm.": "blocks.0.stack.blocks.0.pre_ln.",
+    }
     weights = theirs.state_dict()
     for name, tensor in ours.state_dict().items():
         if name.startswith("blocks."):
             name = "blocks.0.stack." + ".".join(inside.get(part, part) for part in name.split("."))
         else:
-            name = next((b + name.removeprefix(a) for a, b in outside.items() if name.startswith(a)), name)
+            name = next(
+                (b + name.removeprefix(a) for a, b in outside.items() if name.startswith(a)), name
+            )
         weights[name] = tensor.view_as(weights.pop(name))
     theirs.load_state_dict(weights)
-    assert torch.allclose(ours(tokens()), theirs(tokens()), atol=1e-4)  # its loop computes in float32
+    assert torch.allclose(
+        ours(tokens()), theirs(tokens()), atol=1e-4
+    )  # its loop computes in float32
 
 
 @pytest.mark.parametrize(
@@ -92,11 +129,22 @@ def test_rwkv_of_transformers_is_ours() -> None:
         ("gpt2", 50257, 1600, 48, 1_557_611_200, True),
         ("llama", 32000, 4096, 32, 6_738_415_616, False),  # Touvron et al. 2023: 6.7 B
         ("mamba", 50280, 768, 24, 129_135_360, True),  # state-spaces/mamba-130m
-        ("rwkv", 50277, 768, 12, 169_342_464, False),  # Peng et al. 2023: 2VD + 13 D^2 L + D (11 L + 4)
+        (
+            "rwkv",
+            50277,
+            768,
+            12,
+            169_342_464,
+            False,
+        ),  # Peng et al. 2023: 2VD + 13 D^2 L + D (11 L + 4)
     ],
 )
-def test_published_sizes(kind: str, vocabulary: int, width: int, depth: int, published: int, tied: bool) -> None:
-    """Width and depth alone give the models as their authors released them, the head, where it was tied, aside."""
+def test_published_sizes(
+    kind: str, vocabulary: int, width: int, depth: int, published: int, tied: bool
+) -> None:
+    """Width and depth alone give the models as their authors released them, the head, where it was
+    tied, aside.
+    """
     with torch.device("meta"):
         model = build_model(f"hf:{kind}", vocabulary, width=width, depth=depth)
     assert parameter_count(model) - tied * vocabulary * width == published
@@ -108,7 +156,9 @@ def test_state_is_counted(kind: str) -> None:
     model = randomised(f"hf:{kind}")
     short, long = (state_bytes(model.prefill(tokens(length=length))[1]) for length in (64, 128))
     if CACHES[kind] == "constant":
-        floats = DEPTH * 2 * 2 * WIDTH * (16 + 4)  # layers, batch, channels: a state of 16 and a convolution of 4
+        floats = (
+            DEPTH * 2 * 2 * WIDTH * (16 + 4)
+        )  # layers, batch, channels: a state of 16 and a convolution of 4
         assert short == long and 4 * floats <= long <= 8 * floats
     else:
         assert (short, long) == (2 * DEPTH * 2 * 64 * WIDTH * 8, 2 * DEPTH * 2 * 128 * WIDTH * 8)
@@ -119,7 +169,9 @@ def test_state_is_counted(kind: str) -> None:
 def test_dropout_is_the_frames_alone() -> None:
     """GPT-2's own default of 0.1 is off; the frame's goes between the layers, and only in training."""
     read = tokens()
-    without, half = (build_model("hf:gpt2", VOCABULARY, width=WIDTH, depth=DEPTH, dropout=p) for p in (0.0, 0.5))
+    without, half = (
+        build_model("hf:gpt2", VOCABULARY, width=WIDTH, depth=DEPTH, dropout=p) for p in (0.0, 0.5)
+    )
     assert torch.equal(without.train()(read), without(read))
     half.load_state_dict(without.state_dict())
     assert not torch.equal(half.train()(read), half(read))
@@ -132,7 +184,11 @@ def test_every_parameter_learns() -> None:
     for kind in ("gpt2", "qwen2", "mamba2"):
         model = randomised(f"hf:{kind}")
         (model(tokens()) ** 2).sum().backward()
-        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters() if p.shape[0] != 1024)
+        assert all(
+            p.grad is not None and p.grad.abs().max() > 0
+            for p in model.parameters()
+            if p.shape[0] != 1024
+        )
 
 
 @pytest.mark.parametrize(
@@ -148,7 +204,9 @@ def test_every_parameter_learns() -> None:
         ("hf:bart", 32, {}, "made of several models"),
     ],
 )
-def test_what_is_wrong_is_said(name: str, width: int, options: dict[str, object], words: str) -> None:
+def test_what_is_wrong_is_said(
+    name: str, width: int, options: dict[str, object], words: str
+) -> None:
     with pytest.raises(ValueError) as error:
         build_model(name, VOCABULARY, width=width, depth=DEPTH, **options)
     assert words in str(error.value) and "\n" not in str(error.value)
@@ -168,7 +226,9 @@ def test_learned_positions_end() -> None:
     _, state = model.prefill(tokens(length=8))
     with pytest.raises(ValueError, match="knows 8 positions, not 9"):
         model.step(tokens()[:, 0], state)
-    build_model("hf:llama", VOCABULARY, width=WIDTH, depth=1, max_position_embeddings=8)(tokens(length=9))
+    build_model("hf:llama", VOCABULARY, width=WIDTH, depth=1, max_position_embeddings=8)(
+        tokens(length=9)
+    )
 
 
 def test_without_a_state_nothing_is_read_again_in_silence() -> None:
@@ -181,7 +241,9 @@ def test_without_a_state_nothing_is_read_again_in_silence() -> None:
 
 @pytest.mark.parametrize("kind", ["roberta", "camembert"])
 def test_a_state_that_deceives_is_refused(kind: str) -> None:
-    """transformers 5.23 counts the positions of these from the start again when it goes on from a state."""
+    """transformers 5.23 counts the positions of these from the start again when it goes on from a
+    state.
+    """
     model = build_model(f"hf:{kind}", VOCABULARY, width=WIDTH, depth=DEPTH)
     assert model(tokens()).shape == (2, 19, VOCABULARY)
     with pytest.raises(ValueError, match=f"'hf:{kind}' keeps no state to trust"):
@@ -207,18 +269,35 @@ def test_a_library_that_goes_wrong_is_found_out() -> None:
 
 def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs the package transformers: pip install -e '.\[hf\]'"):
+    with pytest.raises(
+        ValueError, match=r"needs the package transformers: pip install -e '.\[hf\]'"
+    ):
         model_options("hf:gpt2")
-    with pytest.raises(ValueError, match=r"needs the package flash-linear-attention: pip install -e '.\[fla\]'"):
+    with pytest.raises(
+        ValueError, match=r"needs the package flash-linear-attention: pip install -e '.\[fla\]'"
+    ):
         model_options("fla:gla")
 
 
 def small(kind: str, **fields: object) -> Cell:
-    return make_cell({
-        "kind": kind, "task": "copy", "model": "hf:llama", "width": WIDTH, "depth": DEPTH, "length": 24,
-        "batch_size": 2, "steps": 3, "warmup": 1, "validations": 1, "validation_examples": 2, "test_examples": 2,
-        "repeats": 2, **fields,
-    })  # fmt: skip
+    return make_cell(
+        {
+            "kind": kind,
+            "task": "copy",
+            "model": "hf:llama",
+            "width": WIDTH,
+            "depth": DEPTH,
+            "length": 24,
+            "batch_size": 2,
+            "steps": 3,
+            "warmup": 1,
+            "validations": 1,
+            "validation_examples": 2,
+            "test_examples": 2,
+            "repeats": 2,
+            **fields,
+        }
+    )
 
 
 def test_cells_have_names_for_files() -> None:
@@ -236,18 +315,26 @@ def test_it_is_measured(tmp_path: object) -> None:
     assert not numbers.failed and set(numbers.phases) == {"training", "prefill", "decode"}
     made = numbers.generation[-1]
     assert (made.tokens, made.state_bytes) == (24, 2 * DEPTH * 2 * 24 * WIDTH * 4)
-    learnt = learn(small("learn"), task, tmp_path, lambda *_: None, lambda: False)  # type: ignore[arg-type]
+    # type: ignore[arg-type]
+    learnt = learn(small("learn"), task, tmp_path, lambda *_: None, lambda: False)
     assert learnt.steps == 3 and learnt.parameters == numbers.parameters
 
 
 def test_it_is_foreseen_and_sized() -> None:
-    """What it needs is told without running it, and a width is found that matches our Transformer's parameters."""
+    """What it needs is told without running it, and a width is found that matches our Transformer's
+    parameters.
+    """
     cell = small("cost")
-    foreseen, measured = need(cell), cost(cell, get_task("copy"), lambda *_: None).phases["training"]
+    foreseen, measured = (
+        need(cell),
+        cost(cell, get_task("copy"), lambda *_: None).phases["training"],
+    )
     assert foreseen.parameters == count_parameters(cell) and foreseen.step_flops == measured.flops
     aim = count_parameters(small("learn", model="transformer", width=96))
     width, value = nearest(lambda width: count_parameters(small("learn", width=width)), aim, 96)
-    assert abs(value - aim) < 0.05 * aim and build_model("hf:llama", VOCABULARY, width=width, depth=1)
+    assert abs(value - aim) < 0.05 * aim and build_model(
+        "hf:llama", VOCABULARY, width=width, depth=1
+    )
 
 
 FLA = ("rwkv7", "gated_deltanet", "mamba2", "gla", "retnet")
@@ -258,7 +345,10 @@ def test_flash_linear_attention_is_made(kind: str) -> None:
     pytest.importorskip("fla", reason="extra `fla` is not installed")
     with torch.device("meta"):
         model = build_model(f"fla:{kind}", VOCABULARY, width=128, depth=DEPTH)
-    assert model.blocks[0].cache_name == "past_key_values" and len(model.blocks[0].stack.layers) == DEPTH
+    assert (
+        model.blocks[0].cache_name == "past_key_values"
+        and len(model.blocks[0].stack.layers) == DEPTH
+    )
     assert parameter_count(model) > 2 * VOCABULARY * 128 + DEPTH * 8 * 128**2
 
 

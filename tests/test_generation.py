@@ -1,4 +1,6 @@
-"""Generation: what it generates, what it keeps, and that the states of recurrent models do not grow."""
+"""Generation: what it generates, what it keeps, and that the states of recurrent models do not
+grow.
+"""
 
 from itertools import pairwise
 
@@ -6,25 +8,38 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import cost as cost_module
-from benchmarks.cost import cost
-from benchmarks.record import Cell, CostNumbers
-from models.model import build_model, parameter_count
-from models.transformer import CACHE_PAGE
-from tasks.task import get_task
+from lookback.benchmarks.measure import cost as cost_module
+from lookback.benchmarks.measure.cost import cost
+from lookback.benchmarks.record import Cell, CostNumbers
+from lookback.models.model import build_model, parameter_count
+from lookback.models.transformer import CACHE_PAGE
+from lookback.tasks.task import get_task
 
 WIDTH, DEPTH, BATCH, LENGTH, FLOAT = 16, 2, 3, 300, 4
-FLOATS = {"rwkv": 5, "rrwkv": 13, "lstm": 2}  # widths of numbers that each block keeps, see their states
+FLOATS = {
+    "rwkv": 5,
+    "rrwkv": 13,
+    "lstm": 2,
+}  # widths of numbers that each block keeps, see their states
 
 
 def generated(cell: Cell, model: str) -> CostNumbers:
     sizes = {"width": WIDTH, "depth": DEPTH, "batch_size": BATCH, "length": LENGTH}
-    changed = {"kind": "cost", "task": "python", "model": model, "repeats": 1, "generate": True, **sizes}
+    changed = {
+        "kind": "cost",
+        "task": "python",
+        "model": model,
+        "repeats": 1,
+        "generate": True,
+        **sizes,
+    }
     return cost(cell.model_copy(update=changed), get_task("python"), lambda *_: None)
 
 
 @pytest.mark.parametrize("model", ["transformer", "rwkv", "rrwkv", "lstm"])
-def test_bytes_are_those_of_the_state(cell: Cell, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+def test_bytes_are_those_of_the_state(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
     monkeypatch.setattr(cost_module, "GENERATIONS", 1)
     numbers = generated(cell, model)
     points = numbers.generation
@@ -40,7 +55,9 @@ def test_bytes_are_those_of_the_state(cell: Cell, monkeypatch: pytest.MonkeyPatc
     assert beside.pop() >= numbers.parameters * FLOAT
 
 
-def test_it_is_what_reading_everything_again_would_generate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_what_reading_everything_again_would_generate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch.manual_seed(0)
     model = build_model("rwkv", 11, width=WIDTH, depth=DEPTH).double()
     for parameter in model.parameters():
@@ -60,7 +77,9 @@ def test_it_is_what_reading_everything_again_would_generate(monkeypatch: pytest.
         assert torch.equal(model(read).argmax(-1)[:, :-1], read[:, 1:])
 
 
-def test_generation_that_fails_leaves_the_phases(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generation_that_fails_leaves_the_phases(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 

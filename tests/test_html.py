@@ -1,4 +1,6 @@
-"""Pages of one file: safe against what records hold, the same bytes again, and whole in a real browser."""
+"""Pages of one file: safe against what records hold, the same bytes again, and whole in a real
+browser.
+"""
 
 import base64
 import hashlib
@@ -19,17 +21,18 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from benchmarks import browser
-from benchmarks.record import Cell, Outcome, Record, write_record
-from benchmarks.report import frames, make_reports, style
-from benchmarks.report.costs import costs_of
-from benchmarks.report.drawing import inline_svg
-from benchmarks.report.gaps import missing_table
-from benchmarks.report.headline import of_scores
-from benchmarks.report.html import EMBEDDED, columns, read_card, write_index
-from benchmarks.report.page import make_page
-from benchmarks.report.prose import prose
-from benchmarks.report.tradeoff import points_of
+from lookback.benchmarks.describe import browser
+from lookback.benchmarks.record import Cell, Outcome, Record
+from lookback.benchmarks.report import frames, make_reports, style
+from lookback.benchmarks.report.costs import costs_of
+from lookback.benchmarks.report.drawing import inline_svg
+from lookback.benchmarks.report.gaps import missing_table
+from lookback.benchmarks.report.headline import of_scores
+from lookback.benchmarks.report.html import EMBEDDED, columns, read_card, write_index
+from lookback.benchmarks.report.page import make_page
+from lookback.benchmarks.report.prose import prose
+from lookback.benchmarks.report.tradeoff import points_of
+from lookback.benchmarks.storage import write_record
 from tests.records import FACTS, cost_record, learn_record, record, score, trained
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +41,9 @@ VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
 class Reader(HTMLParser):
-    """What stands in a page: elements with their attributes, and the text; elements must be closed in their order."""
+    """What stands in a page: elements with their attributes, and the text; elements must be closed
+    in their order.
+    """
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -73,17 +78,25 @@ class Reader(HTMLParser):
 
 
 def records(cell: Cell) -> list[Record]:
-    """Four models with scores and costs, one of them out of memory at the end, one that failed with a bad message."""
+    """Four models with scores and costs, one of them out of memory at the end, one that failed with
+    a bad message.
+    """
     found = []
     for place, model in enumerate(("transformer", "rwkv", "rrwkv", "mine")):
         named = cell.model_copy(update={"model": model})
-        found += [learn_record(named.model_copy(update={"seed": seed}), 95 - 20 * place + seed) for seed in (0, 1, 2)]
+        found += [
+            learn_record(named.model_copy(update={"seed": seed}), 95 - 20 * place + seed)
+            for seed in (0, 1, 2)
+        ]
         for length in (256, 512, 1024, 2048):
             costs = named.model_copy(update={"kind": "cost", "length": length})
             slow = 1e-4 * length ** (2 if model == "transformer" else 1)
             found.append(cost_record(costs, slow, failed=model == "transformer" and length == 2048))
     broken = cell.model_copy(update={"model": "broken"})
-    return [*found, record(broken, Outcome(status="error", message=f"Traceback\nValueError: {EVIL}"))]
+    return [
+        *found,
+        record(broken, Outcome(status="error", message=f"Traceback\nValueError: {EVIL}")),
+    ]
 
 
 def drawn(figure: Figure, path: Path) -> None:
@@ -95,11 +108,23 @@ def drawn(figure: Figure, path: Path) -> None:
 
 
 def make(folder: Path) -> None:
-    """Reports of the records above, of a task and a device of bad intent: as if nothing had been checked before."""
+    """Reports of the records above, of a task and a device of bad intent: as if nothing had been
+    checked before.
+    """
     cell = Cell(
-        kind="learn", task="copy", model="rwkv", width=16, depth=1, length=24, batch_size=4, steps=6, warmup=2,
-        validations=3, test_examples=40, test_lengths=(24, 40),
-    )  # fmt: skip
+        kind="learn",
+        task="copy",
+        model="rwkv",
+        width=16,
+        depth=1,
+        length=24,
+        batch_size=4,
+        steps=6,
+        warmup=2,
+        validations=3,
+        test_examples=40,
+        test_lengths=(24, 40),
+    )
     found = []
     for one in records(cell):
         task = FACTS.model_copy(
@@ -134,11 +159,21 @@ def read(page: Path) -> Reader:
 
 
 def test_a_page_holds_what_was_measured(read: Reader) -> None:
-    for words in ("0.960", "oom", "1,234", "Effective range", "Score against cost",
-                  "this project's reconstruction", "3 seeds", "What did not end well"):  # fmt: skip
+    for words in (
+        "0.960",
+        "oom",
+        "1,234",
+        "Effective range",
+        "Score against cost",
+        "this project's reconstruction",
+        "3 seeds",
+        "What did not end well",
+    ):
         assert words in read.text, words
     figures = read.all("svg")
-    assert len(figures) >= 6 and all(figure["role"] == "img" and figure["aria-label"] for figure in figures)
+    assert len(figures) >= 6 and all(
+        figure["role"] == "img" and figure["aria-label"] for figure in figures
+    )
     anchors = {attributes["id"] for attributes in read.all("section")}
     links = [attributes["href"] for attributes in read.all("a")]
     assert {link[1:] for link in links if link.startswith("#")} == anchors and len(anchors) >= 10
@@ -147,24 +182,44 @@ def test_a_page_holds_what_was_measured(read: Reader) -> None:
 def test_what_records_hold_is_text(read: Reader, page: Path) -> None:
     """No element, attribute or address of a record's making; its words are there to be read."""
     assert EVIL in read.text  # as text: a task's source, a message, a device
-    assert "and more" in read.text and "\u202e" not in read.text  # which would turn what follows around
+    assert (
+        "and more" in read.text and "\u202e" not in read.text
+    )  # which would turn what follows around
     assert not read.all("img")
     assert len(read.all("script")) == 1
-    assert not [name for _, attributes in read.elements for name in attributes if name.startswith("on")]
+    assert not [
+        name for _, attributes in read.elements for name in attributes if name.startswith("on")
+    ]
     web = {a["href"] for a in read.all("a") if a["href"].startswith("http")}
-    assert web == {"https://evil.example/x.png", "https://example.org/a?b=1&c=2"}  # for a hand to click, no more
+    assert web == {
+        "https://evil.example/x.png",
+        "https://example.org/a?b=1&c=2",
+    }  # for a hand to click, no more
 
 
 def test_a_page_needs_nothing_from_elsewhere(read: Reader, page: Path, made: Path) -> None:
-    """What a browser fetches by itself is inside; the policy allows this script and this style alone."""
-    fetched = [a.get("src") or a.get("href", "") for tag in ("link", "script", "image", "use", "iframe", "object")
-               for a in read.all(tag)]  # fmt: skip
+    """What a browser fetches by itself is inside; the policy allows this script and this style
+    alone.
+    """
+    fetched = [
+        a.get("src") or a.get("href", "")
+        for tag in ("link", "script", "image", "use", "iframe", "object")
+        for a in read.all(tag)
+    ]
     assert all(not address or address.startswith(("data:", "#")) for address in fetched)
     for path in (page, made / "index.html"):
         text = path.read_text()
         reader = Reader(text)
-        policy = next(a["content"] for a in reader.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
-        assert policy.startswith("default-src 'none'; ") and "unsafe" not in policy and "http" not in policy
+        policy = next(
+            a["content"]
+            for a in reader.all("meta")
+            if a.get("http-equiv") == "Content-Security-Policy"
+        )
+        assert (
+            policy.startswith("default-src 'none'; ")
+            and "unsafe" not in policy
+            and "http" not in policy
+        )
         for tag in ("script", "style"):
             (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.S)
             digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
@@ -175,7 +230,12 @@ def test_a_page_needs_nothing_from_elsewhere(read: Reader, page: Path, made: Pat
 def test_names_in_a_page_are_of_one_thing_each(read: Reader) -> None:
     names = Counter(attributes["id"] for _, attributes in read.elements if "id" in attributes)
     assert len(names) > 100 and max(names.values()) == 1
-    uses = {a["href"][1:] for tag in ("use", "a") for a in read.all(tag) if a.get("href", "").startswith("#")}
+    uses = {
+        a["href"][1:]
+        for tag in ("use", "a")
+        for a in read.all(tag)
+        if a.get("href", "").startswith("#")
+    }
     clips = set(re.findall(r"url\(#([^)]+)\)", str(read.elements)))
     assert uses | clips <= set(names) and clips
 
@@ -187,7 +247,10 @@ def test_data_are_inside(read: Reader, page: Path) -> None:
     assert set(found) == set(beside) and len(found) >= 5
     for name, address in found.items():
         kind, content = address.split(",", 1)
-        assert kind == "data:text/csv;charset=utf-8;base64" and base64.b64decode(content) == beside[name]
+        assert (
+            kind == "data:text/csv;charset=utf-8;base64"
+            and base64.b64decode(content) == beside[name]
+        )
         assert len(beside[name]) < EMBEDDED
 
 
@@ -207,7 +270,12 @@ def test_the_page_of_all_pages(made: Path, tmp_path: Path) -> None:
 def test_the_same_records_give_the_same_bytes(made: Path, page: Path, tmp_path: Path) -> None:
     """From a process of its own, in which sets stand in another order."""
     code = f"import pathlib, tests.test_html as t; t.make(pathlib.Path({str(tmp_path)!r}))"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        check=True,
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+    )
     assert (tmp_path / "some-machine" / "suite" / "index.html").read_bytes() == page.read_bytes()
     assert (tmp_path / "index.html").read_bytes() == (made / "index.html").read_bytes()
 
@@ -228,9 +296,18 @@ def test_prose_is_markdown_and_nothing_else() -> None:
     assert prose("a *b* **c** `d*e*` < 2·T*3 and x*y*z") == (
         "<p>a <em>b</em> <strong>c</strong> <code>d*e*</code> &lt; 2·T*3 and x*y*z</p>"
     )
-    assert prose("- one\n- *two*\n\nthree") == "<ul><li>one\n</li><li><em>two</em></li></ul>\n<p>three</p>"
+    assert (
+        prose("- one\n- *two*\n\nthree")
+        == "<ul><li>one\n</li><li><em>two</em></li></ul>\n<p>three</p>"
+    )
     assert prose("[x](data.csv)") == '<p><a href="data.csv" rel="noopener noreferrer">x</a></p>'
-    for address in ("javascript:alert(1)", "data:text/html,x", "//evil.example", "JAVASCRIPT:x", '"onclick="x'):
+    for address in (
+        "javascript:alert(1)",
+        "data:text/html,x",
+        "//evil.example",
+        "JAVASCRIPT:x",
+        '"onclick="x',
+    ):
         assert "<a" not in prose(f"[x]({address})")
     assert prose("## `T` of <b>") == "<h2><code>T</code> of &lt;b&gt;</h2>"
     table = prose("| a | b |\n| --- | ---: |\n| x\\|y | <i> |")
@@ -256,27 +333,51 @@ def test_a_drawing_keeps_its_looks_without_styles() -> None:
 
 
 def test_numbers_stand_to_the_right() -> None:
-    table = pd.DataFrame({"n": ["1,234", "≥ 255", ""], "m": ["rwkv", "lstm", "x"], "s": ["4.2 MB", "oom", "1.0 KB"]})
-    assert columns(table.assign(t="a" * 41)) == [("n", "number"), ("m", "name"), ("s", "number"), ("t", "words")]
+    table = pd.DataFrame(
+        {"n": ["1,234", "≥ 255", ""], "m": ["rwkv", "lstm", "x"], "s": ["4.2 MB", "oom", "1.0 KB"]}
+    )
+    assert columns(table.assign(t="a" * 41)) == [
+        ("n", "number"),
+        ("m", "name"),
+        ("s", "number"),
+        ("t", "words"),
+    ]
 
 
 # --- what it says
 
 
 def test_the_headline_is_that_of_the_scores(cell: Cell) -> None:
-    """Means of 95, 96, 97 and of 15, 16, 17 of a hundred; 4.303 * 0.01 / sqrt(3) = 0.025 to either side."""
-    found = [learn_record(cell.model_copy(update={"model": model, "seed": seed}), right + seed)
-             for model, right in (("rwkv", 15), ("lstm", 95)) for seed in (0, 1, 2)]  # fmt: skip
+    """Means of 95, 96, 97 and of 15, 16, 17 of a hundred; 4.303 * 0.01 / sqrt(3) = 0.025 to either
+    side.
+    """
+    found = [
+        learn_record(cell.model_copy(update={"model": model, "seed": seed}), right + seed)
+        for model, right in (("rwkv", 15), ("lstm", 95))
+        for seed in (0, 1, 2)
+    ]
     (line,) = of_scores(found)
-    assert line == ("**copy**, trained at 24, asked at 40: lstm 0.96 (0.94 to 0.98), rwkv 0.16; "
-                    "a constant answer 0.12 (accuracy).")  # fmt: skip
+    assert line == (
+        "**copy**, trained at 24, asked at 40: lstm 0.96 (0.94 to 0.98), rwkv 0.16; "
+        "a constant answer 0.12 (accuracy)."
+    )
     (line,) = of_scores(found[:3])
     assert "None learned it, which would take 0.56" in line
-    alike = [learn_record(cell.model_copy(update={"model": model}), 90) for model in ("rwkv", "lstm")]
+    alike = [
+        learn_record(cell.model_copy(update={"model": model}), 90) for model in ("rwkv", "lstm")
+    ]
     assert of_scores(alike)[0].endswith("Not told apart: rwkv and lstm.")
-    paired = [learn_record(cell.model_copy(update={"model": model, "seed": seed}), right + 10 * seed + seed % 2 * more)
-              for model, right, more in (("rwkv", 60, 0), ("lstm", 66, 1)) for seed in (0, 1, 2)]  # fmt: skip
-    assert "Not told apart" not in of_scores(paired)[0]  # seeds differ by more than models, which differ in every one
+    paired = [
+        learn_record(
+            cell.model_copy(update={"model": model, "seed": seed}),
+            right + 10 * seed + seed % 2 * more,
+        )
+        for model, right, more in (("rwkv", 60, 0), ("lstm", 66, 1))
+        for seed in (0, 1, 2)
+    ]
+    assert (
+        "Not told apart" not in of_scores(paired)[0]
+    )  # seeds differ by more than models, which differ in every one
     many = [learn_record(cell.model_copy(update={"model": f"m{i}"}), 99 - 9 * i) for i in range(7)]
     assert "m2 0.81, m3 0.72, 3 more down to 0.45;" in of_scores(many)[0]
 
@@ -289,26 +390,43 @@ def test_fewer_bits_are_the_better_ones(cell: Cell) -> None:
         test = score(24, 10).model_copy(update={"score": value})
         found.append(trained(cell.model_copy(update={"model": model}), [test], bits))
     (line,) = of_scores(found)
-    assert line == "**copy**, trained at 24: rwkv 2.25, lstm 3.50; a constant answer 4.50 (bits per byte)."
+    assert (
+        line
+        == "**copy**, trained at 24: rwkv 2.25, lstm 3.50; a constant answer 4.50 (bits per byte)."
+    )
 
 
 def test_scores_stand_against_costs(cell: Cell) -> None:
     """At the longest length that all have, 1024: the Transformer ran out of memory at 2048."""
     found = [*records(cell), learn_record(cell.model_copy(update={"model": "lonely"}), 50)]
     points = points_of(frames.scores(found), costs_of(found))
-    assert list(points["model"]) == ["transformer", "rwkv", "rrwkv", "mine"] and set(points["test_length"]) == {40}
+    assert list(points["model"]) == ["transformer", "rwkv", "rrwkv", "mine"] and set(
+        points["test_length"]
+    ) == {40}
     assert set(points["cost_length"]) == {1024}
     row = points.set_index("model").loc["rwkv"]
-    assert row["score"] == pytest.approx(0.76) and row["state_bytes"] == 1250  # of four sequences: 5000
-    assert row["training_tokens_per_second"] == pytest.approx(1e4) and row["training_peak_bytes"] == 1024 * 1000
+    assert (
+        row["score"] == pytest.approx(0.76) and row["state_bytes"] == 1250
+    )  # of four sequences: 5000
+    assert (
+        row["training_tokens_per_second"] == pytest.approx(1e4)
+        and row["training_peak_bytes"] == 1024 * 1000
+    )
 
 
 def test_gaps_are_what_others_have(cell: Cell) -> None:
-    found = [learn_record(cell.model_copy(update={"model": model, "seed": seed}))
-             for model, seeds in (("rwkv", (0, 1)), ("lstm", (0,))) for seed in seeds]  # fmt: skip
-    found.append(cost_record(cell.model_copy(update={"kind": "cost", "model": "rwkv", "length": 64})))
+    found = [
+        learn_record(cell.model_copy(update={"model": model, "seed": seed}))
+        for model, seeds in (("rwkv", (0, 1)), ("lstm", (0,)))
+        for seed in seeds
+    ]
+    found.append(
+        cost_record(cell.model_copy(update={"kind": "cost", "model": "rwkv", "length": 64}))
+    )
     rows = missing_table(found).to_dict("records")
-    assert [(row["model"], row["what"], row["there are"]) for row in rows] == [("lstm", "learn", "1 of 2")]
+    assert [(row["model"], row["what"], row["there are"]) for row in rows] == [
+        ("lstm", "learn", "1 of 2")
+    ]
 
 
 # --- in a browser
@@ -353,7 +471,9 @@ def test_the_policy_holds(chromium: browser.Browser, page: Path, tmp_path: Path)
 
 
 COLUMN = "[...document.querySelector('header table').tBodies[0].rows].map(row => row.cells[0].textContent)"
-CLICK = "document.querySelector('header table').tHead.rows[0].cells[{}].querySelector('button').click()"
+CLICK = (
+    "document.querySelector('header table').tHead.rows[0].cells[{}].querySelector('button').click()"
+)
 
 
 def test_tables_sort(chromium: browser.Browser, page: Path) -> None:
@@ -362,7 +482,11 @@ def test_tables_sort(chromium: browser.Browser, page: Path) -> None:
     assert before == ["transformer", "rwkv", "rrwkv", "mine"]
     chromium.value(CLICK.format(0))
     assert chromium.value(COLUMN) == sorted(before)
-    for expected in (["mine", "rrwkv", "rwkv", "transformer"], before, before):  # by score: up, down, as it was
+    for expected in (
+        ["mine", "rrwkv", "rwkv", "transformer"],
+        before,
+        before,
+    ):  # by score: up, down, as it was
         chromium.value(CLICK.format(2))
         assert chromium.value(COLUMN) == expected
     assert chromium.value("document.querySelectorAll('th[aria-sort]').length") == 0
@@ -373,8 +497,18 @@ def test_units_sort_by_size(chromium: browser.Browser, page: Path) -> None:
     chromium.show(page)
     cells = ["4.2 MB", "", "1,000 B", "oom", "≥ 12", "999.0 KB", "-3"]
     values = f"{json.dumps(cells)}.map(text => {{const cell = document.createElement('td'); cell.textContent = text; "
-    order = "return key(cell)}).sort((a, b) => a.rank - b.rank || compare(a, b)).map(one => one.text)"
-    assert chromium.value(values + order) == ["-3", "≥ 12", "1,000 B", "999.0 KB", "4.2 MB", "oom", ""]
+    order = (
+        "return key(cell)}).sort((a, b) => a.rank - b.rank || compare(a, b)).map(one => one.text)"
+    )
+    assert chromium.value(values + order) == [
+        "-3",
+        "≥ 12",
+        "1,000 B",
+        "999.0 KB",
+        "4.2 MB",
+        "oom",
+        "",
+    ]
 
 
 CONTRAST = """(() => {
@@ -393,8 +527,12 @@ CONTRAST = """(() => {
 
 @pytest.mark.parametrize("dark", (False, True))
 @pytest.mark.parametrize("name", PAGES)
-def test_words_are_readable_in_light_and_in_dark(chromium: browser.Browser, made: Path, name: str, dark: bool) -> None:
-    """Contrast of all text with the page, as WCAG 2 defines it: 4.5 and more; and the paper is what was asked for."""
+def test_words_are_readable_in_light_and_in_dark(
+    chromium: browser.Browser, made: Path, name: str, dark: bool
+) -> None:
+    """Contrast of all text with the page, as WCAG 2 defines it: 4.5 and more; and the paper is what
+    was asked for.
+    """
     chromium.show(made / name, 390, dark=dark)
     assert chromium.value(CONTRAST) >= 4.5
     paper = chromium.value("getComputedStyle(document.body).backgroundColor")
@@ -402,7 +540,9 @@ def test_words_are_readable_in_light_and_in_dark(chromium: browser.Browser, made
 
 
 def test_figures_are_dark_in_dark(chromium: browser.Browser, page: Path) -> None:
-    """The corner of a figure, taken from the picture that the browser makes, is about as dark as the paper."""
+    """The corner of a figure, taken from the picture that the browser makes, is about as dark as
+    the paper.
+    """
     from io import BytesIO
 
     from PIL import Image
@@ -410,8 +550,14 @@ def test_figures_are_dark_in_dark(chromium: browser.Browser, page: Path) -> None
     for dark in (False, True):
         chromium.show(page, 1440, dark=dark)
         place = "(() => {const box = document.querySelector('.figure svg'); box.scrollIntoView({behavior: 'instant'});"
-        left, top = chromium.value(place + "const at = box.getBoundingClientRect(); return [at.left, at.top]})()")
-        pixel = Image.open(BytesIO(chromium.picture())).convert("L").getpixel((int(left) + 3, int(top) + 3))
+        left, top = chromium.value(
+            place + "const at = box.getBoundingClientRect(); return [at.left, at.top]})()"
+        )
+        pixel = (
+            Image.open(BytesIO(chromium.picture()))
+            .convert("L")
+            .getpixel((int(left) + 3, int(top) + 3))
+        )
         assert (pixel < 60) == dark
 
 

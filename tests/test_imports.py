@@ -1,4 +1,4 @@
-"""Who may know whom: DESIGN's arrows, read from the source."""
+"""Which module may import which: the directions of DESIGN, read from the source."""
 
 import ast
 import subprocess
@@ -8,77 +8,91 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MEASURING = {"tasks", "models", "benchmarks.record", "benchmarks.step", "benchmarks.memory", "benchmarks.parallel"}
+B = "lookback.benchmarks"
+MEASURED = {"lookback.tasks", "lookback.models", f"{B}.record", f"{B}.storage", f"{B}.machine"}
+DESCRIBED = {"lookback.tasks", "lookback.models", f"{B}.plugins"}
+LIGHT = {f"{B}.record", f"{B}.storage"}
+
 ALLOWED = {
-    "tasks": {"tasks"},
-    "models": {"models"},
-    "benchmarks.record": set(),
-    "benchmarks.memory": set(),
-    "benchmarks.catalogue": set(),
-    "benchmarks.machine": {"benchmarks.record"},
-    "benchmarks.suite": {"benchmarks.record"},
-    "benchmarks.parallel": {"models"},
-    "benchmarks.step": {"tasks", "models", "benchmarks.record", "benchmarks.parallel"},
-    "benchmarks.evaluate": MEASURING,
-    "benchmarks.checkpoint": MEASURING,
-    "benchmarks.train": MEASURING
-    | {"benchmarks.evaluate", "benchmarks.checkpoint", "benchmarks.machine", "benchmarks.reach"},
-    "benchmarks.reach": MEASURING | {"benchmarks.evaluate"},
-    "benchmarks.cost": MEASURING | {"benchmarks.flops", "benchmarks.machine"},
-    "benchmarks.flops": {"models"},
-    "benchmarks.predict": MEASURING | {"benchmarks.cost", "benchmarks.evaluate", "benchmarks.flops"},
-    "benchmarks.sizes": {"benchmarks.predict", "benchmarks.record", "benchmarks.suite"},
-    "benchmarks.plan": {"benchmarks.predict", "benchmarks.record", "benchmarks.run"},
-    "benchmarks.run": {"benchmarks.suite", "benchmarks.record", "benchmarks.machine"},
-    "benchmarks.engines": {"benchmarks.run", "benchmarks.suite", "benchmarks.record", "benchmarks.machine"},
-    "benchmarks.report": {"benchmarks.report", "benchmarks.record"},
+    "lookback": {"lookback.tasks", "lookback.models"},
+    "lookback.tasks": set(),
+    "lookback.models": set(),
+    f"{B}.record": set(),
+    f"{B}.storage": {f"{B}.record"},
+    f"{B}.machine": {f"{B}.record"},
+    f"{B}.suite": {f"{B}.record"},
+    f"{B}.plugins": {"lookback.tasks", "lookback.models"},
+    f"{B}.measure": MEASURED | {f"{B}.plugins"},
+    f"{B}.run": LIGHT | {f"{B}.suite", f"{B}.machine"},
+    f"{B}.plan": MEASURED | {f"{B}.measure", f"{B}.run", f"{B}.suite"},
+    f"{B}.describe": DESCRIBED | {f"{B}.record", f"{B}.machine", f"{B}.measure"},
+    f"{B}.report": LIGHT,
+    f"{B}.speed": MEASURED | {f"{B}.measure", f"{B}.run", f"{B}.suite", f"{B}.report"},
+    f"{B}.cli": {B},
 }
-NO_TORCH = (
-    "benchmarks.record",
-    "benchmarks.suite",
-    "benchmarks.run",
-    "benchmarks.engines",
-    "benchmarks.report",
-    "benchmarks.cli",
-)
+"""The row of a module is the longest name here that holds it; it may import what its row lists, and its own room."""
+
+NO_TORCH = ("record", "storage", "suite", "machine", "run.runner", "run.ray_engine", "report", "cli")
 
 
 def modules() -> dict[str, Path]:
-    files = [path for package in ("tasks", "models", "benchmarks") for path in (ROOT / package).rglob("*.py")]
-    return {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
-            for path in files}  # fmt: skip
+    """Every module of the package, by its import name."""
+    files = {"lookback": ROOT / "lookback" / "__init__.py"}
+    for folder in ("tasks", "models", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            name = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+            files[f"lookback.{name.removesuffix('.__init__')}"] = path
+    return files
 
 
 def imported(path: Path) -> set[str]:
-    found = set()
+    """Names that a file imports, absolute; `from a import b` gives both a and a.b."""
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are written out"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
-    return found
+            assert node.level == 0, f"{path}: expected absolute imports"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
-def room(module: str, rooms: object) -> str | None:
-    """The longest name in `rooms` that holds the module."""
-    names = [name for name in rooms if module == name or module.startswith(f"{name}.")]  # type: ignore[attr-defined]
-    return max(names, key=len, default=None)
+def row_of(module: str) -> str:
+    """The row that a module belongs to; fails where it has none."""
+    if module in ("lookback", "lookback.tasks", "lookback.models"):
+        return module
+    rows = [row for row in ALLOWED if row != "lookback" and holds(row, module)]
+    assert rows or module == B, f"{module} has no row in tests/test_imports.py: say what it may import"
+    return max(rows, key=len, default=B)
+
+
+def holds(room: str, module: str) -> bool:
+    return module == room or module.startswith(f"{room}.")
 
 
 @pytest.mark.parametrize("module", sorted(modules()))
-def test_arrows_run_one_way(module: str) -> None:
-    here = room(module, ALLOWED)
-    if here is None:
-        return
+def test_imports_follow_the_rows(module: str) -> None:
+    row = row_of(module)
+    allowed = ALLOWED.get(row, set()) | {row}
     for name in imported(modules()[module]):
-        if name.split(".")[0] in ("tasks", "models", "benchmarks") and name != "benchmarks":
-            allowed = room(name, ALLOWED[here]) or any(other.startswith(f"{name}.") for other in ALLOWED[here])
-            assert allowed or room(name, [here]), f"{module} must not know {name}"
+        if holds("lookback", name):
+            assert any(holds(room, name) for room in allowed), f"{module} must not import {name}"
+
+
+def test_a_module_without_a_row_is_found() -> None:
+    with pytest.raises(AssertionError, match="has no row"):
+        row_of(f"{B}.new_module")
 
 
 @pytest.mark.parametrize("module", NO_TORCH)
 def test_torch_stays_out(module: str) -> None:
-    code = f"import sys, {module}; print([m for m in ('torch', 'tasks.task', 'models.model') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    heavy = "('torch', 'lookback.tasks.task', 'lookback.models.model')"
+    code = f"import sys, {B}.{module}; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_import_name_is_light() -> None:
+    code = "import sys, lookback; print([m for m in ('torch', 'pandas') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

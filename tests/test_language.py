@@ -1,4 +1,6 @@
-"""Corpora of bytes: small files of exactly the published forms come out as they went in, and others are refused."""
+"""Corpora of bytes: small files of exactly the published forms come out as they went in, and others
+are refused.
+"""
 
 import hashlib
 import http.server
@@ -18,11 +20,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks.describe import card
-from benchmarks.spec import prefetched
-from tasks import corpus, language
-from tasks.corpus import Corpus, constant_bits, whole_folder, windows
-from tasks.task import SPLITS, AbsentCorpusError, get_task
+from lookback.benchmarks.describe.cards import card
+from lookback.benchmarks.describe.spec import prefetched
+from lookback.tasks import corpus, language
+from lookback.tasks.corpus import Corpus, constant_bits, whole_folder, windows
+from lookback.tasks.task import SPLITS, AbsentCorpusError, get_task
 from tests.bigram import bigram_bits, bits_per_byte, fit
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +44,11 @@ def nothing_remembered(tmp_path, monkeypatch):
 @pytest.fixture
 def enwik8(tmp_path, monkeypatch):
     """A text of the form of enwik8, ten thousandths of its size, declared to be the published one."""
-    text = np.random.default_rng(0).choice(np.frombuffer(b"<page>[[a]] of \n", dtype=np.uint8), 10000).tobytes()
+    text = (
+        np.random.default_rng(0)
+        .choice(np.frombuffer(b"<page>[[a]] of \n", dtype=np.uint8), 10000)
+        .tobytes()
+    )
     monkeypatch.setattr(language, "ENWIK8_BYTES", SIZES)
     monkeypatch.setattr(language, "ENWIK8_SHA1", hashlib.sha1(text).hexdigest())
     return text
@@ -54,7 +60,9 @@ def zipped(path: Path, text: bytes, name: str = "enwik8") -> Path:
     return path
 
 
-def named(monkeypatch, path: Path, content: bytes | None = None, variable: str = "LOOKBACK_ENWIK8") -> None:
+def named(
+    monkeypatch, path: Path, content: bytes | None = None, variable: str = "LOOKBACK_ENWIK8"
+) -> None:
     if content is not None:
         path.write_bytes(content)
     monkeypatch.setenv(variable, str(path))
@@ -76,7 +84,10 @@ def test_enwik8_is_split_in_its_order(enwik8, tmp_path, monkeypatch, as_zip):
     found = fetch("enwik8")
     assert found == {"train": enwik8[:9000], "validation": enwik8[9000:9500], "test": enwik8[9500:]}
     task = get_task("enwik8")
-    assert task.data["bytes"] == SIZES and task.data["source"] == "http://mattmahoney.net/dc/enwik8.zip"
+    assert (
+        task.data["bytes"] == SIZES
+        and task.data["source"] == "http://mattmahoney.net/dc/enwik8.zip"
+    )
     assert task.data["revision"] == f"SHA-1 {hashlib.sha1(enwik8).hexdigest()}"
     batch = task.batch("test", 0, 0, 6, 100)
     for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
@@ -98,7 +109,9 @@ def test_enwik8_is_fetched_once(enwik8, tmp_path, monkeypatch):
 
     with http.server.HTTPServer(("127.0.0.1", 0), Served) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(language, "ENWIK8_URL", f"http://127.0.0.1:{server.server_port}/dc/enwik8.zip")
+        monkeypatch.setattr(
+            language, "ENWIK8_URL", f"http://127.0.0.1:{server.server_port}/dc/enwik8.zip"
+        )
         assert fetch("enwik8")["train"] == fetch("enwik8")["train"] == enwik8[:9000]
         server.shutdown()
     assert asked == ["/dc/enwik8.zip"]
@@ -106,7 +119,9 @@ def test_enwik8_is_fetched_once(enwik8, tmp_path, monkeypatch):
 
 def test_what_cannot_be_fetched_is_told_with_what_helps(monkeypatch):
     monkeypatch.setattr(language, "ENWIK8_URL", "http://127.0.0.1:9/enwik8.zip")
-    with pytest.raises(OSError, match=r"cannot fetch .*; or name the file enwik8 or enwik8\.zip in LOOKBACK_ENWIK8"):
+    with pytest.raises(
+        OSError, match=r"cannot fetch .*; or name the file enwik8 or enwik8\.zip in LOOKBACK_ENWIK8"
+    ):
         fetch("enwik8")
     assert not language.ENWIK8.folder.exists()
 
@@ -141,10 +156,16 @@ LINES = {
     "validation": ["", " = Homarus = \n"],
     "test": ["", " = Robert Boulter = \n", ""],
 }
-BOOKS = {"train": ["Call me\nIshmael", "Zwölf Jäger", "A"], "validation": ["Moby"], "test": ["Emma ", "Persuasion"]}
+BOOKS = {
+    "train": ["Call me\nIshmael", "Zwölf Jäger", "A"],
+    "validation": ["Moby"],
+    "test": ["Emma ", "Persuasion"],
+}
 
 
-def write_parquet(folder: Path, rows: dict[str, list[str | None]], more: dict[str, str] | None = None) -> None:
+def write_parquet(
+    folder: Path, rows: dict[str, list[str | None]], more: dict[str, str] | None = None
+) -> None:
     """Files as the hub has them, train in two: train-00000-of-00002.parquet, and so on."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, texts in rows.items():
@@ -152,20 +173,33 @@ def write_parquet(folder: Path, rows: dict[str, list[str | None]], more: dict[st
         for number, part in enumerate(parts):
             others = {column: [value] * len(part) for column, value in (more or {}).items()}
             table = pa.table({**others, "text": pa.array(part, pa.string())})
-            pq.write_table(table, folder / f"{split}-{number:05d}-of-{len(parts):05d}.parquet", row_group_size=2)
+            pq.write_table(
+                table,
+                folder / f"{split}-{number:05d}-of-{len(parts):05d}.parquet",
+                row_group_size=2,
+            )
 
 
 @pytest.fixture
 def wikitext(tmp_path, monkeypatch):
-    """The hub's repository: several configurations, a folder each, and the card that names their files."""
-    monkeypatch.setattr(language, "WIKITEXT_ROWS", {split: len(lines) for split, lines in LINES.items()})
-    write_parquet(tmp_path / "hub" / "wikitext-2-raw-v1", {split: [" another \n"] for split in SPLITS})
+    """The hub's repository: several configurations, a folder each, and the card that names their
+    files.
+    """
+    monkeypatch.setattr(
+        language, "WIKITEXT_ROWS", {split: len(lines) for split, lines in LINES.items()}
+    )
+    write_parquet(
+        tmp_path / "hub" / "wikitext-2-raw-v1", {split: [" another \n"] for split in SPLITS}
+    )
     write_parquet(tmp_path / "hub" / "wikitext-103-raw-v1", LINES)
     names = ("wikitext-103-raw-v1", "wikitext-2-raw-v1")
     configs = [
         {
             "config_name": name,
-            "data_files": [{"split": split, "path": f"{name}/{split}-*"} for split in ("test", "train", "validation")],
+            "data_files": [
+                {"split": split, "path": f"{name}/{split}-*"}
+                for split in ("test", "train", "validation")
+            ],
         }
         for name in names
     ]
@@ -173,12 +207,16 @@ def wikitext(tmp_path, monkeypatch):
     return tmp_path / "hub"
 
 
-WIKITEXT = {split: "".join(line or " \n" for line in lines).encode() for split, lines in LINES.items()}
+WIKITEXT = {
+    split: "".join(line or " \n" for line in lines).encode() for split, lines in LINES.items()
+}
 
 
 @pytest.mark.parametrize("inside", ["", "wikitext-103-raw-v1"])
 def test_wikitext_is_read_from_a_users_folder(wikitext, monkeypatch, inside):
-    """The whole repository, or the folder of the configuration; blank lines are a space and a line end again."""
+    """The whole repository, or the folder of the configuration; blank lines are a space and a line
+    end again.
+    """
     named(monkeypatch, wikitext / inside, variable="LOOKBACK_WIKITEXT103")
     assert fetch("wikitext103") == WIKITEXT
     assert WIKITEXT["train"].startswith(b" \n = Valkyria = \n \n Senj\xc5\x8d no")
@@ -194,17 +232,25 @@ def test_wikitext_is_fetched_as_the_hubs_card_says(wikitext, monkeypatch):
 
 
 def test_pg19_is_books_that_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(language, "PG19_ROWS", {split: len(books) for split, books in BOOKS.items()})
+    monkeypatch.setattr(
+        language, "PG19_ROWS", {split: len(books) for split, books in BOOKS.items()}
+    )
     monkeypatch.setattr(corpus, "ROWS", 2)
-    write_parquet(tmp_path / "pg19" / "data", BOOKS, {"short_book_title": "A book", "url": "http://a"})
+    write_parquet(
+        tmp_path / "pg19" / "data", BOOKS, {"short_book_title": "A book", "url": "http://a"}
+    )
     named(monkeypatch, tmp_path / "pg19", variable="LOOKBACK_PG19")
-    assert fetch("pg19") == {split: "".join(f"{book}\0" for book in books).encode() for split, books in BOOKS.items()}
+    assert fetch("pg19") == {
+        split: "".join(f"{book}\0" for book in books).encode() for split, books in BOOKS.items()
+    }
 
 
 @pytest.mark.parametrize("card", ["", "---\nlicense: mit\n---\n"])
 def test_pg19_is_fetched_without_a_card_that_names_files(tmp_path, monkeypatch, card):
     """Then `datasets` tells the splits by the names of the files."""
-    monkeypatch.setattr(language, "PG19_ROWS", {split: len(books) for split, books in BOOKS.items()})
+    monkeypatch.setattr(
+        language, "PG19_ROWS", {split: len(books) for split, books in BOOKS.items()}
+    )
     monkeypatch.setattr(language, "PG19_HUB", str(tmp_path / "hub"))
     write_parquet(tmp_path / "hub" / "data", BOOKS)
     if card:
@@ -221,10 +267,19 @@ def broken_parquet(folder: Path) -> None:
     ("spoil", "words"),
     [
         (lambda f: write_parquet(f, {"test": ["one"]}), r"expected 3 rows in test-.*, found 1"),
-        (lambda f: write_parquet(f, {"test": ["one", None, "two"]}), r"test-.*row 1 of the split: expected text"),
-        (lambda f: pq.write_table(pa.table({"txt": ["a"]}), f / "test-00000-of-00001.parquet"), "column 'text'"),
+        (
+            lambda f: write_parquet(f, {"test": ["one", None, "two"]}),
+            r"test-.*row 1 of the split: expected text",
+        ),
+        (
+            lambda f: pq.write_table(pa.table({"txt": ["a"]}), f / "test-00000-of-00001.parquet"),
+            "column 'text'",
+        ),
         (broken_parquet, r"train-00001-of-00002\.parquet: expected a whole parquet file"),
-        (lambda f: (f / "test-00000-of-00001.parquet").unlink(), r"expected files test\*\.parquet, found none"),
+        (
+            lambda f: (f / "test-00000-of-00001.parquet").unlink(),
+            r"expected files test\*\.parquet, found none",
+        ),
     ],
 )
 def test_other_parquet_files_are_refused(wikitext, monkeypatch, spoil, words):
@@ -232,14 +287,18 @@ def test_other_parquet_files_are_refused(wikitext, monkeypatch, spoil, words):
     named(monkeypatch, wikitext, variable="LOOKBACK_WIKITEXT103")
     with pytest.raises(ValueError, match=words):
         fetch("wikitext103")
-    assert not language.WIKITEXT103.folder.exists() and not list(language.WIKITEXT103.folder.parent.glob("*unfinished"))
+    assert not language.WIKITEXT103.folder.exists() and not list(
+        language.WIKITEXT103.folder.parent.glob("*unfinished")
+    )
 
 
 @pytest.mark.parametrize("name", FETCHED)
 def test_an_absent_corpus_names_the_command(name, tmp_path):
     task = get_task(name)
     for ask in (lambda: task.data, lambda: task.batch("test", 0, 0, 1, 16)):
-        with pytest.raises(AbsentCorpusError, match=f"`lookback prefetch {name}` fetches it once, or reads it from"):
+        with pytest.raises(
+            AbsentCorpusError, match=f"`lookback prefetch {name}` fetches it once, or reads it from"
+        ):
             ask()
     said = card(name)
     assert f"lookback prefetch {name}" in said and "nan" not in said and "known once" in said
@@ -259,7 +318,10 @@ def test_a_damaged_corpus_is_told(enwik8, tmp_path, monkeypatch):
     folder = language.ENWIK8.folder
     (folder / "test.bytes").write_bytes(b"short")
     corpus._open.cache_clear()
-    with pytest.raises(ValueError, match=r"test\.bytes: expected 500 bytes, found 5: delete .*, and prefetch it again"):
+    with pytest.raises(
+        ValueError,
+        match=r"test\.bytes: expected 500 bytes, found 5: delete .*, and prefetch it again",
+    ):
         get_task("enwik8").batch("test", 0, 0, 1, 16)
     (folder / "corpus.json").write_text("{")
     with pytest.raises(ValueError, match="not a whole corpus"):
@@ -283,23 +345,33 @@ def test_a_folder_is_whole_or_not_there(tmp_path):
 
 
 def test_corpora_are_mapped_and_not_copied(tmp_path):
-    """A corpus of 256 MiB (a sparse file) adds next to nothing to the memory of a process that draws from it."""
+    """A corpus of 256 MiB (a sparse file) adds next to nothing to the memory of a process that
+    draws from it.
+    """
     size = 2**28
     folder = tmp_path / "data" / "enwik8"
     folder.mkdir(parents=True)
     for split in SPLITS:
         with (folder / f"{split}.bytes").open("wb") as file:
             file.truncate(size)
-    facts = {"source": "", "revision": "", "sha256": "", "bytes": dict.fromkeys(SPLITS, size), "constant_bits": 0.0}
+    facts = {
+        "source": "",
+        "revision": "",
+        "sha256": "",
+        "bytes": dict.fromkeys(SPLITS, size),
+        "constant_bits": 0.0,
+    }
     (folder / "corpus.json").write_text(json.dumps(facts))
     code = (
-        "import resource, sys; from tasks.task import get_task; task = get_task('enwik8')\n"
+        "import resource, sys; from lookback.tasks.task import get_task; task = get_task('enwik8')\n"
         "def most(): return [int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM')][0]\n"
         "task.batch('test', 0, 0, 8, 16); before = most()\n"
         "for i in range(100): task.batch('train', 0, i, 8, 1024)\n"
         "print(most() - before)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert int(done.stdout) < 64 * 1024  # KiB
 
 
@@ -312,7 +384,9 @@ def test_the_constant_answer_is_the_shares_of_the_training_bytes():
 
 
 def test_held_out_windows_begin_at_the_same_places_at_every_length():
-    """So a score at 1024 is of the text scored at 128, read further; those that the end cuts off begin elsewhere."""
+    """So a score at 1024 is of the text scored at 128, read further; those that the end cuts off
+    begin elsewhere.
+    """
     task = get_task("python")
     for split in ("validation", "test"):
         short, long = (task.batch(split, 0, 0, 32, length).tokens for length in (128, 4096))
@@ -353,6 +427,15 @@ def test_the_bigram_model_lies_between_a_constant_answer_and_none():
 
 
 def test_a_corpus_of_ones_own_needs_a_reader_only(tmp_path, monkeypatch):
-    own = Corpus("mine", "here", "MINE", "a file", lambda named: ("1", {split: [b"ab", b"cd" * 9] for split in SPLITS}))
+    own = Corpus(
+        "mine",
+        "here",
+        "MINE",
+        "a file",
+        lambda named: ("1", {split: [b"ab", b"cd" * 9] for split in SPLITS}),
+    )
     own.fetch()
-    assert own.opened.texts["test"].tobytes() == b"ab" + b"cd" * 9 and own.identity()["revision"] == "1"
+    assert (
+        own.opened.texts["test"].tobytes() == b"ab" + b"cd" * 9
+        and own.identity()["revision"] == "1"
+    )

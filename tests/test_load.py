@@ -1,4 +1,6 @@
-"""Many records: what is read grows with the cells asked for, and never faster than the records; counted, not timed."""
+"""Many records: what is read grows with the cells asked for, and never faster than the records;
+counted, not timed.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -6,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import record
-from benchmarks.record import Cell, Record, read_records, write_record
-from benchmarks.report import Made, make_reports, page
-from benchmarks.run import Runner
-from benchmarks.suite import Suite
+from lookback.benchmarks import record
+from lookback.benchmarks.record import Cell, Record
+from lookback.benchmarks.report import Made, make_reports, page
+from lookback.benchmarks.run.runner import Runner
+from lookback.benchmarks.storage import read_records, write_record
+from lookback.benchmarks.suite import Suite
 from tests.records import learn_record
 
 Counted = Callable[[Callable[[], object]], Counter[str]]
@@ -18,7 +21,9 @@ Counted = Callable[[Callable[[], object]], Counter[str]]
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
-    """Counts what a call does: files opened, files taken apart as records, and all files looked at by name."""
+    """Counts what a call does: files opened, files taken apart as records, and all files looked at
+    by name.
+    """
     found: Counter[str] = Counter()
 
     def count(what: str, call: Callable[..., object]) -> Callable[..., object]:
@@ -29,7 +34,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
         return counting
 
     monkeypatch.setattr(Path, "read_bytes", count("opened", Path.read_bytes))
-    monkeypatch.setattr(Record, "model_validate_json", count("taken apart", Record.model_validate_json))
+    monkeypatch.setattr(
+        Record, "model_validate_json", count("taken apart", Record.model_validate_json)
+    )
 
     def of(call: Callable[[], object]) -> Counter[str]:
         found.clear()
@@ -39,7 +46,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
     return of
 
 
-def fill(results: Path, cell: Cell, suite: str, seeds: range, monkeypatch: pytest.MonkeyPatch) -> tuple[Cell, ...]:
+def fill(
+    results: Path, cell: Cell, suite: str, seeds: range, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Cell, ...]:
     """Records of a suite, one a seed, on the machine that the tests run on."""
     monkeypatch.setattr(record.os, "fsync", lambda handle: None)
     cells = tuple(cell.model_copy(update={"seed": seed}) for seed in seeds)
@@ -54,7 +63,9 @@ def test_what_is_missing_is_found_by_reading_its_own_cells_once(
 ) -> None:
     """However many records lie beside them, in this folder and in others."""
     cells = fill(tmp_path, cell, "mine", range(20), monkeypatch)
-    runner = Runner(tmp_path, Suite("mine", "", (*cells[:10], cell.model_copy(update={"seed": 99}))))
+    runner = Runner(
+        tmp_path, Suite("mine", "", (*cells[:10], cell.model_copy(update={"seed": 99})))
+    )
     few = counted(runner.missing)
     for number in range(10):
         fill(tmp_path, cell, f"other-{number}", range(20), monkeypatch)
@@ -78,18 +89,32 @@ def test_a_report_takes_apart_the_records_of_its_suite_alone(
     assert made.table == "10"
 
 
-def test_records_are_found_wherever_they_lie(tmp_path: Path, cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A record says itself of what suite it is: the folder's name only tells which to look into first."""
+def test_records_are_found_wherever_they_lie(
+    tmp_path: Path, cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record says itself of what suite it is: the folder's name only tells which to look into
+    first.
+    """
     (tmp_path / "mine").mkdir()
     names = ("mine", "mine-smoke", "other", "mine")
-    for seed, (suite, folder) in enumerate(zip(names, ("mine", "mine", "mine", "elsewhere"), strict=True)):
-        write_record(tmp_path / folder, learn_record(cell.model_copy(update={"seed": seed}), suite=suite))
+    for seed, (suite, folder) in enumerate(
+        zip(names, ("mine", "mine", "mine", "elsewhere"), strict=True)
+    ):
+        write_record(
+            tmp_path / folder, learn_record(cell.model_copy(update={"seed": seed}), suite=suite)
+        )
     assert sorted(found.cell.seed for found in read_records(tmp_path, ["mine"])) == [0, 3]
-    assert sorted(found.cell.seed for found in read_records(tmp_path, ["mine", "other"])) == [0, 2, 3]
+    assert sorted(found.cell.seed for found in read_records(tmp_path, ["mine", "other"])) == [
+        0,
+        2,
+        3,
+    ]
     assert len(list(read_records(tmp_path))) == 4
 
 
-def test_records_are_read_one_at_a_time(tmp_path: Path, cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_are_read_one_at_a_time(
+    tmp_path: Path, cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(tmp_path, cell, "mine", range(3), monkeypatch)
     records: Iterator[Record] = read_records(tmp_path, ["mine"])
     assert next(records).cell.seed in range(3) and len(list(records)) == 2

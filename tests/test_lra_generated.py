@@ -1,4 +1,6 @@
-"""ListOps and Pathfinder are drawn by the published rules: checked by reading what was written, and by counting."""
+"""ListOps and Pathfinder are drawn by the published rules: checked by reading what was written, and
+by counting.
+"""
 
 import hashlib
 import math
@@ -8,17 +10,22 @@ import statistics
 import numpy as np
 import pytest
 
-from tasks.lra import curves, trees
-from tasks.lra.cache import PART, Generated
-from tasks.lra.curves import SETTINGS, picture
-from tasks.task import get_task
+from lookback.tasks.lra import curves, trees
+from lookback.tasks.lra.cache import PART, Generated
+from lookback.tasks.lra.curves import SETTINGS, picture
+from lookback.tasks.task import get_task
 
 SMALL = {"train": 2500, "validation": 20, "test": 20}
 
 
 def value_of(words):
     """An independent evaluator of the written form: a stack, and Python's own median."""
-    rules = {"[MIN": min, "[MAX": max, "[MED": lambda v: int(statistics.median(v)), "[SM": lambda v: sum(v) % 10}
+    rules = {
+        "[MIN": min,
+        "[MAX": max,
+        "[MED": lambda v: int(statistics.median(v)),
+        "[SM": lambda v: sum(v) % 10,
+    }
     stack = [[]]
     for word in words:
         if word == "]":
@@ -56,7 +63,12 @@ def test_listops_values_are_those_of_the_written_form():
 
 @pytest.mark.parametrize(
     ("written", "value"),
-    [("[MAX 4 3 [MIN 2 3 ] 1 0 [MED 1 5 8 9 2 ] ]", 5), ("[MED 1 2 ]", 1), ("[SM 9 9 9 ]", 7), ("[MED 3 1 2 9 ]", 2)],
+    [
+        ("[MAX 4 3 [MIN 2 3 ] 1 0 [MED 1 5 8 9 2 ] ]", 5),
+        ("[MED 1 2 ]", 1),
+        ("[SM 9 9 9 ]", 7),
+        ("[MED 3 1 2 9 ]", 2),
+    ],
 )
 def test_the_evaluator_is_right_on_known_expressions(written, value):
     assert value_of(written.split()) == value
@@ -68,16 +80,23 @@ def test_listops_statistics_are_those_measured_of_the_published_rule(expressions
     assert abs(lengths.mean() - 1035) < 4 * lengths.std() / math.sqrt(len(lengths))
     assert abs(np.median(lengths) - 953) < 35
     share = np.bincount(values, minlength=10) / len(values)
-    assert np.allclose(share[[0, 9]], 0.17, atol=0.025) and (share[1:9] > 0.055).all() and (share[1:9] < 0.105).all()
+    assert (
+        np.allclose(share[[0, 9]], 0.17, atol=0.025)
+        and (share[1:9] > 0.055).all()
+        and (share[1:9] < 0.105).all()
+    )
     names = get_task("listops").symbols
     depths = {
-        deepest([names[token] for token in row[:length]]) for row, length in zip(tokens[:300], lengths, strict=False)
+        deepest([names[token] for token in row[:length]])
+        for row, length in zip(tokens[:300], lengths, strict=False)
     }
     assert depths == {9}
 
 
 def test_listops_keeps_the_published_share_of_draws():
-    keys = trees.numbered(trees.stream_keys("acceptance", np.zeros(1, dtype=np.int64)), np.arange(100_000))
+    keys = trees.numbered(
+        trees.stream_keys("acceptance", np.zeros(1, dtype=np.int64)), np.arange(100_000)
+    )
     lengths = trees.measure(keys, 2000)
     share = ((lengths > 500) & (lengths < 2000)).mean()
     assert abs(share - 0.082) < 0.004
@@ -99,7 +118,11 @@ def test_any_expression_can_be_made_alone(expressions):
     tokens, values, lengths = expressions
     for row in (0, 1, 777, 3999):
         alone = trees.make(0, 2000, "train", np.array([row]))
-        assert (alone[0][0] == tokens[row]).all() and alone[1][0] == values[row] and alone[2][0] == lengths[row]
+        assert (
+            (alone[0][0] == tokens[row]).all()
+            and alone[1][0] == values[row]
+            and alone[2][0] == lengths[row]
+        )
 
 
 def test_no_expression_stands_twice_nor_in_two_splits(expressions):
@@ -109,14 +132,18 @@ def test_no_expression_stands_twice_nor_in_two_splits(expressions):
 
 
 def digest(arrays):
-    return hashlib.sha256(b"".join(np.ascontiguousarray(a).astype("<i8").tobytes() for a in arrays)).hexdigest()
+    return hashlib.sha256(
+        b"".join(np.ascontiguousarray(a).astype("<i8").tobytes() for a in arrays)
+    ).hexdigest()
 
 
 def test_generated_sets_are_the_same_for_ever():
     """Golden hashes: whoever changes a generator changes the data, and must say so."""
     found = {"listops": digest(trees.make(0, 2000, "test", np.arange(20)))}
     for side, count in ((32, 8), (64, 1), (128, 2), (256, 4)):
-        found[f"pathfinder{side}"] = digest(curves.make(0, side * side, 14, "test", np.arange(count)))
+        found[f"pathfinder{side}"] = digest(
+            curves.make(0, side * side, 14, "test", np.arange(count))
+        )
     assert found == GOLDEN
 
 
@@ -130,7 +157,9 @@ GOLDEN = {
 
 
 def lit(drawn, point):
-    """The brightest pixel within one of a point: paddles are thinner than a pixel in the smallest pictures."""
+    """The brightest pixel within one of a point: paddles are thinner than a pixel in the smallest
+    pictures.
+    """
     row, column = (round(c) for c in point)
     return drawn.image[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2].max()
 
@@ -139,7 +168,9 @@ def along(paddle, length):
     """Points of a paddle, half a pixel apart."""
     size = math.hypot(*paddle.direction)
     for step in range(2 * length + 1):
-        yield tuple(c + step / 2 * d / size for c, d in zip(paddle.start, paddle.direction, strict=True))
+        yield tuple(
+            c + step / 2 * d / size for c, d in zip(paddle.start, paddle.direction, strict=True)
+        )
 
 
 def ends(paddle, length):
@@ -153,7 +184,9 @@ def gap(a, b, length):
 
 @pytest.mark.parametrize(("side", "count"), [(32, 40), (64, 2), (128, 4), (256, 12)])
 def test_labels_are_right_traced_along_the_drawn_pixels(side, count):
-    """From one dot, over lit pixels and the gaps at joints, one comes to the other dot exactly where the label is 1."""
+    """From one dot, over lit pixels and the gaps at joints, one comes to the other dot exactly
+    where the label is 1.
+    """
     setting = SETTINGS[side]
     for row in range(count):
         drawn = picture(0, side, 14, "train", row)
@@ -191,8 +224,13 @@ def test_pathfinder_draws_what_the_setting_says():
     labels = [p.label for p in drawn]
     assert 0.4 < sum(labels) / len(labels) < 0.6
     assert all(len(curve.paddles) == 4 for p in drawn for curve in p.distractors)
-    assert statistics.mean(len(p.distractors) for p in drawn) > 4 and max(len(p.distractors) for p in drawn) == 5
-    assert all(p.image.max() == 255 and p.image.min() == 0 and p.image.dtype == np.uint8 for p in drawn)
+    assert (
+        statistics.mean(len(p.distractors) for p in drawn) > 4
+        and max(len(p.distractors) for p in drawn) == 5
+    )
+    assert all(
+        p.image.max() == 255 and p.image.min() == 0 and p.image.dtype == np.uint8 for p in drawn
+    )
     assert all(abs(math.dist(*(curve.tail for curve in p.curves)) - 7) <= 1 for p in drawn)
     assert len({p.image.tobytes() for p in drawn}) == 200
 
@@ -201,11 +239,15 @@ def test_pathfinder_draws_what_the_setting_says():
 def test_the_easier_settings_have_shorter_curves(contour, distractors):
     drawn = picture(0, 32, contour, "train", 0)
     assert [len(curve.paddles) for curve in drawn.curves] == [contour, contour]
-    assert len(drawn.distractors) <= distractors and len(drawn.distractors[0].paddles) == contour // 3
+    assert (
+        len(drawn.distractors) <= distractors and len(drawn.distractors[0].paddles) == contour // 3
+    )
 
 
 def test_the_dots_tell_nothing_without_the_curves():
-    """A constant answer, and the distance of the dots, do no better than chance by more than a little."""
+    """A constant answer, and the distance of the dots, do no better than chance by more than a
+    little.
+    """
     drawn = [picture(1, 32, 14, "train", row) for row in range(300)]
     apart = np.array([math.dist(*p.dots) for p in drawn])
     labels = np.array([p.label for p in drawn])
@@ -262,7 +304,9 @@ def test_what_a_killed_process_left_is_cleared_away(store):
 def test_a_part_that_cannot_be_made_stops_the_filling(tmp_path, monkeypatch):
     monkeypatch.setenv("LOOKBACK_DATA", str(tmp_path))
     with pytest.raises(KeyError):
-        Generated("pathfinder", curves.make, (0, 49, 14), 49, SMALL).fill(processes=1)  # there is no setting for 7 x 7
+        Generated("pathfinder", curves.make, (0, 49, 14), 49, SMALL).fill(
+            processes=1
+        )  # there is no setting for 7 x 7
     assert not list(tmp_path.rglob("*.npy*"))
 
 

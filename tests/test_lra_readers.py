@@ -1,4 +1,6 @@
-"""The readers of published files, on small files of exactly the published form, and on files that are not quite."""
+"""The readers of published files, on small files of exactly the published form, and on files that
+are not quite.
+"""
 
 import io
 from dataclasses import replace
@@ -10,31 +12,35 @@ import pytest
 import torch
 from PIL import Image
 
-from tasks.lra import corpora, released
-from tasks.lra.cache import Generated
-from tasks.lra.pathfinder import image_set
-from tasks.task import AbsentCorpusError, get_task
+from lookback.tasks.lra import corpora, released
+from lookback.tasks.lra.cache import Generated
+from lookback.tasks.lra.pathfinder import image_set
+from lookback.tasks.task import AbsentCorpusError, get_task
 
 LISTOPS = (
     "Source\tTarget\n"
     "( ( ( [MAX 2 ) 9 ) ] )\t9\n"
     "( ( ( ( [SM 1 ) ( ( ( [MIN 4 ) 7 ) ] ) ) 8 ) ] )\t3\n"
-)  # fmt: skip
+)
 
 
 @pytest.fixture(autouse=True)
 def nothing_remembered():
     """Readers remember what they have read for as long as a process lives."""
     remembered = (
-        corpora.rows_of, corpora.identity, released.read_pairs, released.list_images, released.digest_of,
+        corpora.rows_of,
+        corpora.identity,
+        released.read_pairs,
+        released.list_images,
+        released.digest_of,
         released_listops(),
-    )  # fmt: skip
+    )
     for reader in remembered:
         reader.cache_clear()
 
 
 def released_listops():
-    from tasks.lra import listops
+    from lookback.tasks.lra import listops
 
     return listops._released
 
@@ -60,7 +66,9 @@ def test_listops_files_are_read(release):
     batch = task.batch("test", 0, 0, 5, 2000)
     written = {
         " ".join(task.symbols[token] for token in tokens[:length].tolist()): target
-        for tokens, length, target in zip(batch.tokens, batch.lengths, batch.targets.tolist(), strict=True)
+        for tokens, length, target in zip(
+            batch.tokens, batch.lengths, batch.targets.tolist(), strict=True
+        )
     }
     assert written == {"[MAX 2 9 ]": 9, "[SM 1 [MIN 4 7 ] 8 ]": 3}
     assert task.data["source"] == "released" and len(task.data["sha256"]) == 64
@@ -78,7 +86,10 @@ def test_listops_files_are_read(release):
             r"row 3: expected a Target of 0 to 9, found '10'",
         ),
         ("Source\tTarget\n( ( [MAX 2 ) ] )\t-1\n", r"row 2: expected a Target of 0 to 9"),
-        ("Source\tTarget\n( ( [AVG 2 ) ] )\t2\n", r"row 2: expected digits, operators and \], found '\[AVG'"),
+        (
+            "Source\tTarget\n( ( [AVG 2 ) ] )\t2\n",
+            r"row 2: expected digits, operators and \], found '\[AVG'",
+        ),
         ("Source\tTarget\n( ( [MAX 2\t2\n", r"row 2: expected a whole expression"),
         ("Source\tTarget\n" + "1 " * 65 + "\t1\n", r"row 2: expected at most 64 tokens, found 65"),
     ],
@@ -89,9 +100,7 @@ def test_other_listops_files_are_refused(tmp_path, content, complaint):
         released.read_listops(path, 64)
 
 
-PAIRS = (
-    "1.0\tP00-1\tP00-2\tA study of parsing .\tWe parse \\n things\n0.0\tP00-1\tP00-3\tA study of parsing .\tSpeech\n"
-)
+PAIRS = "1.0\tP00-1\tP00-2\tA study of parsing .\tWe parse \\n things\n0.0\tP00-1\tP00-3\tA study of parsing .\tSpeech\n"
 
 
 def test_pairs_are_read_each_split_from_its_own_file(release, monkeypatch):
@@ -170,9 +179,15 @@ def test_the_known_empty_picture_is_left_out_and_any_other_is_an_error(release):
     write(folder / "imgs/0/sample_172.png", b"")
     options = {"released": True, "contour_length": 6, "data_seed": 0}
     images = released.list_images(folder)
-    assert images.left_out == 1 and len(images.files) == 12 and "imgs/0/sample_172.png" not in images.files
+    assert (
+        images.left_out == 1
+        and len(images.files) == 12
+        and "imgs/0/sample_172.png" not in images.files
+    )
     write(folder / "imgs/0/sample_1.png", b"")
-    with pytest.raises(ValueError, match=r"sample_1\.png: image 1: expected a PNG of 32 x 32, found an empty file"):
+    with pytest.raises(
+        ValueError, match=r"sample_1\.png: image 1: expected a PNG of 32 x 32, found an empty file"
+    ):
         image_set(1024, **options).read("train", np.arange(3))
 
 
@@ -192,7 +207,9 @@ def test_broken_pictures_leave_no_part_behind(release, content, complaint):
     if content is not None:
         broken.write_bytes(content)
     images: Generated = image_set(1024, released=True, contour_length=14, data_seed=0)
-    with pytest.raises(ValueError, match=rf"sample_3\.png: image 3: expected a PNG of 32 x 32, {complaint}"):
+    with pytest.raises(
+        ValueError, match=rf"sample_3\.png: image 3: expected a PNG of 32 x 32, {complaint}"
+    ):
         images.make_part("train", 0)
     assert not images.folder.exists() or not list(images.folder.iterdir())
 
@@ -218,13 +235,17 @@ def parquet(path, **columns):
 
 @pytest.fixture
 def reviews(tmp_path, monkeypatch):
-    """Twenty reviews in the form of the hub's parquet files; two of the test also stand in the training file."""
+    """Twenty reviews in the form of the hub's parquet files; two of the test also stand in the
+    training file.
+    """
     monkeypatch.setenv("LOOKBACK_IMDB", str(tmp_path / "imdb"))
     monkeypatch.setenv("LOOKBACK_DATA", str(tmp_path / "data"))
     small = replace(corpora.TEXT, rows={"train": 20, "test": 10}, validation=4)
     monkeypatch.setattr(corpora, "TEXT", small)
     texts = [f"Review {number}, not bad: \u00e9" for number in range(20)]
-    parquet(tmp_path / "imdb/train-00000-of-00001.parquet", text=texts, label=[n % 2 for n in range(20)])
+    parquet(
+        tmp_path / "imdb/train-00000-of-00001.parquet", text=texts, label=[n % 2 for n in range(20)]
+    )
     others = [*texts[:2], *(f"Test {number}" for number in range(8))]
     parquet(tmp_path / "imdb/test-00000-of-00001.parquet", text=others, label=[1] * 10)
     return small
@@ -234,12 +255,18 @@ def test_text_is_read_from_parquet_files(reviews):
     task = replace(get_task("text"), sizes=reviews.sizes)
     batch = task.batch("train", 0, 0, 16, 64)
     found = dict(zip(map(task.picture, batch.tokens), batch.targets.tolist(), strict=True))
-    assert len(found) == 16 and all(int(text.split()[1][:-1]) % 2 == label for text, label in found.items())
+    assert len(found) == 16 and all(
+        int(text.split()[1][:-1]) % 2 == label for text, label in found.items()
+    )
     held_out = {task.picture(tokens) for tokens in task.batch("validation", 0, 0, 4, 64).tokens}
     assert len(held_out) == 4 and not held_out & set(found)
     assert corpora.identity(reviews)["test_also_in_train"] == 2
     assert (batch.lengths == (batch.tokens < 256).sum(1)).all()
-    assert batch.tokens[0, batch.lengths[0] - 2 :].tolist()[:3] == [0xC3, 0xA9, 256]  # é, then padding
+    assert batch.tokens[0, batch.lengths[0] - 2 :].tolist()[:3] == [
+        0xC3,
+        0xA9,
+        256,
+    ]  # é, then padding
 
 
 def test_text_is_saved_and_read_without_the_files(reviews, monkeypatch):
@@ -255,15 +282,26 @@ def test_text_is_saved_and_read_without_the_files(reviews, monkeypatch):
 @pytest.mark.parametrize(
     ("columns", "complaint"),
     [
-        ({"review": ["a"] * 20, "label": [0] * 20}, r"expected a column 'text', found review, label"),
+        (
+            {"review": ["a"] * 20, "label": [0] * 20},
+            r"expected a column 'text', found review, label",
+        ),
         ({"text": ["a"] * 19, "label": [0] * 19}, r"expected 20 rows, found 19"),
-        ({"text": ["a"] * 20, "label": [0] * 7 + [2] + [0] * 12}, r"row 7: expected a label of 0 to 1, found 2"),
-        ({"text": ["a"] * 5 + [None] * 15, "label": [0] * 20}, r"row 5: expected a value in column 'text'"),
+        (
+            {"text": ["a"] * 20, "label": [0] * 7 + [2] + [0] * 12},
+            r"row 7: expected a label of 0 to 1, found 2",
+        ),
+        (
+            {"text": ["a"] * 5 + [None] * 15, "label": [0] * 20},
+            r"row 5: expected a value in column 'text'",
+        ),
         ({"text": ["a"] * 20, "label": ["pos"] * 20}, r"expected whole numbers in column 'label'"),
         ({"text": [1] * 20, "label": [0] * 20}, r"expected text or images in column 'text'"),
     ],
 )
-def test_other_parquet_files_are_refused_and_nothing_is_saved(reviews, tmp_path, columns, complaint):
+def test_other_parquet_files_are_refused_and_nothing_is_saved(
+    reviews, tmp_path, columns, complaint
+):
     parquet(tmp_path / "imdb/train-00000-of-00001.parquet", **columns)
     with pytest.raises(ValueError, match=complaint):
         corpora.fetch(reviews)
@@ -273,7 +311,9 @@ def test_other_parquet_files_are_refused_and_nothing_is_saved(reviews, tmp_path,
 def test_a_truncated_parquet_file_is_refused(reviews, tmp_path):
     path = tmp_path / "imdb/test-00000-of-00001.parquet"
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(ValueError, match=r"test-00000-of-00001\.parquet: expected a whole parquet file"):
+    with pytest.raises(
+        ValueError, match=r"test-00000-of-00001\.parquet: expected a whole parquet file"
+    ):
         corpora.rows_of(reviews)
 
 
@@ -293,13 +333,19 @@ def write_photographs(folder, count, broken=None):
         images = [{"bytes": png(p, "RGB"), "path": f"{i}.png"} for i, p in enumerate(pixels)]
         if broken is not None and file == "train":
             images[broken]["bytes"] = images[broken]["bytes"][:200]
-        parquet(folder / f"cifar/{file}-00000-of-00001.parquet", img=images, label=[i % 10 for i in range(number)])
+        parquet(
+            folder / f"cifar/{file}-00000-of-00001.parquet",
+            img=images,
+            label=[i % 10 for i in range(number)],
+        )
 
 
 def test_photographs_become_grey(photographs):
     task = replace(get_task("image"), sizes=photographs.sizes)
     batch = task.batch("train", 0, 0, 8, 1024)
-    assert batch.tokens.shape == (8, 1024) and batch.lengths is None and int(batch.tokens.max()) <= 255
+    assert (
+        batch.tokens.shape == (8, 1024) and batch.lengths is None and int(batch.tokens.max()) <= 255
+    )
     colour = np.random.default_rng(10).integers(0, 256, (10, 32, 32, 3))
     grey = torch.from_numpy(colour @ [0.299, 0.587, 0.114]).reshape(10, 1024)
     for tokens, label in zip(batch.tokens, batch.targets.tolist(), strict=True):
@@ -308,7 +354,9 @@ def test_photographs_become_grey(photographs):
 
 def test_a_broken_photograph_is_named(photographs, tmp_path):
     write_photographs(tmp_path, 10, broken=6)
-    with pytest.raises(ValueError, match=r"cifar10: train: row 6: expected a PNG of 32 x 32, found"):
+    with pytest.raises(
+        ValueError, match=r"cifar10: train: row 6: expected a PNG of 32 x 32, found"
+    ):
         replace(get_task("image"), sizes=photographs.sizes).batch("train", 0, 0, 10, 1024)
         replace(get_task("image"), sizes=photographs.sizes).batch("validation", 0, 0, 10, 1024)
 
@@ -323,7 +371,9 @@ def test_a_broken_photograph_is_named(photographs, tmp_path):
         ("pathfinder", {"released": True}, "pathfinder32.*LOOKBACK_LRA"),
     ],
 )
-def test_an_absent_corpus_is_one_line_that_says_how_to_get_it(tmp_path, monkeypatch, name, options, help_):
+def test_an_absent_corpus_is_one_line_that_says_how_to_get_it(
+    tmp_path, monkeypatch, name, options, help_
+):
     monkeypatch.setenv("LOOKBACK_DATA", str(tmp_path))
     for variable in ("LOOKBACK_LRA", "LOOKBACK_IMDB", "LOOKBACK_CIFAR10"):
         monkeypatch.delenv(variable, raising=False)

@@ -1,4 +1,6 @@
-"""Finite sets in the trainer, and one label a sequence in every model: what the house promises of both."""
+"""Finite sets in the trainer, and one label a sequence in every model: what the house promises of
+both.
+"""
 
 from dataclasses import replace
 
@@ -8,21 +10,28 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks.evaluate import evaluate
-from benchmarks.pictures import PLACE, pathfinder_grid
-from benchmarks.record import Cell
-from benchmarks.spec import doubles, histogram
-from benchmarks.step import answers, make_model
-from models.model import build_model, model_names
-from models.reading import joined, pooled, turned
-from tasks.lra.source import _files
-from tasks.task import Batch, get_task
+from lookback.benchmarks.describe.pictures import PLACE, pathfinder_grid
+from lookback.benchmarks.describe.spec import doubles, histogram
+from lookback.benchmarks.measure.evaluate import evaluate
+from lookback.benchmarks.measure.step import answers, make_model
+from lookback.benchmarks.record import Cell
+from lookback.models.model import build_model, model_names
+from lookback.models.reading import joined, pooled, turned
+from lookback.tasks.lra.source import _files
+from lookback.tasks.task import Batch, get_task
 
-READINGS = [("last", "causal"), ("mean", "causal"), ("last", "bidirectional"), ("mean", "bidirectional")]
+READINGS = [
+    ("last", "causal"),
+    ("mean", "causal"),
+    ("last", "bidirectional"),
+    ("mean", "bidirectional"),
+]
 
 
 def numbered_set(sizes):
-    """A task whose example number r of a split is the token r, so that one sees which examples come."""
+    """A task whose example number r of a split is the token r, so that one sees which examples
+    come.
+    """
     return replace(
         get_task("source-text"),
         sizes=sizes,
@@ -57,19 +66,29 @@ def test_other_splits_are_gone_through_once_in_one_order(split):
 @pytest.mark.parametrize(("asked", "scored"), [(5, 5), (32, 32), (70, 70), (10**6, 75)])
 def test_the_whole_test_set_can_be_scored(asked, scored):
     task = numbered_set({"train": 103, "validation": 9, "test": 75})
-    cell = Cell(kind="learn", task="source-text", model="lstm", width=8, depth=1, length=256, batch_size=4)
+    cell = Cell(
+        kind="learn", task="source-text", model="lstm", width=8, depth=1, length=256, batch_size=4
+    )
     score = evaluate(make_model(cell, task), cell, task, "test", 256, asked)
     assert (score.examples, score.count) == (scored, scored)
 
 
-@pytest.mark.parametrize("name", ["listops", "pathfinder", "pathx", "source-text", "source-retrieval", "digit-image"])
+@pytest.mark.parametrize(
+    "name", ["listops", "pathfinder", "pathx", "source-text", "source-retrieval", "digit-image"]
+)
 def test_cards_agree_with_batches(name):
     task = get_task(name)
     length = min(task.lengths)
     batch = task.batch("validation", 0, 0, 4, length)
     shape = (4, length) if task.documents == 1 else (4, task.documents, length)
-    assert batch.tokens.shape == shape and batch.targets.shape == (4,) and len(task.answers) == task.classes
-    assert int(batch.tokens.min()) >= 0 and int(batch.tokens.max()) < task.vocabulary == len(task.symbols)
+    assert (
+        batch.tokens.shape == shape
+        and batch.targets.shape == (4,)
+        and len(task.answers) == task.classes
+    )
+    assert int(batch.tokens.min()) >= 0 and int(batch.tokens.max()) < task.vocabulary == len(
+        task.symbols
+    )
     assert int(batch.targets.min()) >= 0 and int(batch.targets.max()) < task.classes
     again = task.batch("validation", 9, 0, 4, length)
     assert (again.tokens == batch.tokens).all()
@@ -81,14 +100,19 @@ def test_source_passages_come_from_the_files_of_their_split():
     task = get_task("source-text")
     files = [b"".join(lines) for lines in _files("test").lines]
     batch = task.batch("test", 0, 0, 60, 1024)
-    written = [bytes(tokens[:length].tolist()) for tokens, length in zip(batch.tokens, batch.lengths, strict=True)]
+    written = [
+        bytes(tokens[:length].tolist())
+        for tokens, length in zip(batch.tokens, batch.lengths, strict=True)
+    ]
     whole = torch.tensor([any(text in file for file in files) for text in written])
     assert whole[batch.targets == 1].all() and whole[batch.targets == 0].float().mean() < 0.2
 
 
 def tiny(name, pooling, direction, documents=1):
     torch.manual_seed(0)
-    model = build_model(name, 20, 3, width=32, depth=2, pooling=pooling, direction=direction, documents=documents)
+    model = build_model(
+        name, 20, 3, width=32, depth=2, pooling=pooling, direction=direction, documents=documents
+    )
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)  # blocks begin as nothing, and nothing would leak
     return model.double().eval()
@@ -104,7 +128,9 @@ def test_padding_never_leaks(name, pooling, direction, documents):
     tokens, lengths = torch.randint(20, shape), torch.randint(1, 31, shape[:-1])
     longer = torch.randint(20, (*shape[:-1], 37))
     longer[..., :30] = torch.where(torch.arange(30) < lengths[..., None], tokens, longer[..., :30])
-    assert torch.allclose(model(tokens, lengths=lengths), model(longer, lengths=lengths), atol=1e-12)
+    assert torch.allclose(
+        model(tokens, lengths=lengths), model(longer, lengths=lengths), atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", model_names())
@@ -116,7 +142,9 @@ def test_without_padding_lengths_change_nothing(name):
 
 @pytest.mark.parametrize("name", model_names())
 def test_a_bidirectional_reading_depends_on_the_beginning_read_last(name):
-    """With one token kept of a causal reading, a model that forgets sees the end; read both ways, it sees both ends."""
+    """With one token kept of a causal reading, a model that forgets sees the end; read both ways,
+    it sees both ends.
+    """
     model = tiny(name, "last", "bidirectional")
     tokens = torch.randint(20, (1, 12))
     with torch.no_grad():
@@ -149,7 +177,9 @@ def test_both_documents_go_through_one_encoder():
     model = tiny("rwkv", "mean", "causal", documents=2)
     pair, lengths = torch.randint(20, (3, 2, 16)), torch.randint(1, 17, (3, 2))
     one = [model.kept_of(model.blocks, model.embed(pair[:, i]), lengths[:, i]) for i in range(2)]
-    assert torch.allclose(model.head(joined(torch.stack(one, 1))), model(pair, lengths=lengths), atol=1e-12)
+    assert torch.allclose(
+        model.head(joined(torch.stack(one, 1))), model(pair, lengths=lengths), atol=1e-12
+    )
 
 
 def test_readings_that_cannot_be_are_refused():
@@ -161,28 +191,60 @@ def test_readings_that_cannot_be_are_refused():
         with pytest.raises(ValueError, match="whole sequences"):
             tiny("rwkv", pooling, direction).prefill(torch.zeros(1, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match="cost"):
-        Cell(kind="cost", task="listops", model="rwkv", width=8, depth=1, length=64, batch_size=1, pooling="mean")
+        Cell(
+            kind="cost",
+            task="listops",
+            model="rwkv",
+            width=8,
+            depth=1,
+            length=64,
+            batch_size=1,
+            pooling="mean",
+        )
 
 
 def test_cells_of_old_keep_their_ids():
-    old = {"kind": "learn", "task": "listops", "model": "rwkv", "width": 8, "depth": 1, "length": 64, "batch_size": 1}
+    old = {
+        "kind": "learn",
+        "task": "listops",
+        "model": "rwkv",
+        "width": 8,
+        "depth": 1,
+        "length": 64,
+        "batch_size": 1,
+    }
     assert Cell(**old).id == Cell(**old, pooling="last", direction="causal").id
-    assert Cell(**old).id != Cell(**old, pooling="mean").id != Cell(**old, direction="bidirectional").id
+    assert (
+        Cell(**old).id
+        != Cell(**old, pooling="mean").id
+        != Cell(**old, direction="bidirectional").id
+    )
 
 
 def test_one_label_a_sequence_is_learnt():
-    """Each reading learns to say whether a token was among those read, from a batch of padded sequences."""
+    """Each reading learns to say whether a token was among those read, from a batch of padded
+    sequences.
+    """
     task = get_task("source-text")
     for pooling, direction in READINGS:
         cell = Cell(
-            kind="learn", task="source-text", model="rwkv", width=16, depth=1, length=256, batch_size=16,
-            pooling=pooling, direction=direction,
-        )  # fmt: skip
+            kind="learn",
+            task="source-text",
+            model="rwkv",
+            width=16,
+            depth=1,
+            length=256,
+            batch_size=16,
+            pooling=pooling,
+            direction=direction,
+        )
         torch.manual_seed(1)
         tokens, lengths = torch.randint(1, 20, (64, 24)), torch.randint(6, 25, (64,))
         labels = torch.arange(64) % 2
         place = (torch.rand(64) * lengths).long()
-        tokens[torch.arange(64), place] = torch.where(labels == 1, 0, tokens[torch.arange(64), place])
+        tokens[torch.arange(64), place] = torch.where(
+            labels == 1, 0, tokens[torch.arange(64), place]
+        )
         batch = Batch(tokens, labels, lengths=lengths)
         model = make_model(cell, task)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -197,22 +259,33 @@ def test_one_label_a_sequence_is_learnt():
 def test_doubles_are_counted():
     hashes = {"train": [b"a", b"b", b"b"], "validation": [b"c"], "test": [b"b", b"c"]}
     assert doubles(hashes) == {
-        "within train": 1, "within validation": 0, "within test": 0, "validation also in train": 0,
-        "test also in train": 1, "test also in validation": 1,
-    }  # fmt: skip
+        "within train": 1,
+        "within validation": 0,
+        "within test": 0,
+        "validation also in train": 0,
+        "test also in train": 1,
+        "test also in validation": 1,
+    }
 
 
 def test_a_histogram_counts_everything():
     lines = histogram(torch.tensor([1, 1, 5, 9, 16])).splitlines()
-    assert sum(int(line.split()[3]) for line in lines[:-1]) == 5 and lines[-1] == "  mean 6, median 5"
+    assert (
+        sum(int(line.split()[3]) for line in lines[:-1]) == 5 and lines[-1] == "  mean 6, median 5"
+    )
 
 
 def test_digits_can_be_told_apart():
     """The nearest of ten mean pictures, a poor reader, names far more digits than chance would."""
     task = get_task("digit-image")
     train, test = (task.batch(split, 0, 0, 1500, 1024) for split in ("train", "test"))
-    looks = [batch.tokens.double() - batch.tokens.double().mean(1, keepdim=True) for batch in (train, test)]
-    signs = [x * x[:, :32].sum(1, keepdim=True).sign().neg() for x in looks]  # the ground is dark in all
+    looks = [
+        batch.tokens.double() - batch.tokens.double().mean(1, keepdim=True)
+        for batch in (train, test)
+    ]
+    signs = [
+        x * x[:, :32].sum(1, keepdim=True).sign().neg() for x in looks
+    ]  # the ground is dark in all
     means = torch.stack([signs[0][train.targets == digit].mean(0) for digit in range(10)])
     right = ((signs[1] @ means.T).argmax(1) == test.targets).double().mean()
     assert right > 0.2 and torch.bincount(test.targets, minlength=10).min() > 100

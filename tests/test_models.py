@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.memory import LiveBytes
-from models.model import (
+from lookback.benchmarks.measure.memory import LiveBytes
+from lookback.models.model import (
     SequenceModel,
     build_model,
     model_names,
@@ -16,8 +16,8 @@ from models.model import (
     register_model,
     state_bytes,
 )
-from models.rrwkv import RRWKVBlock
-from models.transformer import TransformerBlock
+from lookback.models.rrwkv import RRWKVBlock
+from lookback.models.transformer import TransformerBlock
 
 VOCABULARY, WIDTH, DEPTH = 11, 16, 2
 RRWKV_OPTIONS = [
@@ -33,7 +33,9 @@ RRWKV_OPTIONS = [
     {"interval": 4, "time_mix": False, "channel_mix": False, "retrospection": "attention"},
     {"interval": "none"},
 ]
-VARIANTS = [(name, {}) for name in model_names()] + [("rrwkv", options) for options in RRWKV_OPTIONS]
+VARIANTS = [(name, {}) for name in model_names()] + [
+    ("rrwkv", options) for options in RRWKV_OPTIONS
+]
 VARIANTS += [("transformer", {"heads": 1})]
 
 
@@ -48,11 +50,15 @@ def randomised(name: str, classes: int | None = None, **options: object) -> Sequ
 
 
 def tokens(batch_size: int = 3, length: int = 23) -> Tensor:
-    return torch.randint(VOCABULARY, (batch_size, length), generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        VOCABULARY, (batch_size, length), generator=torch.Generator().manual_seed(1)
+    )
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    return torch.allclose(a, b, rtol=1e-6, atol=1e-6)  # states are float32 where the operator keeps them so
+    return torch.allclose(
+        a, b, rtol=1e-6, atol=1e-6
+    )  # states are float32 where the operator keeps them so
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
@@ -126,7 +132,9 @@ def test_state_size(name: str, constant: bool) -> None:
     short, long = (state_bytes(model.prefill(tokens(length=length))[1]) for length in (64, 1024))
     assert (short == long) == constant
     if not constant:
-        assert long == 1024 * 3 * DEPTH * 2 * WIDTH * 8  # positions, batch, layers, key and value, float64
+        assert (
+            long == 1024 * 3 * DEPTH * 2 * WIDTH * 8
+        )  # positions, batch, layers, key and value, float64
 
 
 @torch.no_grad()
@@ -141,16 +149,22 @@ def test_attention_to_mediums_is_fused() -> None:
     model = build_model("rrwkv", 10, width=16, depth=1, interval=4, retrospection="attention")
     with LiveBytes() as seen:
         model(torch.zeros(2, 24, dtype=torch.int64)).sum().backward()
-    assert any("scaled_dot_product" in kernel and "backward" in kernel for kernel in seen.kernels), seen.kernels
+    assert any(
+        "scaled_dot_product" in kernel and "backward" in kernel for kernel in seen.kernels
+    ), seen.kernels
 
 
 def test_the_recurrence_of_an_lstm_is_never_float16() -> None:
     model = build_model("lstm", 10, width=16, depth=1)
     kept = []
-    model.blocks[0].recurrence.register_forward_hook(lambda _, given, found: kept.extend((given[0], found[0])))
+    model.blocks[0].recurrence.register_forward_hook(
+        lambda _, given, found: kept.extend((given[0], found[0]))
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(torch.zeros(2, 24, dtype=torch.int64))
-    assert [tensor.dtype for tensor in kept] == [torch.float32] * 2 and logits.dtype == torch.bfloat16
+    assert [tensor.dtype for tensor in kept] == [
+        torch.float32
+    ] * 2 and logits.dtype == torch.bfloat16
 
 
 def test_asked_positions_are_those_of_all() -> None:
@@ -163,7 +177,9 @@ def test_classes_answer_at_the_last_valid_token() -> None:
     model, read = randomised("rwkv", classes=4), tokens()
     assert model(read).shape == (3, 4)
     lengths = torch.tensor([5, 23, 1])
-    alone = torch.cat([model(read[i : i + 1, :length]) for i, length in enumerate(lengths.tolist())])
+    alone = torch.cat(
+        [model(read[i : i + 1, :length]) for i, length in enumerate(lengths.tolist())]
+    )
     assert close(model(read, lengths=lengths), alone)
 
 
@@ -187,7 +203,9 @@ def test_rrwkv_without_mediums_is_rwkv() -> None:
     for name, options in (("rwkv", {}), ("rrwkv", {"interval": "none"})):
         torch.manual_seed(5)
         models.append(build_model(name, VOCABULARY, width=WIDTH, depth=DEPTH, **options))
-    for (left_name, left), (right_name, right) in zip(*(m.named_parameters() for m in models), strict=True):
+    for (left_name, left), (right_name, right) in zip(
+        *(m.named_parameters() for m in models), strict=True
+    ):
         assert left_name == right_name and torch.equal(left, right)
         with torch.no_grad():
             right.add_(noise := 0.3 * torch.randn_like(right))
@@ -196,7 +214,9 @@ def test_rrwkv_without_mediums_is_rwkv() -> None:
 
 
 def test_rrwkv_whose_new_parts_are_zero_is_rwkv() -> None:
-    """Shares of mediums start at zero; with the retrospection's answer gated off nothing else is new."""
+    """Shares of mediums start at zero; with the retrospection's answer gated off nothing else is
+    new.
+    """
     rrwkv, rwkv = randomised("rrwkv", interval=4, retrospection="none"), randomised("rwkv")
     with torch.no_grad():
         for name, parameter in rrwkv.named_parameters():
@@ -207,17 +227,26 @@ def test_rrwkv_whose_new_parts_are_zero_is_rwkv() -> None:
 
 
 def rrwkv_by_hand(block: RRWKVBlock, x: Tensor, interval: int) -> Tensor:
-    """One layer written from the formulas of the reconstruction, position by position. x: (length, width) float64."""
+    """One layer written from the formulas of the reconstruction, position by position. x: (length,
+    width) float64.
+    """
     time, channel = block.time_mix, block.channel_mix
     h = block.time_norm(x)
     length, width = h.shape
     zero = torch.zeros(width, dtype=x.dtype)
 
     def mediums_of(inputs: Tensor, squeeze: nn.Module) -> list[Tensor]:
-        means = [inputs[j * interval : (j + 1) * interval].mean(0) for j in range(length // interval)]
-        return [s * torch.sigmoid(squeeze.up.weight @ torch.relu(squeeze.down.weight @ s)) for s in means]
+        means = [
+            inputs[j * interval : (j + 1) * interval].mean(0) for j in range(length // interval)
+        ]
+        return [
+            s * torch.sigmoid(squeeze.up.weight @ torch.relu(squeeze.down.weight @ s))
+            for s in means
+        ]
 
-    def weighted(keys: list[Tensor], values: list[Tensor], t: int, rate: Tensor, bonus: Tensor) -> Tensor:
+    def weighted(
+        keys: list[Tensor], values: list[Tensor], t: int, rate: Tensor, bonus: Tensor
+    ) -> Tensor:
         """The definition of WKV, as two sums."""
         above = below = zero
         for i in range(t + 1):
@@ -233,7 +262,11 @@ def rrwkv_by_hand(block: RRWKVBlock, x: Tensor, interval: int) -> Tensor:
         before = h[t - 1] if t else zero
         x_r, x_k, x_v = (
             mu * h[t] + (1 - mu) * before + nu * medium
-            for mu, nu in zip((time.mix_receptance, time.mix_key, time.mix_value), time.mediums.shares, strict=True)
+            for mu, nu in zip(
+                (time.mix_receptance, time.mix_key, time.mix_value),
+                time.mediums.shares,
+                strict=True,
+            )
         )
         keys.append(time.key.weight @ x_k)
         values.append(time.value.weight @ x_v)
@@ -241,7 +274,9 @@ def rrwkv_by_hand(block: RRWKVBlock, x: Tensor, interval: int) -> Tensor:
         if finished:
             medium_keys = [time.key.weight @ m for m in mediums[:finished]]
             medium_values = [time.value.weight @ m for m in mediums[:finished]]
-            found = weighted(medium_keys, medium_values, finished - 1, time.medium_decay.exp(), time.medium_bonus)
+            found = weighted(
+                medium_keys, medium_values, finished - 1, time.medium_decay.exp(), time.medium_bonus
+            )
             answer = answer + torch.sigmoid(time.gate.weight @ h[t]) * found
         rows.append(time.output.weight @ (torch.sigmoid(time.receptance.weight @ x_r) * answer))
     x = x + torch.stack(rows)
@@ -252,7 +287,9 @@ def rrwkv_by_hand(block: RRWKVBlock, x: Tensor, interval: int) -> Tensor:
         before = y[t - 1] if t else zero
         x_r, x_k = (
             mu * y[t] + (1 - mu) * before + nu * medium
-            for mu, nu in zip((channel.mix_receptance, channel.mix_key), channel.mediums.shares, strict=True)
+            for mu, nu in zip(
+                (channel.mix_receptance, channel.mix_key), channel.mediums.shares, strict=True
+            )
         )
         inner = torch.relu(channel.key.weight @ x_k) ** 2
         rows.append(torch.sigmoid(channel.receptance.weight @ x_r) * (channel.value.weight @ inner))
@@ -274,13 +311,18 @@ def test_transformer_attends_by_the_formula() -> None:
     block = randomised("transformer", heads=2).blocks[0]
     assert isinstance(block, TransformerBlock)
     x = torch.randn(9, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    query, key, value = (part.view(9, 2, 8) for part in block.query_key_value(block.attention_norm(x)).split(WIDTH, -1))
+    query, key, value = (
+        part.view(9, 2, 8)
+        for part in block.query_key_value(block.attention_norm(x)).split(WIDTH, -1)
+    )
     mixed = torch.zeros(9, 2, 8, dtype=torch.float64)
     for head in range(2):
         for t in range(9):
             scores = []
             for s in range(t + 1):
-                turn = torch.polar(torch.ones(4).double(), (t - s) * 10000 ** -(torch.arange(4).double() / 4))
+                turn = torch.polar(
+                    torch.ones(4).double(), (t - s) * 10000 ** -(torch.arange(4).double() / 4)
+                )
                 q, k = (torch.complex(v[:4], v[4:]) for v in (query[t, head], key[s, head]))
                 scores.append((q * turn * k.conj()).real.sum() / 8**0.5)
             share = torch.stack(scores).softmax(0)
@@ -296,15 +338,31 @@ def test_rwkv_is_that_of_transformers() -> None:
     """The same weights in another library's RWKV-4 give the same outputs."""
     library = pytest.importorskip("transformers", reason="extra `peers` is not installed")
     config = library.RwkvConfig(
-        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=DEPTH, rescale_every=0, use_cache=False
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        num_hidden_layers=DEPTH,
+        rescale_every=0,
+        use_cache=False,
     )
     theirs = library.RwkvForCausalLM(config).double().eval()
     ours = randomised("rwkv")
-    names = {"embedding.weight": "rwkv.embeddings.weight", "norm.": "rwkv.ln_out.", "head.weight": "head.weight",
-             "embedding_norm.": "rwkv.blocks.0.pre_ln."}  # fmt: skip
-    inside = {"time_norm": "ln1", "channel_norm": "ln2", "time_mix": "attention", "channel_mix": "feed_forward",
-              "mix_key": "time_mix_key", "mix_value": "time_mix_value", "mix_receptance": "time_mix_receptance",
-              "decay": "time_decay", "bonus": "time_first"}  # fmt: skip
+    names = {
+        "embedding.weight": "rwkv.embeddings.weight",
+        "norm.": "rwkv.ln_out.",
+        "head.weight": "head.weight",
+        "embedding_norm.": "rwkv.blocks.0.pre_ln.",
+    }
+    inside = {
+        "time_norm": "ln1",
+        "channel_norm": "ln2",
+        "time_mix": "attention",
+        "channel_mix": "feed_forward",
+        "mix_key": "time_mix_key",
+        "mix_value": "time_mix_value",
+        "mix_receptance": "time_mix_receptance",
+        "decay": "time_decay",
+        "bonus": "time_first",
+    }
     weights = theirs.state_dict()
     for name, tensor in ours.state_dict().items():
         if name.startswith("blocks."):
@@ -315,7 +373,9 @@ def test_rwkv_is_that_of_transformers() -> None:
         weights[other] = tensor.view_as(weights[other])
     theirs.load_state_dict(weights)
     read = tokens()
-    assert torch.allclose(ours(read), theirs(read).logits, atol=1e-4)  # its loop computes in float32
+    assert torch.allclose(
+        ours(read), theirs(read).logits, atol=1e-4
+    )  # its loop computes in float32
 
 
 def test_sizes_are_alike() -> None:
@@ -329,7 +389,9 @@ def test_sizes_are_alike() -> None:
 def test_published_parameter_count() -> None:
     """Peng et al. 2023: 2VD + 13 D^2 L + D (11 L + 4)."""
     V, D, L = 50, 32, 3
-    assert parameter_count(build_model("rwkv", V, width=D, depth=L)) == 2 * V * D + 13 * D**2 * L + D * (11 * L + 4)
+    assert parameter_count(
+        build_model("rwkv", V, width=D, depth=L)
+    ) == 2 * V * D + 13 * D**2 * L + D * (11 * L + 4)
 
 
 def test_learning_rates_are_those_the_architecture_declares() -> None:
@@ -364,6 +426,6 @@ def test_an_unknown_length_is_told() -> None:
 
 
 def test_a_taken_name_is_told() -> None:
-    with pytest.raises(ValueError, match=r"'rwkv' is already registered by models\.rwkv"):
+    with pytest.raises(ValueError, match=r"'rwkv' is already registered by lookback.models\.rwkv"):
         register_model("rwkv")(nn.Identity)
     assert model_options("lstm") == {}

@@ -1,4 +1,6 @@
-"""docs/models.md is true of the code: parameters and their shapes, and what it says of sizes, state and operations."""
+"""docs/models.md is true of the code: parameters and their shapes, and what it says of sizes, state
+and operations.
+"""
 
 import re
 from math import ceil
@@ -8,11 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.flops import counter
-from models.model import build_model, model_options, parameter_count, state_bytes
+from lookback.benchmarks.measure.operations import counter
+from lookback.models.model import build_model, model_options, parameter_count, state_bytes
 
-PAGE = (Path(__file__).parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
-TITLES = {"transformer": "Transformer", "rwkv": "RWKV-4", "rrwkv": "RRWKV: our reconstruction", "lstm": "LSTM"}
+PAGE = (Path(__file__).parent.parent / "docs" / "lookback.models.md").read_text(encoding="utf-8")
+TITLES = {
+    "transformer": "Transformer",
+    "rwkv": "RWKV-4",
+    "rrwkv": "RRWKV: our reconstruction",
+    "lstm": "LSTM",
+}
 SIZES = [(16, 1, 11, 40), (24, 2, 7, 300), (40, 3, 5, 513)]  # width, depth, vocabulary, length
 
 
@@ -44,7 +51,9 @@ def test_every_parameter_stands_there_with_its_shape(name: str) -> None:
 @pytest.mark.parametrize("name", TITLES)
 def test_what_begins_as_a_number_does(name: str) -> None:
     block = build_model(name, 5, width=24, depth=2).blocks[0]
-    begin = dict(re.findall(r"^\|[^|]*\| `([\w.]+)` \| `\([^`]*\)` \| (-?[\d.]+) \|$", section(name), re.M))
+    begin = dict(
+        re.findall(r"^\|[^|]*\| `([\w.]+)` \| `\([^`]*\)` \| (-?[\d.]+) \|$", section(name), re.M)
+    )
     assert len(begin) >= 4
     for key, value in begin.items():
         assert (block.get_parameter(key) == float(value)).all(), key
@@ -75,7 +84,9 @@ def test_state_with_attention_to_mediums() -> None:
 
 def test_options_and_their_defaults() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", section("rrwkv"), re.M))
-    assert {key: eval(value) for key, value in rows.items() if not value.startswith("(")} == model_options("rrwkv")
+    assert {
+        key: eval(value) for key, value in rows.items() if not value.startswith("(")
+    } == model_options("rrwkv")
 
 
 @pytest.mark.parametrize("name", TITLES)
@@ -93,6 +104,8 @@ def test_what_has_weight_decay_and_a_learning_rate_of_its_own(name: str) -> None
 def test_names_of_the_code_exist() -> None:
     """Words in code form are names in the files that the page speaks of."""
     root = Path(__file__).parent.parent
-    code = "\n".join(p.read_text() for folder in ("models", "benchmarks") for p in (root / folder).rglob("*.py"))
+    code = "\n".join(
+        p.read_text() for folder in ("models", "benchmarks") for p in (root / folder).rglob("*.py")
+    )
     for name in re.findall(r"`([A-Za-z_]\w+)`", PAGE):
         assert re.search(rf"\b{name}\b", code), name

@@ -31,16 +31,44 @@ def watched(tmp_path: Path) -> dict[str, str]:
 
 
 def python(environment: dict[str, str], *arguments: str) -> None:
-    subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def test_a_run_and_its_report_need_no_network(watched: dict[str, str], tmp_path: Path) -> None:
     seen, results = tmp_path / "seen.txt", ["--results", str(tmp_path / "results")]
     reach = "import socket, subprocess, sys; s = socket.socket(); s.connect_ex(('127.0.0.1', 9))"
     python(watched, "-c", f"{reach}; subprocess.run([sys.executable, '-c', {reach!r}])")
-    assert seen.read_text().count("127.0.0.1") == 2  # so whatever a process or its child reached for would be seen
+    assert (
+        seen.read_text().count("127.0.0.1") == 2
+    )  # so whatever a process or its child reached for would be seen
     seen.unlink()
-    cells = ["--scale", "smoke", "--task", "copy", "--model", "lstm", "--device", "cpu", "--threads", "1"]
-    python(watched, "-m", "benchmarks.cli", "run", "quick", *cells, *results)
-    python(watched, "-m", "benchmarks.cli", "report", "quick-smoke", *results, "--reports", str(tmp_path / "reports"))
+    cells = [
+        "--scale",
+        "smoke",
+        "--task",
+        "copy",
+        "--model",
+        "lstm",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+    ]
+    python(watched, "-m", "lookback.benchmarks.cli", "run", "quick", *cells, *results)
+    python(
+        watched,
+        "-m",
+        "lookback.benchmarks.cli",
+        "report",
+        "quick-smoke",
+        *results,
+        "--reports",
+        str(tmp_path / "reports"),
+    )
     assert list((tmp_path / "reports").rglob("index.html")) and not seen.exists(), seen.read_text()

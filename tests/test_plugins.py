@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.record import read_record, record_files
+from lookback.benchmarks.storage import read_record, record_files
 
 ROOT = Path(__file__).parent.parent
 MODULE = '''
@@ -19,8 +19,8 @@ MODULE = '''
 import torch
 from torch import nn
 
-from models.model import register_model
-from tasks.task import Batch, register_task
+from lookback.models.model import register_model
+from lookback.tasks.task import Batch, register_task
 
 from acme_memory.layers import Mix
 
@@ -90,16 +90,22 @@ repeats = 2
 
 
 def wheel(folder: Path, module: str = MODULE) -> Path:
-    """What a build of the package makes: a wheel, whose metadata say where Lookback finds its plug-in."""
+    """What a build of the package makes: a wheel, whose metadata say where Lookback finds its
+    plug-in.
+    """
     about = "acme_memory-1.2.dist-info"
     files = {
-        "acme_memory/__init__.py": "", "acme_memory/layers.py": LAYERS, "acme_memory/lookback.py": module,
+        "acme_memory/__init__.py": "",
+        "acme_memory/layers.py": LAYERS,
+        "acme_memory/lookback.py": module,
         f"{about}/METADATA": "Metadata-Version: 2.1\nName: acme-memory\nVersion: 1.2\n",
         f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: a test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{about}/entry_points.txt": "[lookback.plugins]\nacme = acme_memory.lookback\n",
-    }  # fmt: skip
+    }
     table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows((name, "", "") for name in [*files, f"{about}/RECORD"])
+    csv.writer(table, lineterminator="\n").writerows(
+        (name, "", "") for name in [*files, f"{about}/RECORD"]
+    )
     path = folder / "acme_memory-1.2-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in {**files, f"{about}/RECORD": table.getvalue()}.items():
@@ -111,28 +117,59 @@ def wheel(folder: Path, module: str = MODULE) -> Path:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where pip has installed it."""
     folder = tmp_path_factory.mktemp("acme")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--target", str(folder / "site"), str(wheel(folder))], check=True, capture_output=True)
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--disable-pip-version-check",
+    ]
+    subprocess.run(
+        [*pip, "--target", str(folder / "site"), str(wheel(folder))],
+        check=True,
+        capture_output=True,
+    )
     return folder / "site"
 
 
 def lookback(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks.cli", *arguments]
+    command = [sys.executable, "-m", "lookback.benchmarks.cli", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(site)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 def test_an_installed_package_is_measured(site: Path, tmp_path: Path) -> None:
     """Its model and its task, in the processes that measure too."""
     (tmp_path / "acme.toml").write_text(SUITE)
-    done = lookback(site, "run", str(tmp_path / "acme.toml"), "--device", "cpu", "--results", str(tmp_path / "results"))
+    done = lookback(
+        site,
+        "run",
+        str(tmp_path / "acme.toml"),
+        "--device",
+        "cpu",
+        "--results",
+        str(tmp_path / "results"),
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     records = [read_record(path) for path in record_files(tmp_path / "results")]
-    assert sorted((r.cell.kind, r.cell.model) for r in records) == [("cost", "acme-mean"), ("learn", "acme-mean")]
-    assert all(r.outcome.status == "ok" and r.outcome.task and r.outcome.task.source == "Acme" for r in records)
+    assert sorted((r.cell.kind, r.cell.model) for r in records) == [
+        ("cost", "acme-mean"),
+        ("learn", "acme-mean"),
+    ]
+    assert all(
+        r.outcome.status == "ok" and r.outcome.task and r.outcome.task.source == "Acme"
+        for r in records
+    )
     (costs,) = (r.outcome.cost for r in records if r.outcome.cost)
     assert costs.state_bytes == 2 * 2 * 16 * 4  # layers, batch, width, float32
-    assert costs.parameters == 4 * 16 * 2 + 2 * 16 + 2 * 16 * 16  # embedding and head, norm, mixes without bias
+    assert (
+        costs.parameters == 4 * 16 * 2 + 2 * 16 + 2 * 16 * 16
+    )  # embedding and head, norm, mixes without bias
 
 
 def test_it_is_described(site: Path) -> None:
@@ -148,8 +185,14 @@ def test_without_it_nothing_is_known_of_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "words"),
     [
-        ("import acme_nowhere\n", "plug-in acme (acme_memory.lookback) cannot be loaded: ModuleNotFoundError"),
-        (MODULE.replace("acme-mean", "lstm"), "'lstm' is already registered by models.lstm"),
+        (
+            "import acme_nowhere\n",
+            "plug-in acme (acme_memory.lookback) cannot be loaded: ModuleNotFoundError",
+        ),
+        (
+            MODULE.replace("acme-mean", "lstm"),
+            "'lstm' is already registered by lookback.models.lstm",
+        ),
         (MODULE.replace("acme-mean", "hf:mean"), "expected lower-case letters"),
     ],
 )

@@ -1,4 +1,6 @@
-"""What is told before measuring is what is measured: bytes to the byte, operations as counted by hand."""
+"""What is told before measuring is what is measured: bytes to the byte, operations as counted by
+hand.
+"""
 
 import re
 from pathlib import Path
@@ -6,16 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.cost import cost
-from benchmarks.memory import LiveBytes, alive_in
-from benchmarks.plan import duration, human, make_plan, too_big, without_too_big
-from benchmarks.predict import need, state_bytes, step_flops
-from benchmarks.record import Cell, Machine, read_record, record_files, write_record
-from benchmarks.run import Runner
-from benchmarks.step import make_model, make_optimizer, training_step
-from benchmarks.suite import Suite
-from models.model import model_names
-from tasks.task import get_task
+from lookback.benchmarks.measure.cost import cost
+from lookback.benchmarks.measure.memory import LiveBytes, alive_in
+from lookback.benchmarks.measure.step import make_model, make_optimizer, training_step
+from lookback.benchmarks.plan.dry_run import duration, human, make_plan, too_big, without_too_big
+from lookback.benchmarks.plan.estimate import need, state_bytes, step_flops
+from lookback.benchmarks.record import Cell, Machine
+from lookback.benchmarks.run.runner import Runner
+from lookback.benchmarks.storage import read_record, record_files, write_record
+from lookback.benchmarks.suite import Suite
+from lookback.models.model import model_names
+from lookback.tasks.task import get_task
 from tests.records import cost_record
 
 MODELS = ("transformer", "rwkv", "rrwkv", "lstm")
@@ -23,29 +26,51 @@ RESULTS = Path(__file__).parent.parent / "results"
 
 
 def small(model: str, **fields: object) -> Cell:
-    given = {"kind": "cost", "task": "copy", "width": 32, "depth": 2, "length": 64, "batch_size": 2, "repeats": 1}
+    given = {
+        "kind": "cost",
+        "task": "copy",
+        "width": 32,
+        "depth": 2,
+        "length": 64,
+        "batch_size": 2,
+        "repeats": 1,
+    }
     return Cell.model_validate({**given, "model": model, **fields})
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("shape", [{}, {"batch_size": 16, "length": 128}])  # WKV in one tile, and in several
+@pytest.mark.parametrize(
+    "shape", [{}, {"batch_size": 16, "length": 128}]
+)  # WKV in one tile, and in several
 def test_predicted_bytes_are_those_measured(model: str, shape: dict[str, int]) -> None:
     cell = small(model, **shape)
     task = get_task("copy")
     net = make_model(cell, task).train()
-    optimizer, batch = make_optimizer(net, cell), task.batch("train", 0, 0, cell.batch_size, cell.length)
+    optimizer, batch = (
+        make_optimizer(net, cell),
+        task.batch("train", 0, 0, cell.batch_size, cell.length),
+    )
     for _ in range(2):
         training_step(net, optimizer, batch, cell, 0)
     with LiveBytes(alive_in(net, optimizer)) as counted:
         training_step(net, optimizer, batch, cell, 0)
-    # of the LSTM's workspace the real operator rounds to pages what is worked out here by the position
+    # of the LSTM's workspace the real operator rounds to pages what is worked out here by the
+    # position
     assert need(cell).peak_bytes == pytest.approx(counted.peak, rel=0.005 if model == "lstm" else 0)
 
 
 def test_predicted_bytes_are_those_on_record() -> None:
     """Of reference machines; 0.2 % leaves room for what a step has lost or gained since."""
-    records = (read_record(path) for path in record_files(RESULTS) if re.match(r"cost-.*-L1024-", path.name))
-    found = {record.cell.model: record for record in records if record.cell.device == "cpu" and record.outcome.cost}
+    records = (
+        read_record(path)
+        for path in record_files(RESULTS)
+        if re.match(r"cost-.*-L1024-", path.name)
+    )
+    found = {
+        record.cell.model: record
+        for record in records
+        if record.cell.device == "cpu" and record.outcome.cost
+    }
     for record in found.values():
         measured = record.outcome.cost.phases["training"].peak_bytes  # type: ignore[union-attr]
         assert need(record.cell).peak_bytes == pytest.approx(measured, rel=0.002), record.cell_id
@@ -53,12 +78,19 @@ def test_predicted_bytes_are_those_on_record() -> None:
 
 
 def test_operations_of_attention_by_hand() -> None:
-    """A transformer's matrices take 2 operations a weight and token forward, 4 backward; attention adds to it."""
+    """A transformer's matrices take 2 operations a weight and token forward, 4 backward; attention
+    adds to it.
+    """
     width, length, depth = 32, 128, 2
     flops = step_flops(small("transformer", width=width, length=length, task="python"))
     matrices = depth * 13 * width**2 + 256 * width
-    attention = depth * 4 * length**2 * width  # two products forward, of 2 operations a multiplication and addition
-    fewer, more = 6 * matrices * length + 3 * attention, 6 * matrices * length + 3.5 * attention  # scores again or not
+    attention = (
+        depth * 4 * length**2 * width
+    )  # two products forward, of 2 operations a multiplication and addition
+    fewer, more = (
+        6 * matrices * length + 3 * attention,
+        6 * matrices * length + 3.5 * attention,
+    )  # scores again or not
     assert fewer <= flops <= more
 
 
@@ -71,11 +103,14 @@ def test_operations_of_a_recurrence_by_hand() -> None:
 
 
 def test_operations_of_a_cell_are_those_of_its_steps_and_readings() -> None:
-    cell = small("rwkv", kind="learn", steps=10, validations=2, validation_examples=8, test_examples=16)
+    cell = small(
+        "rwkv", kind="learn", steps=10, validations=2, validation_examples=8, test_examples=16
+    )
     told, longer = need(cell), need(cell.model_copy(update={"steps": 20}))
     assert told.flops and told.step_flops and longer.flops
     assert longer.flops - told.flops == 10 * told.step_flops
-    assert need(cell.model_copy(update={"learning_rates": (1e-3, 1e-2)})).flops > 1.5 * told.flops  # type: ignore[operator]
+    # type: ignore[operator]
+    assert need(cell.model_copy(update={"learning_rates": (1e-3, 1e-2)})).flops > 1.5 * told.flops
     assert need(cell.model_copy(update={"seed": 3})) is told  # gone through once
 
 
@@ -94,7 +129,7 @@ def test_a_length_that_no_machine_holds_is_told_without_holding_it(model: str) -
 def test_what_cannot_be_gone_through_is_unknown() -> None:
     from torch import nn
 
-    from models.model import register_model
+    from lookback.models.model import register_model
     from tests.plugin_models import Plain
 
     if "peeks" not in model_names():
@@ -105,7 +140,11 @@ def test_what_cannot_be_gone_through_is_unknown() -> None:
                 return x + nn.functional.pad(self.linear(x)[x.sum(-1) > 0], (0, 0, 0, 1)).sum()
 
     told = need(small("peeks"))
-    assert told.parameters > 0 and (told.step_flops, told.flops, told.peak_bytes) == (None, None, None)
+    assert told.parameters > 0 and (told.step_flops, told.flops, told.peak_bytes) == (
+        None,
+        None,
+        None,
+    )
 
 
 def runner(folder: Path, *cells: Cell, memory: int = 10**12) -> Runner:
@@ -115,7 +154,9 @@ def runner(folder: Path, *cells: Cell, memory: int = 10**12) -> Runner:
 
 def test_cells_above_the_memory_are_marked_and_left_out(tmp_path: Path) -> None:
     little, much = small("transformer"), small("transformer", length=4096)
-    asked = runner(tmp_path, little, much, memory=(need(little).peak_bytes + need(much).peak_bytes) // 2)  # type: ignore[operator]
+    asked = runner(
+        tmp_path, little, much, memory=(need(little).peak_bytes + need(much).peak_bytes) // 2
+    )  # type: ignore[operator]
     assert [line.state for line in make_plan(asked).lines] == ["to measure", "too big"]
     assert "1 too big" in str(make_plan(asked)) and too_big([little, much], None) == []
     assert without_too_big(asked).suite.cells == (little,)
@@ -126,25 +167,41 @@ def test_times_are_those_of_the_nearest_record_by_operations(tmp_path: Path) -> 
     """A record of a minute: a cell twice as long computes twice as much, but starts no slower."""
     known = small("rwkv", length=256)
     write_record(tmp_path / "some-machine" / "s", cost_record(known, suite="s"))
-    cells = known, known.model_copy(update={"seed": 1}), small("rwkv", length=512), small("lstm", length=256)
+    cells = (
+        known,
+        known.model_copy(update={"seed": 1}),
+        small("rwkv", length=512),
+        small("lstm", length=256),
+    )
     lines = make_plan(runner(tmp_path, *cells)).lines
     assert [line.state for line in lines] == ["recorded"] + 3 * ["to measure"]
     assert [line.seconds for line in lines] == [60, 60, pytest.approx(4 + 56 * 2, rel=1e-3), None]
     assert "0.049 hours for 2 of the 3 to measure" in str(make_plan(runner(tmp_path, *cells)))
 
 
-def test_gpu_hours_are_of_all_processes_and_of_a_rate_where_nothing_is_recorded(tmp_path: Path) -> None:
-    """Two processes share the work: half the time, the same hours; each keeps half of the activations."""
+def test_gpu_hours_are_of_all_processes_and_of_a_rate_where_nothing_is_recorded(
+    tmp_path: Path,
+) -> None:
+    """Two processes share the work: half the time, the same hours; each keeps half of the
+    activations.
+    """
     one = small("rwkv", kind="learn", batch_size=64, length=256, time_limit=1e9)
     two = one.model_copy(update={"processes": 2})
     lines = make_plan(runner(tmp_path, one, two), assumed=1e6).lines
-    assert need(one).flops == need(two).flops and need(two).peak_bytes > need(one).peak_bytes  # two models, on a CPU
+    assert (
+        need(one).flops == need(two).flops and need(two).peak_bytes > need(one).peak_bytes
+    )  # two models, on a CPU
     for line, processes in zip(lines, (1, 2), strict=True):
-        assert line.seconds == pytest.approx(4 + need(one).flops / 1e6 / processes) and line.factor is None  # type: ignore[operator]
+        assert (
+            line.seconds == pytest.approx(4 + need(one).flops / 1e6 / processes)
+            and line.factor is None
+        )  # type: ignore[operator]
         assert line.hours == pytest.approx(line.seconds * processes / 3600)
     said = str(make_plan(runner(tmp_path, one, two), assumed=1e6))
     assert "1 MFLOP a second, which is assumed" in said and said.count("(assumed)") == 2
-    assert "have no record to go by: measure one cell of each model first" in str(make_plan(runner(tmp_path, one)))
+    assert "have no record to go by: measure one cell of each model first" in str(
+        make_plan(runner(tmp_path, one))
+    )
     gpu = (need(cell.model_copy(update={"device": "cuda"})).peak_bytes for cell in (one, two))
     assert 0.5 < 1 / (next(gpu) / next(gpu)) < 0.6
     with pytest.raises(ValueError, match="expected a positive number"):
@@ -152,5 +209,17 @@ def test_gpu_hours_are_of_all_processes_and_of_a_rate_where_nothing_is_recorded(
 
 
 def test_numbers_are_written_for_people() -> None:
-    assert [human(x, "B") for x in (0, 999, 1234567, 2.5e13, None)] == ["0 B", "999 B", "1.23 MB", "25 TB", "unknown"]
-    assert [duration(x) for x in (4, 90, 7200, 200000, None)] == ["4 s", "1.5 min", "2.0 h", "2.3 d", "unknown"]
+    assert [human(x, "B") for x in (0, 999, 1234567, 2.5e13, None)] == [
+        "0 B",
+        "999 B",
+        "1.23 MB",
+        "25 TB",
+        "unknown",
+    ]
+    assert [duration(x) for x in (4, 90, 7200, 200000, None)] == [
+        "4 s",
+        "1.5 min",
+        "2.0 h",
+        "2.3 d",
+        "unknown",
+    ]

@@ -10,11 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.reach import EXAMPLES, answering, in_bins, reach, squared_gradients
-from benchmarks.record import Cell, ReachBin, Record, read_record, record_files
-from benchmarks.report.reach import parts, path, reach_table, shares_of, summary
-from models.model import Recipe, SequenceModel, build_model, model_names
-from tasks.task import IGNORE, Batch, Task, get_task
+from lookback.benchmarks.measure.gradient_reach import (
+    EXAMPLES,
+    answering,
+    in_bins,
+    reach,
+    squared_gradients,
+)
+from lookback.benchmarks.record import Cell, ReachBin, Record
+from lookback.benchmarks.report.reach import parts, path, reach_table, shares_of, summary
+from lookback.benchmarks.storage import read_record, record_files
+from lookback.models.model import Recipe, SequenceModel, build_model, model_names
+from lookback.tasks.task import IGNORE, Batch, Task, get_task
 from tests.records import learn_record
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +36,9 @@ class Decay(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         distance = torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])
-        return torch.einsum("ts,bsd->btd", torch.where(distance >= 0, 0.9 ** distance.clamp_min(0), 0.0), x)
+        return torch.einsum(
+            "ts,bsd->btd", torch.where(distance >= 0, 0.9 ** distance.clamp_min(0), 0.0), x
+        )
 
 
 class Window(nn.Module):
@@ -63,14 +72,34 @@ def labelled(lengths: Tensor | None = None) -> Task:
 
     def sample(batch_size: int, length: int, generator: torch.Generator) -> Batch:
         tokens = torch.randint(16, (batch_size, length), generator=generator)
-        return Batch(tokens, tokens[:, 0] % 3, lengths=None if lengths is None else lengths.expand(batch_size))
+        return Batch(
+            tokens,
+            tokens[:, 0] % 3,
+            lengths=None if lengths is None else lengths.expand(batch_size),
+        )
 
     like = get_task("copy")
-    return Task(**{**vars(like), "name": "labelled", "sampler": sample, "options": {}, "classes": 3, "shortest": 1})
+    return Task(
+        **{
+            **vars(like),
+            "name": "labelled",
+            "sampler": sample,
+            "options": {},
+            "classes": 3,
+            "shortest": 1,
+        }
+    )
 
 
 def cell(length: int = 32, **fields: Any) -> Cell:
-    given = {"kind": "learn", "task": "copy", "model": "rwkv", "width": WIDTH, "depth": 1, "batch_size": 2}
+    given = {
+        "kind": "learn",
+        "task": "copy",
+        "model": "rwkv",
+        "width": WIDTH,
+        "depth": 1,
+        "batch_size": 2,
+    }
     return Cell(**{**given, "length": length, "reach": True, **fields})
 
 
@@ -95,9 +124,14 @@ def test_a_window_reaches_to_its_end_and_no_farther() -> None:
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("transformer", {}), ("rwkv", {}), ("lstm", {}), ("rrwkv", {"interval": 2}),
-     ("rrwkv", {"interval": 2, "retrospection": "attention"})],
-)  # fmt: skip
+    [
+        ("transformer", {}),
+        ("rwkv", {}),
+        ("lstm", {}),
+        ("rrwkv", {"interval": 2}),
+        ("rrwkv", {"interval": 2, "retrospection": "attention"}),
+    ],
+)
 def test_the_estimate_is_the_norm_of_the_jacobian(name: str, options: dict[str, Any]) -> None:
     model = noisy(name, **options).double()
     tokens, position, draws = torch.randint(16, (1, 7)), 5, 8000
@@ -109,7 +143,9 @@ def test_the_estimate_is_the_norm_of_the_jacobian(name: str, options: dict[str, 
     jacobian = torch.autograd.functional.jacobian(answer, model.embed(tokens))
     expected = jacobian[:, 0].square().sum((0, 2))  # (length,)
     generator = torch.Generator().manual_seed(1)
-    squares = squared_gradients(model, tokens.expand(draws, -1), torch.full((draws,), position), generator)
+    squares = squared_gradients(
+        model, tokens.expand(draws, -1), torch.full((draws,), position), generator
+    )
     torch.testing.assert_close(squares.mean(0), expected, rtol=0.08, atol=0)
     assert expected[:6].min() > 0 and expected[6] == 0
 
@@ -125,7 +161,9 @@ def test_bins_are_root_mean_squares_of_distances() -> None:
 
 @pytest.mark.parametrize("farthest", [0, 1, 5, 64, 1000])
 def test_bins_hold_every_distance_once(farthest: int) -> None:
-    found = in_bins(torch.ones(2, farthest + 1, dtype=torch.float64), torch.tensor([farthest // 2, farthest]))
+    found = in_bins(
+        torch.ones(2, farthest + 1, dtype=torch.float64), torch.tensor([farthest // 2, farthest])
+    )
     assert list(itertools.chain(*map(of_bin, found))) == list(range(farthest + 1))
     lows = [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
     assert [part.low for part in found][:11] == [low for low in lows if low <= farthest]
@@ -134,7 +172,9 @@ def test_bins_hold_every_distance_once(farthest: int) -> None:
 @pytest.mark.parametrize("name", model_names())
 def test_nothing_arrives_from_later_positions(name: str) -> None:
     model, positions = noisy(name), torch.arange(12)
-    squares = squared_gradients(model, torch.randint(16, (12, 12)), positions, torch.Generator().manual_seed(0))
+    squares = squared_gradients(
+        model, torch.randint(16, (12, 12)), positions, torch.Generator().manual_seed(0)
+    )
     later = torch.arange(12) > positions[:, None]
     assert (squares[later] == 0).all() and (squares[~later] > 0).all()
 
@@ -144,7 +184,9 @@ def test_single_precision_is_enough(name: str) -> None:
     task = get_task("copy")
     model = noisy(name, task.vocabulary)
     single, double = reach(model, cell(256), task), reach(model.double(), cell(256), task)
-    assert [part.share for part in single] == pytest.approx([part.share for part in double], rel=1e-4, abs=1e-30)
+    assert [part.share for part in single] == pytest.approx(
+        [part.share for part in double], rel=1e-4, abs=1e-30
+    )
 
 
 def test_untrained_rwkv_answers_from_its_own_token_alone() -> None:
@@ -199,9 +241,13 @@ def test_where_shares_are_no_numbers_there_are_none() -> None:
     assert reach(model, cell(), labelled()) == ()
 
 
-@pytest.mark.parametrize("options", [{"pooling": "mean"}, {"direction": "bidirectional"}, {"documents": 2}])
+@pytest.mark.parametrize(
+    "options", [{"pooling": "mean"}, {"direction": "bidirectional"}, {"documents": 2}]
+)
 def test_answers_of_no_one_position_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="expected pooling 'last', direction 'causal' and one document"):
+    with pytest.raises(
+        ValueError, match="expected pooling 'last', direction 'causal' and one document"
+    ):
         reach(toy(Decay, **options), cell(), labelled())
 
 
@@ -212,7 +258,10 @@ def measured(model: str, shares: tuple[float, ...], seed: int = 0) -> Record:
     ranges = ((0, 0), (1, 1), (2, 2), (3, 3), (4, 5))
 
     def parts_of(shares: tuple[float, ...]) -> tuple[ReachBin, ...]:
-        return tuple(ReachBin(low=low, high=high, share=s) for (low, high), s in zip(ranges, shares, strict=True))
+        return tuple(
+            ReachBin(low=low, high=high, share=s)
+            for (low, high), s in zip(ranges, shares, strict=True)
+        )
 
     assert made.outcome.learn
     numbers = made.outcome.learn.model_copy(
@@ -239,15 +288,24 @@ def test_reach_ends_behind_the_last_bin_that_holds_a_thousandth() -> None:
 
 
 def test_means_of_shares_are_geometric() -> None:
-    shares = shares_of([measured("rwkv", (1, 1e-2, 1e-4, 1e-5, 1e-6)), measured("rwkv", (1, 1e-4, 1e-4, 1, 1), seed=1)])
+    shares = shares_of(
+        [
+            measured("rwkv", (1, 1e-2, 1e-4, 1e-5, 1e-6)),
+            measured("rwkv", (1, 1e-4, 1e-4, 1, 1), seed=1),
+        ]
+    )
     assert reach_table(shares).loc[0, "share at 1"] == "0.001"
 
 
 def test_parts_show_every_model_and_say_of_which_nothing_arrives() -> None:
-    figure, table = parts([measured("rwkv", (1, 1e-2, 1e-3, 1e-5, 1e-9)), measured("mine", (1, 0.5, 0.1, 0.1, 0.1))])
+    figure, table = parts(
+        [measured("rwkv", (1, 1e-2, 1e-3, 1e-5, 1e-9)), measured("mine", (1, 0.5, 0.1, 0.1, 0.1))]
+    )
     assert figure.figure is not None and figure.has_data and table.has_table
     untrained, trained = figure.figure.axes
-    assert [text.get_text() for text in untrained.texts] == ["0 from 1 on: rwkv, mine"] and not trained.texts
+    assert [text.get_text() for text in untrained.texts] == [
+        "0 from 1 on: rwkv, mine"
+    ] and not trained.texts
     assert len(trained.lines) == 3 and trained.get_yscale() == trained.get_xscale() == "log"
     assert "answers from the present token alone" in table.text
 
@@ -259,11 +317,17 @@ def test_where_no_reach_was_measured_nothing_is_said_of_it() -> None:
 
 @pytest.mark.parametrize(
     ("model", "options", "words"),
-    [("transformer", {}, "1 step"), ("rwkv", {}, "through n decays"), ("lstm", {}, "n steps"), ("mine", {}, ""),
-     ("rrwkv", {}, "16 decays of a token and n/16 of a segment"), ("rrwkv", {"interval": "none"}, "through n decays"),
-     ("rrwkv", {"interval": 4, "retrospection": "attention"}, "to a mean of 4 tokens"),
-     ("rrwkv", {"interval": "sqrt"}, "sqrt(T) decays of a token and n/sqrt(T) of a segment")],
-)  # fmt: skip
+    [
+        ("transformer", {}, "1 step"),
+        ("rwkv", {}, "through n decays"),
+        ("lstm", {}, "n steps"),
+        ("mine", {}, ""),
+        ("rrwkv", {}, "16 decays of a token and n/16 of a segment"),
+        ("rrwkv", {"interval": "none"}, "through n decays"),
+        ("rrwkv", {"interval": 4, "retrospection": "attention"}, "to a mean of 4 tokens"),
+        ("rrwkv", {"interval": "sqrt"}, "sqrt(T) decays of a token and n/sqrt(T) of a segment"),
+    ],
+)
 def test_paths_are_those_of_theory(model: str, options: dict[str, Any], words: str) -> None:
     assert path(cell(model=model, model_options=options)).endswith(words)
 
@@ -289,8 +353,10 @@ def test_the_verb_measures_and_reports(tmp_path: Path) -> None:
     suite = tmp_path / "tiny.toml"
     suite.write_text(SUITE)
     where = ["--results", str(tmp_path / "results"), "--reports", str(tmp_path / "reports")]
-    command = [sys.executable, "-m", "benchmarks.cli", "reach"]
-    done = subprocess.run([*command, str(suite), "--device", "cpu", *where], capture_output=True, text=True, cwd=ROOT)
+    command = [sys.executable, "-m", "lookback.benchmarks.cli", "reach"]
+    done = subprocess.run(
+        [*command, str(suite), "--device", "cpu", *where], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     assert "copy reach @24" in done.stdout
     (file,) = record_files(tmp_path / "results")

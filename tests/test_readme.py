@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.record import read_record, record_files
+from lookback.benchmarks.storage import read_record, record_files
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md")
@@ -26,7 +26,9 @@ def commands() -> list[str]:
     typed = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
     lines = [line.split(" #")[0].strip() for line in typed]
     inline = [c for page in PAGES for c in re.findall(r"`((?:make|lookback) [^`]+)`", text(page))]
-    return sorted({line for line in [*lines, *inline] if line and "NAME" not in line and ".py" not in line})
+    return sorted(
+        {line for line in [*lines, *inline] if line and "NAME" not in line and ".py" not in line}
+    )
 
 
 @pytest.mark.parametrize("command", commands())
@@ -46,7 +48,10 @@ def test_commands_work(command: str, tmp_path: Path) -> None:
         if words[1] == "prefetch":
             dry = ["--help"]  # it fetches from the network
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.cli", *words[1:], *dry], cwd=ROOT, capture_output=True, text=True
+            [sys.executable, "-m", "lookback.benchmarks.cli", *words[1:], *dry],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
         )
     else:
         assert words[0] in ("git", "cd", "."), command
@@ -57,7 +62,9 @@ def test_commands_work(command: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_files_and_links_exist(page: str) -> None:
     found = re.findall(r"\]\((?!http)([^)#]+)\)", text(page))
-    found += re.findall(r"`((?:tasks|models|benchmarks|tests|results|reports|docs|\.ci)/[\w./-]*)`", text(page))
+    found += re.findall(
+        r"`((?:tasks|models|benchmarks|tests|results|reports|docs|\.ci)/[\w./-]*)`", text(page)
+    )
     assert found
     for name in found:
         assert (ROOT / name).exists(), name
@@ -70,9 +77,28 @@ def test_examples_run(tmp_path: Path) -> None:
     (tmp_path / "averages.py").write_text(model)
     assert sum(bool(line.strip()) for line in task.splitlines()) <= 26
     assert sum(bool(line.strip()) for line in model.splitlines()) <= 40
-    arguments = ["run", "quick", "--scale", "smoke", "--device", "cpu", "--task", "echo", "--model", "averages"]
+    arguments = [
+        "run",
+        "quick",
+        "--scale",
+        "smoke",
+        "--device",
+        "cpu",
+        "--task",
+        "echo",
+        "--model",
+        "averages",
+    ]
     plugins = ["--plugin", str(tmp_path / "echo.py"), "--plugin", str(tmp_path / "averages.py")]
-    command = [sys.executable, "-m", "benchmarks.cli", *arguments, *plugins, "--results", str(tmp_path / "results")]
+    command = [
+        sys.executable,
+        "-m",
+        "lookback.benchmarks.cli",
+        *arguments,
+        *plugins,
+        "--results",
+        str(tmp_path / "results"),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     records = [read_record(path) for path in record_files(tmp_path / "results")]

@@ -8,14 +8,22 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from benchmarks.record import Cell, Outcome, Record, read_record, record_files, write_atomically, write_record
+from lookback.benchmarks.record import Cell, Outcome, Record
+from lookback.benchmarks.storage import read_record, record_files, write_atomically, write_record
 from tests.records import learn_record
 
 
 def test_a_cell_refuses_what_it_does_not_know(cell: Cell) -> None:
     fields = cell.model_dump()
-    for wrong in ({"setps": 3}, {"steps": 0}, {"steps": "3"}, {"model": "../rwkv"}, {"learning_rate": float("nan")},
-                  {"test_lengths": (0,)}, {"kind": "lern"}):  # fmt: skip
+    for wrong in (
+        {"setps": 3},
+        {"steps": 0},
+        {"steps": "3"},
+        {"model": "../rwkv"},
+        {"learning_rate": float("nan")},
+        {"test_lengths": (0,)},
+        {"kind": "lern"},
+    ):
         with pytest.raises(ValidationError):
             Cell.model_validate({**fields, **wrong})
     with pytest.raises(ValidationError):
@@ -82,7 +90,9 @@ def test_a_failed_write_leaves_the_old_content_and_nothing_else(
         (lambda text: text.replace('"seconds"', '"secs"', 1), "secs: unknown field"),
     ],
 )
-def test_a_record_that_is_none_is_refused_by_name(tmp_path: Path, cell: Cell, change: object, words: str) -> None:
+def test_a_record_that_is_none_is_refused_by_name(
+    tmp_path: Path, cell: Cell, change: object, words: str
+) -> None:
     path = write_record(tmp_path, learn_record(cell))
     path.write_text(change(path.read_text()))  # type: ignore[operator]
     with pytest.raises(ValueError, match=words) as error:

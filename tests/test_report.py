@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from benchmarks.record import Cell, Outcome, Record, write_record
-from benchmarks.report import make_reports, page
-from benchmarks.report.frames import differences, over_seeds, scores
-from benchmarks.report.page import make_page
-from benchmarks.report.parts import Part
-from benchmarks.report.statistics import t_interval, wilson_interval
-from benchmarks.report.style import RC, in_order, looks, panels, using
-from benchmarks.report.tables import latex, number, safe, size, tex
+from lookback.benchmarks.record import Cell, Outcome, Record
+from lookback.benchmarks.report import make_reports, page
+from lookback.benchmarks.report.frames import differences, over_seeds, scores
+from lookback.benchmarks.report.page import make_page
+from lookback.benchmarks.report.parts import Part
+from lookback.benchmarks.report.statistics import t_interval, wilson_interval
+from lookback.benchmarks.report.style import RC, in_order, looks, panels, using
+from lookback.benchmarks.report.tables import latex, number, safe, size, tex
+from lookback.benchmarks.storage import write_record
 from tests.records import cost_record, learn_record, record
 
 ROOT = Path(__file__).parent.parent
@@ -40,12 +41,15 @@ def write_suite(folder: Path, cell: Cell) -> None:
             write_record(folder / "m" / "suite", cost_record(changed, failed=failed))
     broken = cell.model_copy(update={"model": "broken"})
     write_record(
-        folder / "m" / "suite", record(broken, Outcome(status="error", message="Traceback\nValueError: a|b $x$"))
+        folder / "m" / "suite",
+        record(broken, Outcome(status="error", message="Traceback\nValueError: a|b $x$")),
     )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
 
 
 def test_a_page_holds_what_was_measured(tmp_path: Path, cell: Cell) -> None:
@@ -54,9 +58,19 @@ def test_a_page_holds_what_was_measured(tmp_path: Path, cell: Cell) -> None:
     assert made.path == tmp_path / "reports" / "some-machine" / "suite" / "README.md"
     page = made.path.read_text()
     for words in (
-        "# suite on Some Machine", "3 seeds", "0.730", "0.125", "oom", "ValueError: a\\|b $x$", "1,234", "n",
-        "this project's reconstruction", "made up \\| here", "lookback::wkv_tiled", "(noisy)",
-    ):  # fmt: skip
+        "# suite on Some Machine",
+        "3 seeds",
+        "0.730",
+        "0.125",
+        "oom",
+        "ValueError: a\\|b $x$",
+        "1,234",
+        "n",
+        "this project's reconstruction",
+        "made up \\| here",
+        "lookback::wkv_tiled",
+        "(noisy)",
+    ):
         assert words in page, words
     for name in ("score-by-length", "score-by-distance", "cost-by-length", "learning-curves"):
         assert f"]({name}.svg)" in page
@@ -67,56 +81,100 @@ def test_a_page_holds_what_was_measured(tmp_path: Path, cell: Cell) -> None:
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path: Path, cell: Cell) -> None:
-    """In every form that there is, and wherever hashes fall. Of pages, CI makes the committed ones anew."""
+    """In every form that there is, and wherever hashes fall. Of pages, CI makes the committed ones
+    anew.
+    """
     write_suite(tmp_path / "results", cell)
     for name, seed in (("a", "1"), ("b", "2")):
-        command = [sys.executable, "-m", "benchmarks.cli", "report", "--results", str(tmp_path / "results"),
-                   "--reports", str(tmp_path / name), "--style", "paper"]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "lookback.benchmarks.cli",
+            "report",
+            "--results",
+            str(tmp_path / "results"),
+            "--reports",
+            str(tmp_path / name),
+            "--style",
+            "paper",
+        ]
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=environment)
     first, second = contents(tmp_path / "a"), contents(tmp_path / "b")
-    assert [name for name in first if first[name] != second.get(name)] == [] and first.keys() == second.keys()
+    assert [
+        name for name in first if first[name] != second.get(name)
+    ] == [] and first.keys() == second.keys()
     page = "some-machine/suite/"
     for name in ("score-by-length", "cost-by-length", "learning-curves"):
         assert_fits_a_paper(first[f"{page}{name}.pdf"], first[f"{page}{name}.png"])
     assert "copy @24" in first[f"{page}table-summary.tex"].decode()
     for name in (name for name in first if name.endswith(".tex")):
         rows = table_of(first[name].decode())
-        assert len(rows) - 1 == len(pd.read_csv(io.BytesIO(first[name.replace(".tex", ".csv")]))), name
+        assert len(rows) - 1 == len(pd.read_csv(io.BytesIO(first[name.replace(".tex", ".csv")]))), (
+            name
+        )
 
 
 def assert_fits_a_paper(pdf: bytes, png: bytes) -> None:
-    """In the width of one column or two, at 300 dots an inch, without a date and without Type 3 fonts."""
+    """In the width of one column or two, at 300 dots an inch, without a date and without Type 3
+    fonts.
+    """
     boxes = re.findall(rb"/MediaBox \[ ?0 0 ([\d.]+) ", pdf)
     assert boxes and all(float(width) / 72 in (3.25, 6.75) for width in boxes)
     assert b"CreationDate" not in pdf and b"/Type3" not in pdf
     with Image.open(io.BytesIO(png)) as image:
-        assert image.width in (975, 2025) and image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+        assert image.width in (975, 2025) and image.info["dpi"] == pytest.approx(
+            (300, 300), abs=0.1
+        )
 
 
 def table_of(text: str) -> list[list[str]]:
-    """Cells of a `tabular` of booktabs, read strictly: one row a line, as many cells as columns, nothing unescaped."""
+    """Cells of a `tabular` of booktabs, read strictly: one row a line, as many cells as columns,
+    nothing unescaped.
+    """
     first, begin, top, head, middle, *rows, bottom, end, after = text.split("\n")
     assert (first, top, middle, bottom, end, after) == (
-        r"% \usepackage{booktabs}", r"\toprule", r"\midrule", r"\bottomrule", r"\end{tabular}", "",
-    )  # fmt: skip
+        r"% \usepackage{booktabs}",
+        r"\toprule",
+        r"\midrule",
+        r"\bottomrule",
+        r"\end{tabular}",
+        "",
+    )
     sides = re.fullmatch(r"\\begin\{tabular\}\{([lr]+)\}", begin)
     assert sides
-    read = [[cell.strip() for cell in re.split(r"(?<!\\)&", row.removesuffix(r" \\"))] for row in (head, *rows)]
-    assert all(row.endswith(r" \\") for row in (head, *rows)) and {len(row) for row in read} == {len(sides[1])}
+    read = [
+        [cell.strip() for cell in re.split(r"(?<!\\)&", row.removesuffix(r" \\"))]
+        for row in (head, *rows)
+    ]
+    assert all(row.endswith(r" \\") for row in (head, *rows)) and {len(row) for row in read} == {
+        len(sides[1])
+    }
     for cell in (cell for row in read for cell in row):
         assert_typesets(cell)
     return read
 
 
 COMMANDS = (
-    "textbackslash", "textasciitilde", "textasciicircum", "textasciigrave", "ldots", "geq", "leq",
-    "times", "pm", "cdot", "approx", "to",
-)  # fmt: skip
+    "textbackslash",
+    "textasciitilde",
+    "textasciicircum",
+    "textasciigrave",
+    "ldots",
+    "geq",
+    "leq",
+    "times",
+    "pm",
+    "cdot",
+    "approx",
+    "to",
+)
 
 
 def assert_typesets(cell: str) -> None:
-    """Commands we know, escaped letters, formulas that end and braces that close; else no letter that TeX obeys."""
+    """Commands we know, escaped letters, formulas that end and braces that close; else no letter
+    that TeX obeys.
+    """
     assert not cell.startswith(("[", "*"))  # which would be the row's before it
     left = re.sub(r"\\[{}$&#_%]|\{[\[*]\}", "", cell)
     left = re.sub(r"\$(?:<|>|\||-|\^2|\\(?:" + "|".join(COMMANDS) + r"))\$", "", left)
@@ -138,7 +196,11 @@ def test_latex_of_a_table() -> None:
         "% \\usepackage{booktabs}\n\\begin{tabular}{lr}\n\\toprule\nmodel & score \\\\\n\\midrule\n"
         "a\\_b & $\\geq$ 0.5 \\\\\n100 \\% \\& more & $-$0.1 to +0.2 \\\\\n\\bottomrule\n\\end{tabular}\n"
     )
-    assert [tex(text) for text in ("2026-01-01", "L-2", "(-1, -.5)")] == ["2026-01-01", "L-2", "($-$1, $-$.5)"]
+    assert [tex(text) for text in ("2026-01-01", "L-2", "(-1, -.5)")] == [
+        "2026-01-01",
+        "L-2",
+        "($-$1, $-$.5)",
+    ]
 
 
 def test_a_style_is_left_as_it_was_found() -> None:
@@ -146,7 +208,11 @@ def test_a_style_is_left_as_it_was_found() -> None:
     with pytest.raises(ValueError, match="expected one of page, paper"), using("poster"):
         pass
     with pytest.raises(RuntimeError), using("paper"):
-        assert panels(4)[0].get_figwidth() == 6.75 and panels(1)[0].get_figwidth() == 3.25 and before != RC
+        assert (
+            panels(4)[0].get_figwidth() == 6.75
+            and panels(1)[0].get_figwidth() == 3.25
+            and before != RC
+        )
         raise RuntimeError
     plt.close("all")
     assert before == RC and panels(4)[0].get_figwidth() == 12.4
@@ -155,13 +221,18 @@ def test_a_style_is_left_as_it_was_found() -> None:
 def test_one_kind_of_cell_is_enough(tmp_path: Path, cell: Cell) -> None:
     write_record(tmp_path / "learn", learn_record(cell))
     (made,) = make_reports(tmp_path / "learn", tmp_path / "reports", [])
-    assert "One seed" in made.path.read_text() and not (made.path.parent / "cost-by-length.svg").exists()
+    assert (
+        "One seed" in made.path.read_text()
+        and not (made.path.parent / "cost-by-length.svg").exists()
+    )
     write_record(tmp_path / "cost", cost_record(cell.model_copy(update={"kind": "cost"})))
     (made,) = make_reports(tmp_path / "cost", tmp_path / "reports2", ["suite"])
     assert not (made.path.parent / "score-by-length.svg").exists()
 
 
-def test_what_cannot_be_reported_is_told(tmp_path: Path, cell: Cell, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_reported_is_told(
+    tmp_path: Path, cell: Cell, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_record(tmp_path, learn_record(cell))
     with pytest.raises(ValueError, match="no records of suite 'other'"):
         make_reports(tmp_path, tmp_path / "reports", ["other"])
@@ -173,7 +244,9 @@ def test_what_cannot_be_reported_is_told(tmp_path: Path, cell: Cell, capsys: pyt
 
 
 def test_only_failures_still_make_a_page(tmp_path: Path, cell: Cell) -> None:
-    write_record(tmp_path, record(cell, Outcome(status="timeout", message="not done after 5 seconds")))
+    write_record(
+        tmp_path, record(cell, Outcome(status="timeout", message="not done after 5 seconds"))
+    )
     (made,) = make_reports(tmp_path, tmp_path / "reports", [])
     assert "not done after 5 seconds" in made.path.read_text()
 
@@ -181,7 +254,9 @@ def test_only_failures_still_make_a_page(tmp_path: Path, cell: Cell) -> None:
 def test_t_interval_is_that_of_the_tables() -> None:
     """t of 97.5 % with 2 degrees of freedom is 4.303, with 4 it is 2.776 (any table)."""
     low, high = t_interval([1.0, 2.0, 3.0])
-    assert (low + high) / 2 == pytest.approx(2) and (high - low) / 2 == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
+    assert (low + high) / 2 == pytest.approx(2) and (high - low) / 2 == pytest.approx(
+        4.303 / math.sqrt(3), rel=1e-3
+    )
     low, high = t_interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert (high - low) / 2 == pytest.approx(2.776 * math.sqrt(2.5 / 5), rel=1e-3)
     assert all(math.isnan(bound) for bound in t_interval([1.0]))
@@ -191,13 +266,19 @@ def test_wilson_interval_is_that_of_the_formula() -> None:
     """Wilson 1927: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.96."""
     for correct, count in ((0, 10), (7, 10), (512, 512), (80, 263)):
         p, z = correct / count, 1.959964
-        middle, reach = p + z * z / (2 * count), z * math.sqrt(p * (1 - p) / count + z * z / (4 * count**2))
+        middle, reach = (
+            p + z * z / (2 * count),
+            z * math.sqrt(p * (1 - p) / count + z * z / (4 * count**2)),
+        )
         expected = [(middle - reach) / (1 + z * z / count), (middle + reach) / (1 + z * z / count)]
         assert wilson_interval(correct, count) == pytest.approx(expected, abs=1e-6)
 
 
 def test_means_over_seeds_say_how_many(cell: Cell) -> None:
-    records = [learn_record(cell.model_copy(update={"seed": seed}), correct) for seed, correct in ((0, 60), (1, 80))]
+    records = [
+        learn_record(cell.model_copy(update={"seed": seed}), correct)
+        for seed, correct in ((0, 60), (1, 80))
+    ]
     frame = over_seeds(scores(records), ["model", "test_length"], "score")
     assert list(frame["mean"]) == [0.7, 0.7] and list(frame["seeds"]) == [2, 2]
     assert (frame["low"] < 0.7).all() and (frame["high"] > 0.7).all()
@@ -227,13 +308,24 @@ def test_models_look_the_same_in_every_report() -> None:
 
 
 def test_numbers_read_well() -> None:
-    assert [size(b) for b in (640, 2600, 4.2e6, 67e9, math.nan)] == ["640 B", "2.6 KB", "4.2 MB", "67.0 GB", ""]
+    assert [size(b) for b in (640, 2600, 4.2e6, 67e9, math.nan)] == [
+        "640 B",
+        "2.6 KB",
+        "4.2 MB",
+        "67.0 GB",
+        "",
+    ]
     assert number(26427.3) == "26,427" and number(pd.NA) == ""
 
 
 def test_text_that_a_spreadsheet_would_run_is_marked() -> None:
-    table = safe(pd.DataFrame({"text": ["=1+1", "-x", "@a", "+2", "", "a=b"], "number": [-1, 0, 1, 2, 3, 4]}))
-    assert list(table["text"]) == ["'=1+1", "'-x", "'@a", "'+2", "", "a=b"] and table["number"][0] == -1
+    table = safe(
+        pd.DataFrame({"text": ["=1+1", "-x", "@a", "+2", "", "a=b"], "number": [-1, 0, 1, 2, 3, 4]})
+    )
+    assert (
+        list(table["text"]) == ["'=1+1", "'-x", "'@a", "'+2", "", "a=b"]
+        and table["number"][0] == -1
+    )
 
 
 def test_a_page_is_made_of_parts_and_leaves_out_empty_ones(
@@ -246,10 +338,12 @@ def test_a_page_is_made_of_parts_and_leaves_out_empty_ones(
 
     def parts(records: Sequence[Record]) -> list[Part]:
         return [
-            Part("Nothing", "Only words."), Part("A table", "Words.", table=table),
+            Part("Nothing", "Only words."),
+            Part("A table", "Words.", table=table),
             Part("Data", name="data", data=data),
-            Part("A figure", "What it shows.", "drawn", figure), Part("Empty", table=table[:0], data=data[:0]),
-        ]  # fmt: skip
+            Part("A figure", "What it shows.", "drawn", figure),
+            Part("Empty", table=table[:0], data=data[:0]),
+        ]
 
     monkeypatch.setattr(page, "PARTS", (parts,))
     text = make_page([learn_record(cell)], tmp_path).path.read_text()
@@ -258,6 +352,8 @@ def test_a_page_is_made_of_parts_and_leaves_out_empty_ones(
         "## Data\n\nData: [data.csv](data.csv).\n\n"
         "## A figure\n\n![A figure: What it shows.](drawn.svg)\n\nWhat it shows.\n"
     )
-    assert (tmp_path / "data.csv").read_text() == "x\n1\n2\n" and (tmp_path / "drawn.svg").stat().st_size > 100
+    assert (tmp_path / "data.csv").read_text() == "x\n1\n2\n" and (
+        tmp_path / "drawn.svg"
+    ).stat().st_size > 100
     with pytest.raises(ValueError, match="expected a name"):
         Part("No name", data=data)

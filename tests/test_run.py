@@ -1,4 +1,6 @@
-"""Cells in processes of their own: everything that can happen to one is recorded, and nothing is measured twice."""
+"""Cells in processes of their own: everything that can happen to one is recorded, and nothing is
+measured twice.
+"""
 
 import signal
 import subprocess
@@ -8,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.record import Cell, Outcome, read_record, record_files
-from benchmarks.run import Runner, cores, default_threads
-from benchmarks.suite import Suite
+from lookback.benchmarks.record import Cell, Outcome
+from lookback.benchmarks.run.runner import Runner, cores, default_threads
+from lookback.benchmarks.storage import read_record, record_files
+from lookback.benchmarks.suite import Suite
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = str(Path(__file__).parent / "plugin_models.py")
-LOOKBACK = [sys.executable, "-m", "benchmarks.cli"]
+LOOKBACK = [sys.executable, "-m", "lookback.benchmarks.cli"]
 
 
 def outcome(cell: Cell, folder: Path) -> Outcome:
@@ -38,13 +41,17 @@ def outcome(cell: Cell, folder: Path) -> Outcome:
         ("killed", "killed", "SIGKILL: about to die"),
     ],
 )
-def test_every_end_is_recorded(cell: Cell, tmp_path: Path, model: str, status: str, words: str) -> None:
+def test_every_end_is_recorded(
+    cell: Cell, tmp_path: Path, model: str, status: str, words: str
+) -> None:
     found = outcome(cell.model_copy(update={"model": model}), tmp_path)
     assert found.status == status and words in found.message
 
 
-def test_a_cell_that_hangs_is_ended(cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.run.GRACE_SECONDS", 0.5)
+def test_a_cell_that_hangs_is_ended(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lookback.benchmarks.run.runner.GRACE_SECONDS", 0.5)
     found = outcome(cell.model_copy(update={"model": "hangs", "time_limit": 6.0}), tmp_path)
     assert found.status == "timeout" and "6 seconds" in found.message
 
@@ -52,11 +59,19 @@ def test_a_cell_that_hangs_is_ended(cell: Cell, tmp_path: Path, monkeypatch: pyt
 def test_tasks_and_costs_of_a_plugin(cell: Cell, tmp_path: Path) -> None:
     changed = {"task": "last-token", "model": "plain", "kind": "cost", "repeats": 2}
     found = outcome(cell.model_copy(update=changed), tmp_path)
-    assert found.cost is not None and found.cost.state_bytes == 0 and set(found.cost.phases) >= {"prefill", "decode"}
+    assert (
+        found.cost is not None
+        and found.cost.state_bytes == 0
+        and set(found.cost.phases) >= {"prefill", "decode"}
+    )
 
 
-@pytest.mark.parametrize(("said", "threads"), [("3", 3), ("", cores()), ("0", cores()), ("2,1", cores())])
-def test_threads_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch, said: str, threads: int) -> None:
+@pytest.mark.parametrize(
+    ("said", "threads"), [("3", 3), ("", cores()), ("0", cores()), ("2,1", cores())]
+)
+def test_threads_are_those_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, said: str, threads: int
+) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", said)
     assert default_threads() == threads
 
@@ -68,7 +83,9 @@ def test_what_is_recorded_is_not_measured_again(cell: Cell, tmp_path: Path) -> N
     before = path.stat().st_mtime_ns
     assert runner.missing() == [] and runner.run() == 0
     assert path.stat().st_mtime_ns == before
-    assert not [p for p in (path.parent.parent / ".work").rglob("*") if p.is_file() and p.suffix != ".lock"]
+    assert not [
+        p for p in (path.parent.parent / ".work").rglob("*") if p.is_file() and p.suffix != ".lock"
+    ]
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -77,8 +94,19 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         '[[grid]]\nkind = "learn"\ntask = "copy"\nmodel = "slow"\nwidth = 8\ndepth = 1\nlength = 24\nbatch_size = 2\n'
         "steps = 30\nvalidations = 1\ntest_examples = 2\n"
     )
-    command = [*LOOKBACK, "run", str(suite), "--plugin", PLUGIN, "--results", str(folder / "results"), *arguments]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [
+        *LOOKBACK,
+        "run",
+        str(suite),
+        "--plugin",
+        PLUGIN,
+        "--results",
+        str(folder / "results"),
+        *arguments,
+    ]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def wait_for(folder: Path, name: str) -> Path:
@@ -114,14 +142,18 @@ def test_interrupted_it_saves_and_goes_on(tmp_path: Path) -> None:
     assert read_record(path).outcome.status == "ok"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel ties processes together on Linux alone")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="the kernel ties processes together on Linux alone"
+)
 def test_a_killed_runner_leaves_no_process(tmp_path: Path) -> None:
     process = start(tmp_path)
     job = wait_until_reading(tmp_path).parent / "job.json"
     process.kill()
     process.wait()
     for _ in range(100):
-        listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(
+            ["ps", "-eo", "args"], capture_output=True, text=True, check=True
+        ).stdout
         if str(job) not in listed:
             break
         time.sleep(0.1)

@@ -1,25 +1,40 @@
-"""Widths that make models agree are the best there are, and models that cannot agree are refused in one line."""
+"""Widths that make models agree are the best there are, and models that cannot agree are refused in
+one line.
+"""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.record import Cell
-from benchmarks.sizes import matched, nearest
-from benchmarks.suite import Match, Suite, narrow, read_suite
-from models.model import build_model, parameter_count, state_bytes
+from lookback.benchmarks.plan.match_widths import matched, nearest
+from lookback.benchmarks.record import Cell
+from lookback.benchmarks.suite import Match, Suite, narrow, read_suite
+from lookback.models.model import build_model, parameter_count, state_bytes
 
 OTHERS = ("rwkv", "rrwkv", "lstm")
 
 
 def cell(model: str, **fields: object) -> Cell:
-    given = {"kind": "cost", "task": "python", "width": 64, "depth": 2, "length": 128, "batch_size": 1, "repeats": 1}
+    given = {
+        "kind": "cost",
+        "task": "python",
+        "width": 64,
+        "depth": 2,
+        "length": 128,
+        "batch_size": 1,
+        "repeats": 1,
+    }
     return Cell.model_validate({**given, "model": model, **fields})
 
 
 def width(
-    model: str, by: str, to: str = "transformer", tolerance: float = 0.02, multiple: int = 1, **fields: object
+    model: str,
+    by: str,
+    to: str = "transformer",
+    tolerance: float = 0.02,
+    multiple: int = 1,
+    **fields: object,
 ) -> int:
     match = Match.model_validate({"by": by, "to": to, "tolerance": tolerance, "multiple": multiple})
     return matched(Suite("s", "s", (cell(model, **fields),), match)).cells[0].width
@@ -47,13 +62,17 @@ def test_widths_are_multiples_where_asked(multiple: int) -> None:
     best = min(away, key=lambda w: away[w])
     assert width("rrwkv", "parameters", width=160, tolerance=0.2, multiple=multiple) == best
     if away[best] > 0.001 * aim:
-        with pytest.raises(ValueError, match=f"nearest comes width {best} .* multiple = {multiple} which widths"):
+        with pytest.raises(
+            ValueError, match=f"nearest comes width {best} .* multiple = {multiple} which widths"
+        ):
             width("rrwkv", "parameters", width=160, tolerance=0.001, multiple=multiple)
 
 
 @pytest.mark.parametrize("model", OTHERS)
 def test_operations_agree(model: str) -> None:
-    """Of 6 a weight and token, attention's on top: counted by hand to a few percent, which recurrences add."""
+    """Of 6 a weight and token, attention's on top: counted by hand to a few percent, which
+    recurrences add.
+    """
     found, length = width(model, "flops", length=512), 512
     aim = 6 * length * (26 * 64**2 + 256 * 64) + 2 * 3.5 * 4 * length**2 * 64
     weights = {"rwkv": 26, "lstm": 26, "rrwkv": 28}[model] * found**2 + 256 * found
@@ -62,10 +81,16 @@ def test_operations_agree(model: str) -> None:
 
 @pytest.mark.parametrize("model", OTHERS)
 def test_state_agrees_with_the_cache_at_its_length(model: str) -> None:
-    """Of built models that have read so much: a constant state as wide as a growing cache has become."""
+    """Of built models that have read so much: a constant state as wide as a growing cache has
+    become.
+    """
     found = width(model, "state_bytes", width=4, depth=1, length=40)
     cache, state = (
-        state_bytes(build_model(name, 256, width=w, depth=1).prefill(torch.zeros(1, 40, dtype=torch.int64))[1])
+        state_bytes(
+            build_model(name, 256, width=w, depth=1).prefill(torch.zeros(1, 40, dtype=torch.int64))[
+                1
+            ]
+        )
         for name, w in (("transformer", 4), (model, found))
     )
     assert state == pytest.approx(cache, rel=0.02)
@@ -74,12 +99,15 @@ def test_state_agrees_with_the_cache_at_its_length(model: str) -> None:
 
 def test_what_cannot_agree_is_told_in_one_line() -> None:
     with pytest.raises(
-        ValueError, match=r"'lstm' cannot have the 15,008 param.* nearest comes width 16 with 15,376"
+        ValueError,
+        match=r"'lstm' cannot have the 15,008 param.* nearest comes width 16 with 15,376",
     ) as e:
         width("lstm", "parameters", width=16)
     assert "\n" not in str(e.value) and "tolerance" in str(e.value)
     assert width("lstm", "parameters", width=16, tolerance=0.03) == 16
-    with pytest.raises(ValueError, match="'transformer' cannot have the 2,560 bytes of state of 'rwkv'"):
+    with pytest.raises(
+        ValueError, match="'transformer' cannot have the 2,560 bytes of state of 'rwkv'"
+    ):
         width("transformer", "state_bytes", to="rwkv", length=1024)
     with pytest.raises(ValueError, match="unknown model 'nothing'"):
         width("rwkv", "parameters", to="nothing")
@@ -108,7 +136,9 @@ def test_widths_a_model_cannot_have_are_passed_over() -> None:
 
 
 def test_models_of_a_users_own_are_matched(tmp_path: Path) -> None:
-    """Narrowed to a model that the suite does not name: the standard is the suite's, though no cell of it is left."""
+    """Narrowed to a model that the suite does not name: the standard is the suite's, though no cell
+    of it is left.
+    """
     import tests.plugin_models  # noqa: F401
 
     path = tmp_path / "mine.toml"
@@ -119,5 +149,7 @@ def test_models_of_a_users_own_are_matched(tmp_path: Path) -> None:
     suite = read_suite(str(path))
     cells = matched(Suite("s", "s", narrow(suite.cells, "model", ["plain"]), suite.match)).cells
     assert len(cells) == 2 and len({c.width for c in cells}) == 1
-    assert parameters("plain", cells[0].width) == pytest.approx(parameters("transformer", 64), rel=0.02)
+    assert parameters("plain", cells[0].width) == pytest.approx(
+        parameters("transformer", 64), rel=0.02
+    )
     assert [c.batch_size for c in cells] == [4, 2]  # the rest of a cell stays

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.measure import check
-from benchmarks.record import Cell
-from benchmarks.suite import Match, multiply, narrow, read_suite, suite_names, suite_path
+from lookback.benchmarks.measure.cell import check
+from lookback.benchmarks.record import Cell
+from lookback.benchmarks.suite import Match, multiply, narrow, read_suite, suite_names, suite_path
 
 GOOD = """
 title = "A suite"
@@ -48,8 +48,13 @@ def test_lists_are_multiplied_and_models_alternate(tmp_path: Path) -> None:
 
 
 def test_options_are_multiplied_inside() -> None:
-    values = list(multiply({"model_options": {"interval": [4, 8], "squeeze": [True, False]}, "seed": [0, 1]}))
-    assert len(values) == 8 and {"model_options": {"interval": 8, "squeeze": False}, "seed": 1} in values
+    values = list(
+        multiply({"model_options": {"interval": [4, 8], "squeeze": [True, False]}, "seed": [0, 1]})
+    )
+    assert (
+        len(values) == 8
+        and {"model_options": {"interval": 8, "squeeze": False}, "seed": 1} in values
+    )
 
 
 def test_options_are_listed_one_by_one_too() -> None:
@@ -84,7 +89,9 @@ def test_scales_change_every_cell_and_choose_grids(tmp_path: Path) -> None:
         (("length = 32", "lenght = 32"), "lenght: unknown field"),
     ],
 )
-def test_a_broken_suite_is_told_in_one_line(tmp_path: Path, change: tuple[str, str], words: str) -> None:
+def test_a_broken_suite_is_told_in_one_line(
+    tmp_path: Path, change: tuple[str, str], words: str
+) -> None:
     with pytest.raises(ValueError, match=words) as error:
         for scale in ("small", "smoke"):
             read_suite(suite_file(tmp_path, GOOD.replace(*change)), scale)
@@ -100,23 +107,32 @@ def test_what_does_not_exist_is_told(tmp_path: Path) -> None:
         read_suite(suite_file(tmp_path, GOOD), "huge")
 
 
-MATCHED = GOOD.replace("[scales.smoke]", '[match]\nto = "rwkv"\n[scales.smoke]\nmatch = { tolerance = 0.2 }')
+MATCHED = GOOD.replace(
+    "[scales.smoke]", '[match]\nto = "rwkv"\n[scales.smoke]\nmatch = { tolerance = 0.2 }'
+)
 
 
 def test_a_suite_says_what_is_matched_and_scales_change_it(tmp_path: Path) -> None:
     path = suite_file(tmp_path, MATCHED)
     assert [read_suite(path, scale).match for scale in ("small", "smoke")] == [
-        Match(by="parameters", to="rwkv", tolerance=0.02), Match(by="parameters", to="rwkv", tolerance=0.2)
-    ]  # fmt: skip
+        Match(by="parameters", to="rwkv", tolerance=0.02),
+        Match(by="parameters", to="rwkv", tolerance=0.2),
+    ]
     assert read_suite(suite_file(tmp_path, GOOD)).match is None
     alone = GOOD.replace("[scales.smoke]", '[scales.smoke]\nmatch = { to = "lstm" }')
     path = suite_file(tmp_path, alone)
-    assert [read_suite(path, scale).match for scale in ("small", "smoke")] == [None, Match(to="lstm")]
-    assert {cell.width for cell in read_suite(suite_file(tmp_path, MATCHED)).cells} == {8}  # as the file has them
+    assert [read_suite(path, scale).match for scale in ("small", "smoke")] == [
+        None,
+        Match(to="lstm"),
+    ]
+    assert {cell.width for cell in read_suite(suite_file(tmp_path, MATCHED)).cells} == {
+        8
+    }  # as the file has them
     for change, words in (
         ('to = "rwkv"\nby = "size"', "match: by: .*'parameters', 'flops' or 'state_bytes'"),
-        ("", "match: to: missing"), ('to = "rwkv"\ntol = 1', "match: tol: unknown field; known are by"),
-    ):  # fmt: skip
+        ("", "match: to: missing"),
+        ('to = "rwkv"\ntol = 1', "match: tol: unknown field; known are by"),
+    ):
         with pytest.raises(ValueError, match=words):
             read_suite(suite_file(tmp_path, MATCHED.replace('to = "rwkv"', change)))
 
@@ -124,27 +140,46 @@ def test_a_suite_says_what_is_matched_and_scales_change_it(tmp_path: Path) -> No
 def test_the_nearest_word_on_the_batch_counts(tmp_path: Path) -> None:
     """Tokens of the defaults give way to a grid's or a scale's size, and the other way round."""
     tokens = GOOD.replace("batch_size = 2", "batch_tokens = 256")
-    assert {(c.length, c.batch_size) for c in read_suite(suite_file(tmp_path, tokens)).cells} == {(64, 4), (128, 2)}
+    assert {(c.length, c.batch_size) for c in read_suite(suite_file(tmp_path, tokens)).cells} == {
+        (64, 4),
+        (128, 2),
+    }
     scaled = suite_file(tmp_path, tokens.replace("steps = 1", "batch_size = 3"))
-    assert {(c.batch_size, c.batch_tokens) for c in read_suite(scaled, "smoke").cells} == {(3, None)}
+    assert {(c.batch_size, c.batch_tokens) for c in read_suite(scaled, "smoke").cells} == {
+        (3, None)
+    }
     scaled = suite_file(tmp_path, GOOD.replace("steps = 1", "batch_tokens = 160"))
     assert {c.batch_size for c in read_suite(scaled, "smoke").cells} == {5}
     with pytest.raises(ValueError, match="grid 1: batch_size and batch_tokens: expected one"):
-        read_suite(suite_file(tmp_path, GOOD.replace("batch_size = 2", "batch_size = 2\nbatch_tokens = 64")))
+        read_suite(
+            suite_file(
+                tmp_path, GOOD.replace("batch_size = 2", "batch_size = 2\nbatch_tokens = 64")
+            )
+        )
 
 
 def test_narrowing_to_a_length_works_the_batch_out_anew(tmp_path: Path) -> None:
-    cells = read_suite(suite_file(tmp_path, GOOD.replace("batch_size = 2", "batch_tokens = 256"))).cells
-    assert {(c.length, c.batch_size) for c in narrow(cells, "length", [32, 512])} == {(32, 8), (512, 1)}
+    cells = read_suite(
+        suite_file(tmp_path, GOOD.replace("batch_size = 2", "batch_tokens = 256"))
+    ).cells
+    assert {(c.length, c.batch_size) for c in narrow(cells, "length", [32, 512])} == {
+        (32, 8),
+        (512, 1),
+    }
     growing = [cell.model_copy(update={"first_length": 48}) for cell in cells]
-    assert {(c.length, c.first_length) for c in narrow(growing, "length", [32, 96])} == {(32, None), (96, 48)}
+    assert {(c.length, c.first_length) for c in narrow(growing, "length", [32, 96])} == {
+        (32, None),
+        (96, 48),
+    }
 
 
 def test_narrow_selects_what_is_there_and_puts_in_what_is_not(tmp_path: Path) -> None:
     cells = read_suite(suite_file(tmp_path, GOOD), "paper").cells
     assert {cell.model for cell in narrow(cells, "model", ["lstm"])} == {"lstm"}
     mine = narrow(cells, "model", ["mine"])
-    assert {cell.model for cell in mine} == {"mine"} and all(not cell.model_options for cell in mine)
+    assert {cell.model for cell in mine} == {"mine"} and all(
+        not cell.model_options for cell in mine
+    )
     assert len(mine) == 4 + 1  # each task and length once, and the other grid's
     assert {cell.length for cell in narrow(cells, "length", [512, 64])} == {512, 64}
     with pytest.raises(ValueError, match="task: "):
@@ -155,11 +190,15 @@ def scales(name: str) -> list[str]:
     return ["small", "smoke"] if name == "quick" else ["small", "smoke", "paper"]
 
 
-@pytest.mark.parametrize(("name", "scale"), [(name, scale) for name in suite_names() for scale in scales(name)])
+@pytest.mark.parametrize(
+    ("name", "scale"), [(name, scale) for name in suite_names() for scale in scales(name)]
+)
 def test_every_suite_of_ours_asks_for_what_exists(name: str, scale: str) -> None:
     cells = read_suite(name, scale).cells
     seen: set[object] = set()
-    for cell in cells:  # tasks, lengths, models and options; seeds and rates need no check of their own
+    for (
+        cell
+    ) in cells:  # tasks, lengths, models and options; seeds and rates need no check of their own
         key = cell.model_copy(update={"seed": 0, "learning_rate": 1.0}).canonical()
         if key not in seen:
             seen.add(key)
@@ -168,9 +207,13 @@ def test_every_suite_of_ours_asks_for_what_exists(name: str, scale: str) -> None
 
 def test_check_tells_what_a_cell_cannot_have(cell: Cell) -> None:
     for change, words in (
-        ({"task": "copi"}, "unknown task"), ({"model": "rnn"}, "unknown model"), ({"length": 3}, "no sequences"),
-        ({"test_lengths": (24, 5)}, "length 5"), ({"model_options": {"x": 1}}, "no option 'x'"),
-        ({"task_options": {"symbols": 13}}, "at least 26"), ({"device": "cuda"}, "no CUDA GPU"),
-    ):  # fmt: skip
+        ({"task": "copi"}, "unknown task"),
+        ({"model": "rnn"}, "unknown model"),
+        ({"length": 3}, "no sequences"),
+        ({"test_lengths": (24, 5)}, "length 5"),
+        ({"model_options": {"x": 1}}, "no option 'x'"),
+        ({"task_options": {"symbols": 13}}, "at least 26"),
+        ({"device": "cuda"}, "no CUDA GPU"),
+    ):
         with pytest.raises(ValueError, match=words):
             check(cell.model_copy(update=change))

@@ -8,12 +8,27 @@ import pytest
 import torch
 from scipy import stats
 
-from benchmarks.report.statistics import halfway
-from tasks.language import standard_library_files
-from tasks.task import IGNORE, SPLITS, AbsentCorpusError, Batch, Task, get_task, register_task, task_names
+from lookback.benchmarks.report.statistics import halfway
+from lookback.tasks.language import standard_library_files
+from lookback.tasks.task import (
+    IGNORE,
+    SPLITS,
+    AbsentCorpusError,
+    Batch,
+    Task,
+    get_task,
+    register_task,
+    task_names,
+)
 
 BUDGET = 2**18  # tokens a batch: images of 16384 tokens are drawn one by one
-POINTING = ("copy", "selective_copy", "mqar", "recall", "needle")  # the answer stands `distance` back
+POINTING = (
+    "copy",
+    "selective_copy",
+    "mqar",
+    "recall",
+    "needle",
+)  # the answer stands `distance` back
 
 
 def some_length(task: Task) -> int:
@@ -21,7 +36,9 @@ def some_length(task: Task) -> int:
 
 
 def present(name: str) -> Task:
-    """The task, where its data are at hand; the test is skipped with a word where they must be fetched first."""
+    """The task, where its data are at hand; the test is skipped with a word where they must be
+    fetched first.
+    """
     task = get_task(name)
     try:
         task.batch("test", 0, 0, 1, some_length(task))
@@ -49,7 +66,9 @@ def test_shapes_and_ranges(name: str) -> None:
         if batch.distances is not None:
             assert batch.distances.shape == batch.targets.shape
             position = torch.arange(length)
-            assert ((batch.distances <= position) & (batch.distances >= 0))[batch.targets != IGNORE].all()
+            assert ((batch.distances <= position) & (batch.distances >= 0))[
+                batch.targets != IGNORE
+            ].all()
 
 
 @pytest.mark.parametrize("name", task_names())
@@ -67,15 +86,21 @@ def test_a_batch_is_a_function_of_its_arguments(name: str) -> None:
 def test_splits_share_no_example(name: str) -> None:
     task = present(name)
     drawn = [
-        rows(task.batch(split, 0, 0, min(128, BUDGET // some_length(task)), some_length(task))) for split in SPLITS
+        rows(task.batch(split, 0, 0, min(128, BUDGET // some_length(task)), some_length(task)))
+        for split in SPLITS
     ]
     assert not (drawn[0] & drawn[1] or drawn[0] & drawn[2] or drawn[1] & drawn[2])
 
 
-@pytest.mark.parametrize("name", [name for name in task_names() if get_task(name).score == "accuracy"])
+@pytest.mark.parametrize(
+    "name", [name for name in task_names() if get_task(name).score == "accuracy"]
+)
 def test_no_constant_answer_beats_the_one_stated(name: str) -> None:
     task = present(name)
-    batches = [task.batch("train", 0, i, min(512, BUDGET // some_length(task)), some_length(task)) for i in range(4)]
+    batches = [
+        task.batch("train", 0, i, min(512, BUDGET // some_length(task)), some_length(task))
+        for i in range(4)
+    ]
     targets = torch.cat([b.targets.flatten() for b in batches])
     counts = torch.bincount(targets[targets != IGNORE])
     spread = 5 * (task.constant_score * (1 - task.constant_score) / counts.sum().item()) ** 0.5
@@ -105,20 +130,28 @@ def test_the_key_stands_before_its_value(name: str) -> None:
     assert len(keys_asked.unique()) == len(keys_asked)
 
 
-@pytest.mark.parametrize(("name", "options"), [("recall", {}), ("needle", {}), ("recall", {"pairs": 2})])
+@pytest.mark.parametrize(
+    ("name", "options"), [("recall", {}), ("needle", {}), ("recall", {"pairs": 2})]
+)
 def test_distances_are_drawn_evenly(name: str, options: dict[str, int]) -> None:
     length = 512
     batch = get_task(name, options).batch("train", 0, 0, 4000, length)
     assert batch.distances is not None
-    drawn = batch.distances[batch.targets != IGNORE][::7].numpy()  # few of a row, to be nearly independent
+    drawn = batch.distances[batch.targets != IGNORE][
+        ::7
+    ].numpy()  # few of a row, to be nearly independent
     edge = options.get("pairs", 8)  # the block of questions blurs both ends by its own size
     inside = drawn[(drawn > edge) & (drawn < length - edge)]
     assert stats.kstest(inside, stats.uniform(edge, length - 2 * edge).cdf).pvalue > 1e-3
     assert len(inside) / len(drawn) > 0.9
 
 
-def published_mqar_slots(pairs: int, length: int, power: float, generator: np.random.Generator) -> np.ndarray:
-    """The slots of the published rule, drawn as it draws them: without replacement, in proportion to k^(power-1)."""
+def published_mqar_slots(
+    pairs: int, length: int, power: float, generator: np.random.Generator
+) -> np.ndarray:
+    """The slots of the published rule, drawn as it draws them: without replacement, in proportion
+    to k^(power-1).
+    """
     space = (length - 2 * pairs) // 2
     weights = power * np.arange(1, space + 1) ** (power - 1)
     return generator.choice(space, size=pairs, replace=False, p=weights / weights.sum())
@@ -131,7 +164,8 @@ def test_mqar_draws_its_slots_by_the_published_rule() -> None:
     ours = np.bincount((asked_at - 2 * pairs) // 2, minlength=28)
     generator = np.random.default_rng(0)
     theirs = np.bincount(
-        np.concatenate([published_mqar_slots(pairs, length, 0.01, generator) for _ in range(4000)]), minlength=28
+        np.concatenate([published_mqar_slots(pairs, length, 0.01, generator) for _ in range(4000)]),
+        minlength=28,
     )
     assert stats.chi2_contingency(np.stack([ours, theirs])).pvalue > 1e-3
     assert (asked_at % 2 == 0).all()
@@ -139,7 +173,9 @@ def test_mqar_draws_its_slots_by_the_published_rule() -> None:
 
 @pytest.mark.parametrize(("length", "pairs", "median"), [(64, 4, 14), (256, 16, 50)])
 def test_mqar_asks_mostly_near(length: int, pairs: int, median: int) -> None:
-    """FACTS: median distances 14 and 50, counted from the key; few reach beyond three quarters of the length."""
+    """FACTS: median distances 14 and 50, counted from the key; few reach beyond three quarters of
+    the length.
+    """
     batch = get_task("mqar", {"pairs": pairs}).batch("train", 0, 0, 2000, length)
     assert batch.distances is not None
     distance = batch.distances[batch.targets != IGNORE].double()
@@ -148,7 +184,11 @@ def test_mqar_asks_mostly_near(length: int, pairs: int, median: int) -> None:
 
 
 def test_mqar_values_and_keys_come_without_replacement() -> None:
-    tokens = get_task("mqar", {"pairs": 16, "vocabulary": 40}).batch("train", 0, 0, 300, 64).tokens[:, :32]
+    tokens = (
+        get_task("mqar", {"pairs": 16, "vocabulary": 40})
+        .batch("train", 0, 0, 300, 64)
+        .tokens[:, :32]
+    )
     keys, values = tokens[:, 0::2], tokens[:, 1::2]
     assert keys.min() == 1 and keys.max() == 19 and values.min() == 20 and values.max() == 39
     for drawn in (keys, values):
@@ -158,7 +198,9 @@ def test_mqar_values_and_keys_come_without_replacement() -> None:
 
 
 def test_random_filler_changes_nothing_that_is_asked() -> None:
-    plain, filled = (get_task("mqar", {"random_filler": f}).batch("train", 0, 0, 8, 64) for f in (False, True))
+    plain, filled = (
+        get_task("mqar", {"random_filler": f}).batch("train", 0, 0, 8, 64) for f in (False, True)
+    )
     assert (plain.tokens == 0).any() and not (filled.tokens == 0).all(1).any()
     asked = filled.targets != IGNORE
     assert (filled.tokens[asked] < 4096).all() and (filled.targets[asked] >= 4096).all()
@@ -229,7 +271,13 @@ def test_impossible_lengths_are_told() -> None:
 
 
 def test_a_taken_name_is_told() -> None:
-    card = {"vocabulary": 2, "constant_score": 0.5, "lengths": (4,), "source": "", "symbols": lambda: ["0", "1"]}
+    card = {
+        "vocabulary": 2,
+        "constant_score": 0.5,
+        "lengths": (4,),
+        "source": "",
+        "symbols": lambda: ["0", "1"],
+    }
     with pytest.raises(ValueError, match=r"'copy' is already registered by tasks\.copying"):
         register_task("copy", **card)(lambda *_: None)  # type: ignore[arg-type, return-value]
     with pytest.raises(ValueError, match="lower-case"):
@@ -237,8 +285,12 @@ def test_a_taken_name_is_told() -> None:
 
 
 @pytest.mark.parametrize(("pairs", "alphabet", "far"), [(8, 16, 47), (4, 8, 95)])
-def test_the_value_seen_last_is_right_near_by_as_the_card_says(pairs: int, alphabet: int, far: int) -> None:
-    """In `recall` a rule that looks nothing up is above half-way up to the distance that the card states."""
+def test_the_value_seen_last_is_right_near_by_as_the_card_says(
+    pairs: int, alphabet: int, far: int
+) -> None:
+    """In `recall` a rule that looks nothing up is above half-way up to the distance that the card
+    states.
+    """
     task = get_task("recall", {"pairs": pairs, "alphabet": alphabet})
     batch = task.batch("test", 0, 0, 4000, 512)
     assert batch.distances is not None
@@ -248,7 +300,9 @@ def test_the_value_seen_last_is_right_near_by_as_the_card_says(pairs: int, alpha
     right = (batch.targets == batch.tokens.gather(1, seen_last))[asked]
     distance = batch.distances[asked]
     passes = {
-        low: right[(distance >= low) & (distance < low + width)].double().mean() > halfway(task.constant_score)
-        for octave in (8, 16, 32, 64, 128) for low, width in ((octave, octave // 2), (octave * 3 // 2, octave // 2))
-    }  # fmt: skip
+        low: right[(distance >= low) & (distance < low + width)].double().mean()
+        > halfway(task.constant_score)
+        for octave in (8, 16, 32, 64, 128)
+        for low, width in ((octave, octave // 2), (octave * 3 // 2, octave // 2))
+    }
     assert passes == {low: low <= far for low in passes} and far + 1 in passes

@@ -6,12 +6,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import evaluate as evaluating
-from benchmarks.evaluate import by_distance, by_position, evaluate, fingerprints, forms_apart
-from benchmarks.record import Cell, LearnNumbers, make_cell
-from benchmarks.step import answers, learning_rate, make_model, make_optimizer, training_step
-from benchmarks.train import InterruptedRunError, NotFiniteError, batches, learn
-from tasks.task import IGNORE, Batch, get_task
+from lookback.benchmarks.measure import evaluate as evaluating
+from lookback.benchmarks.measure.evaluate import (
+    by_distance,
+    by_position,
+    evaluate,
+    fingerprints,
+    forms_apart,
+)
+from lookback.benchmarks.measure.step import (
+    answers,
+    learning_rate,
+    make_model,
+    make_optimizer,
+    training_step,
+)
+from lookback.benchmarks.measure.train import InterruptedRunError, NotFiniteError, batches, learn
+from lookback.benchmarks.record import Cell, LearnNumbers, make_cell
+from lookback.tasks.task import IGNORE, Batch, get_task
 
 
 def quiet(done: int, total: int, what: str) -> None:
@@ -28,7 +40,8 @@ def stop_after(steps: int) -> object:
 
 
 def learned(cell: Cell, folder: Path, stop: object = never) -> LearnNumbers:
-    return learn(cell, get_task(cell.task, cell.task_options), folder, quiet, stop)  # type: ignore[arg-type]
+    # type: ignore[arg-type]
+    return learn(cell, get_task(cell.task, cell.task_options), folder, quiet, stop)
 
 
 TIMES = {"seconds", "waiting"}
@@ -50,7 +63,9 @@ def test_the_same_cell_gives_the_same_numbers(cell: Cell, tmp_path: Path) -> Non
     assert same(first, again)
     other = learned(cell.model_copy(update={"seed": 1}), tmp_path / "c")
     assert not same(first, other)
-    assert [point.step for point in first.curve] == [2, 4, 6] and [t.length for t in first.tests] == [24, 40]
+    assert [point.step for point in first.curve] == [2, 4, 6] and [
+        t.length for t in first.tests
+    ] == [24, 40]
 
 
 @pytest.mark.parametrize(("model", "dropout"), [("rwkv", 0.0), ("transformer", 0.2)])
@@ -97,13 +112,26 @@ RATES = (1e-3, 3e-2, 1e30)
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cell, LearnNumbers]:
     cell = Cell(
-        kind="learn", task="copy", task_options={"symbols": 3, "alphabet": 2}, model="transformer", width=32, depth=2,
-        length=10, batch_size=32, steps=80, warmup=0, validations=8, test_examples=64, learning_rates=RATES,
-    )  # fmt: skip
+        kind="learn",
+        task="copy",
+        task_options={"symbols": 3, "alphabet": 2},
+        model="transformer",
+        width=32,
+        depth=2,
+        length=10,
+        batch_size=32,
+        steps=80,
+        warmup=0,
+        validations=8,
+        test_examples=64,
+        learning_rates=RATES,
+    )
     return cell, learned(cell, tmp_path_factory.mktemp("swept"))
 
 
-def test_of_several_rates_the_best_on_validation_is_tested(swept: tuple[Cell, LearnNumbers], tmp_path: Path) -> None:
+def test_of_several_rates_the_best_on_validation_is_tested(
+    swept: tuple[Cell, LearnNumbers], tmp_path: Path
+) -> None:
     """Against cells that were trained at one rate each; a rate at which nothing is finite loses."""
     cell, numbers = swept
     assert [trial.learning_rate for trial in numbers.trials] == list(RATES)
@@ -114,11 +142,15 @@ def test_of_several_rates_the_best_on_validation_is_tested(swept: tuple[Cell, Le
         alone[rate] = learned(one, tmp_path / f"{rate}")
     best = max(alone, key=lambda rate: alone[rate].curve[-1].validation)
     assert numbers.learning_rate == best
-    assert [trial.validation for trial in numbers.trials[:-1]] == [a.curve[-1].validation for a in alone.values()]
+    assert [trial.validation for trial in numbers.trials[:-1]] == [
+        a.curve[-1].validation for a in alone.values()
+    ]
     assert same(numbers.model_copy(update={"trials": ()}), alone[best])
 
 
-def test_a_sweep_stopped_anywhere_goes_on_as_if_never_stopped(swept: tuple[Cell, LearnNumbers], tmp_path: Path) -> None:
+def test_a_sweep_stopped_anywhere_goes_on_as_if_never_stopped(
+    swept: tuple[Cell, LearnNumbers], tmp_path: Path
+) -> None:
     cell, whole = swept
     for steps in (30, 70):  # within the first rate, and within the second
         with pytest.raises(InterruptedRunError):
@@ -131,17 +163,26 @@ def test_no_rate_at_all_that_ends_well_is_not_a_number(cell: Cell, tmp_path: Pat
         learned(cell.model_copy(update={"learning_rates": (1e29, 1e30), "warmup": 0}), tmp_path)
 
 
-def test_training_ends_when_validation_is_solved(swept: tuple[Cell, LearnNumbers], tmp_path: Path) -> None:
+def test_training_ends_when_validation_is_solved(
+    swept: tuple[Cell, LearnNumbers], tmp_path: Path
+) -> None:
     cell, _ = swept
-    cell = cell.model_copy(update={"learning_rates": (), "learning_rate": 3e-3, "steps": 400, "validations": 40})
+    cell = cell.model_copy(
+        update={"learning_rates": (), "learning_rate": 3e-3, "steps": 400, "validations": 40}
+    )
     whole = learned(cell, tmp_path / "whole")
     early = learned(cell.model_copy(update={"stop_at": 0.9}), tmp_path / "early")
     met = next(point for point in whole.curve if point.validation >= 0.9)
-    assert early.steps == met.step < whole.steps and untimed(early.curve[-1].model_dump()) == untimed(met.model_dump())
+    assert early.steps == met.step < whole.steps and untimed(
+        early.curve[-1].model_dump()
+    ) == untimed(met.model_dump())
     assert whole.reached[0].step == met.step and whole.reached[0].tokens == met.step * 32 * 10
     assert [goal.score for goal in whole.reached] == [0.9, 0.99]
-    assert whole.reached[0].seconds == met.seconds and 0 < met.seconds < whole.seconds  # type: ignore[operator]
-    assert whole.reached[1].step == next(point.step for point in whole.curve if point.validation >= 0.99)
+    # type: ignore[operator]
+    assert whole.reached[0].seconds == met.seconds and 0 < met.seconds < whole.seconds
+    assert whole.reached[1].step == next(
+        point.step for point in whole.curve if point.validation >= 0.99
+    )
 
 
 def test_batches_made_ahead_are_those_of_the_task(cell: Cell) -> None:
@@ -150,7 +191,9 @@ def test_batches_made_ahead_are_those_of_the_task(cell: Cell) -> None:
     assert len(made) == cell.steps - 2
     for index, (batch, prints) in enumerate(made, start=2):
         expected = task.batch("train", cell.seed, index, cell.batch_size, cell.length)
-        assert torch.equal(batch.tokens, expected.tokens) and torch.equal(prints, fingerprints(expected.tokens))
+        assert torch.equal(batch.tokens, expected.tokens) and torch.equal(
+            prints, fingerprints(expected.tokens)
+        )
 
 
 def test_lengths_grow_over_the_first_half(cell: Cell) -> None:
@@ -174,15 +217,28 @@ def test_time_outside_the_step_is_part_of_all(cell: Cell, tmp_path: Path) -> Non
 def test_compiled_blocks_learn_the_same(cell: Cell, tmp_path: Path) -> None:
     plain = learned(cell, tmp_path / "plain")
     compiled = learned(cell.model_copy(update={"compile": True}), tmp_path / "compiled")
-    assert [p.loss for p in compiled.curve] == pytest.approx([p.loss for p in plain.curve], rel=1e-4)
+    assert [p.loss for p in compiled.curve] == pytest.approx(
+        [p.loss for p in plain.curve], rel=1e-4
+    )
 
 
 def test_models_learn_what_a_few_steps_can_teach(tmp_path: Path) -> None:
     """Copying three symbols over a short gap is learned in seconds; the constant answer has 0.5."""
     cell = Cell(
-        kind="learn", task="copy", task_options={"symbols": 3, "alphabet": 2}, model="transformer", width=32, depth=2,
-        length=10, batch_size=32, steps=150, learning_rate=3e-3, warmup=20, validations=3, test_examples=64,
-    )  # fmt: skip
+        kind="learn",
+        task="copy",
+        task_options={"symbols": 3, "alphabet": 2},
+        model="transformer",
+        width=32,
+        depth=2,
+        length=10,
+        batch_size=32,
+        steps=150,
+        learning_rate=3e-3,
+        warmup=20,
+        validations=3,
+        test_examples=64,
+    )
     numbers = learned(cell, tmp_path)
     assert numbers.tests[0].score is not None and numbers.tests[0].score > 0.95
     assert numbers.tests[0].correct == round(numbers.tests[0].score * numbers.tests[0].count)
@@ -210,11 +266,14 @@ def test_bits_per_byte_is_the_loss_in_bits(cell: Cell) -> None:
     cell = cell.model_copy(update={"task": "python", "length": 64})
     task = get_task("python")
     score = evaluate(make_model(cell, task), cell, task, "test", 64, 33)
-    assert score.score == pytest.approx(score.loss / math.log(2)) and score.count == 33 * 64  # type: ignore[operator]
+    # type: ignore[operator]
+    assert score.score == pytest.approx(score.loss / math.log(2)) and score.count == 33 * 64
     assert score.score == pytest.approx(8, abs=0.2)  # an untrained model knows nothing
 
 
-def test_the_score_does_not_depend_on_how_rows_are_split(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_score_does_not_depend_on_how_rows_are_split(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = get_task("recall")
     cell = cell.model_copy(update={"task": "recall"})
     model = make_model(cell, task)
@@ -231,7 +290,10 @@ def test_examples_that_stood_in_training_are_counted(cell: Cell) -> None:
     cell = cell.model_copy(update={"task": "parity", "length": 4})
     model = make_model(cell, task)
     everything = torch.cartesian_prod(*[torch.arange(2)] * 4)
-    assert evaluate(model, cell, task, "test", 4, 50, [fingerprints(everything)]).seen_in_training == 50
+    assert (
+        evaluate(model, cell, task, "test", 4, 50, [fingerprints(everything)]).seen_in_training
+        == 50
+    )
     half = everything[everything[:, 0] == 0]
     counted = evaluate(model, cell, task, "test", 4, 50, [fingerprints(half)]).seen_in_training
     batches = torch.cat([task.batch("test", 0, i, 32, 4).tokens for i in range(2)])[:50]
@@ -248,7 +310,15 @@ def test_bins_of_distance_hold_everything_once() -> None:
     distances = torch.arange(0, 5000)
     correct = distances % 3 == 0
     bins = by_distance(correct, distances)
-    assert [(b.low, b.high) for b in bins[:7]] == [(0, 0), (1, 1), (2, 2), (3, 3), (4, 5), (6, 7), (8, 11)]
+    assert [(b.low, b.high) for b in bins[:7]] == [
+        (0, 0),
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (4, 5),
+        (6, 7),
+        (8, 11),
+    ]
     assert sum(b.count for b in bins) == 5000 and sum(b.correct for b in bins) == int(correct.sum())
     for b in bins[:-1]:
         inside = range(b.low, b.high + 1)
@@ -275,9 +345,13 @@ def test_loss_by_position_is_the_mean_at_each(cell: Cell) -> None:
         assert b.count == len(inside) and b.loss == pytest.approx(sum(inside) / len(inside))
     task = get_task("python")
     score = evaluate(make_model(cell, task), cell, task, "test", 50, 33)
-    assert sum(b.loss * b.count for b in score.by_position) / score.count == pytest.approx(score.loss)
+    assert sum(b.loss * b.count for b in score.by_position) / score.count == pytest.approx(
+        score.loss
+    )
     assert score.by_position[-1].high == 49 and score.by_position[0].count == 33
-    assert not evaluate(make_model(cell, get_task("copy")), cell, get_task("copy"), "test", 24, 3).by_position
+    assert not evaluate(
+        make_model(cell, get_task("copy")), cell, get_task("copy"), "test", 24, 3
+    ).by_position
 
 
 def test_learning_rate_rises_then_falls_as_a_cosine(cell: Cell) -> None:
@@ -309,18 +383,28 @@ def test_classes_are_asked_once_a_sequence(cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("name", ["transformer", "rwkv", "rrwkv", "lstm"])
-def test_both_forms_of_a_model_are_compared(cell: Cell, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Float32 rounds at 6e-8; a recurrent form that forgets its state is another function, and is seen to be."""
+def test_both_forms_of_a_model_are_compared(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Float32 rounds at 6e-8; a recurrent form that forgets its state is another function, and is
+    seen to be.
+    """
     cell = cell.model_copy(update={"model": name, "length": 40})
     task = get_task(cell.task)
     torch.manual_seed(0)
     model = make_model(cell, task)
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)  # no part of it is idle, as some are before training
+        torch.nn.init.normal_(
+            parameter, std=0.3
+        )  # no part of it is idle, as some are before training
     apart = forms_apart(model, cell, task)
     assert apart is not None and apart < 1e-5
     step = type(model).step
-    monkeypatch.setattr(type(model), "step", lambda self, token, _: step(self, token, self.initial_state(len(token))))
+    monkeypatch.setattr(
+        type(model),
+        "step",
+        lambda self, token, _: step(self, token, self.initial_state(len(token))),
+    )
     forgetful = forms_apart(model, cell, task)
     assert forgetful is not None and forgetful > 1e-2
     with torch.no_grad():

@@ -11,12 +11,22 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.wkv import WKVState, empty_state, resolve_backend, tiled, wkv, wkv_step
+from lookback.models.wkv import WKVState, empty_state, resolve_backend, tiled, wkv, wkv_step
 from tests.test_wkv_oracle import INPUTS, OUTPUTS, Array, Arrays, oracle, random_inputs, raw_grads
 
 ORDINARY, EXTREME = 1e-6, 5e-5  # the largest relative error of y and of any gradient
 UNDERFLOW = 1e-30  # below it a true gradient is taken for 0
-SHAPES = [(1, 1, 1), (1, 2, 3), (3, 7, 5), (2, 64, 33), (1, 257, 5), (2, 1000, 9), (5, 130, 301), (7, 1, 3), (3, 33, 1)]
+SHAPES = [
+    (1, 1, 1),
+    (1, 2, 3),
+    (3, 7, 5),
+    (2, 64, 33),
+    (1, 257, 5),
+    (2, 1000, 9),
+    (5, 130, 301),
+    (7, 1, 3),
+    (3, 33, 1),
+]
 
 
 def as_float32(arrays: Arrays) -> Arrays:
@@ -27,9 +37,16 @@ def as_float32(arrays: Arrays) -> Arrays:
 def run_wkv(inputs: Arrays, grads: Arrays, backend: str) -> tuple[Arrays, Arrays]:
     """y, and what the outgoing state means, in float32; and the gradients of all inputs."""
     device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
-    tensors = [torch.tensor(inputs[name], dtype=torch.float32, device=device, requires_grad=True) for name in INPUTS]
+    tensors = [
+        torch.tensor(inputs[name], dtype=torch.float32, device=device, requires_grad=True)
+        for name in INPUTS
+    ]
     y, state = wkv(*tensors[:4], WKVState(*tensors[4:]), backend=backend)
-    outputs = {"y": y, "mean": state.numerator / state.denominator, "mass": state.denominator.log() + state.exponent}
+    outputs = {
+        "y": y,
+        "mean": state.numerator / state.denominator,
+        "mass": state.denominator.log() + state.exponent,
+    }
     upstream = [torch.tensor(grads[name], dtype=torch.float32, device=device) for name in outputs]
     gradients = torch.autograd.grad(tuple(outputs.values()), tensors, upstream)
     named = {name: x.cpu().numpy() for name, x in zip(INPUTS, gradients, strict=True)}
@@ -40,15 +57,22 @@ def run_oracle(inputs: Arrays, grads: Arrays) -> tuple[Arrays, Arrays, Arrays]:
     """The same from the oracle, and the sizes of what its gradients are sums of."""
     outputs, differentiate = oracle(inputs)
     a, b, p = (outputs[name] for name in OUTPUTS[1:])
-    grad_sums = {"numerator": grads["mean"] / b, "denominator": (grads["mass"] - grads["mean"] * a / b) / b}
+    grad_sums = {
+        "numerator": grads["mean"] / b,
+        "denominator": (grads["mass"] - grads["mean"] * a / b) / b,
+    }
     gradients, _ = differentiate({"y": grads["y"], **grad_sums, "exponent": grads["mass"]})
-    grad_sums["denominator"] = (np.abs(grads["mass"]) + np.abs(grads["mean"] * a / b)) / b  # which cancel as well
+    grad_sums["denominator"] = (
+        np.abs(grads["mass"]) + np.abs(grads["mean"] * a / b)
+    ) / b  # which cancel as well
     _, sizes = differentiate({"y": grads["y"], **grad_sums, "exponent": grads["mass"]})
     return {"y": outputs["y"], "mean": a / b, "mass": np.log(b) + p}, gradients, sizes
 
 
 def error(measured: Array, expected: Array, size: Array | None = None) -> float:
-    """The largest error relative to the largest entry of the same channel, of `size` where that is given."""
+    """The largest error relative to the largest entry of the same channel, of `size` where that is
+    given.
+    """
     size = np.abs(expected if size is None else size)
     size = size.max(axis=tuple(range(size.ndim - 1)))
     return float((np.abs(measured - expected) / (size + UNDERFLOW)).max())
@@ -59,9 +83,13 @@ def worst_errors(inputs: Arrays, grads: Arrays, backend: str) -> dict[str, float
     inputs, grads = as_float32(inputs), as_float32(grads)
     outputs, gradients = run_wkv(inputs, grads, backend)
     expected, expected_gradients, sizes = run_oracle(inputs, grads)
-    averaged = np.concatenate((inputs["v"], (inputs["numerator"] / inputs["denominator"])[:, None]), axis=1)
+    averaged = np.concatenate(
+        (inputs["v"], (inputs["numerator"] / inputs["denominator"])[:, None]), axis=1
+    )
     output_sizes = {"mean": averaged, "mass": np.maximum(1, np.abs(expected["mass"]))}
-    errors = {name: error(outputs[name], expected[name], output_sizes.get(name)) for name in outputs}
+    errors = {
+        name: error(outputs[name], expected[name], output_sizes.get(name)) for name in outputs
+    }
     for name in INPUTS:
         errors[f"grad {name}"] = error(gradients[name], expected_gradients[name], sizes[name])
     return errors
@@ -78,7 +106,9 @@ def assert_below(errors: dict[str, float], bar: float) -> None:
     assert not too_large, f"errors above {bar:.0e}: {too_large}"
 
 
-def extreme_inputs(generator: np.random.Generator, shape: tuple[int, int, int], largest_key: float = 60) -> Arrays:
+def extreme_inputs(
+    generator: np.random.Generator, shape: tuple[int, int, int], largest_key: float = 60
+) -> Arrays:
     """Keys up to +-60, decays from 1e-6 to 148."""
     decays = np.exp(generator.uniform(math.log(1e-6), math.log(148), shape[2]))
     decays[0], decays[-1] = 1e-6, 148
@@ -86,10 +116,14 @@ def extreme_inputs(generator: np.random.Generator, shape: tuple[int, int, int], 
     return random_inputs(generator, *shape) | {"w": decays, "k": keys}
 
 
-def small_tensors(shape: tuple[int, int, int], dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
+def small_tensors(
+    shape: tuple[int, int, int], dtype: torch.dtype = torch.float32, seed: int = 0
+) -> list[Tensor]:
     """w, u, k, v that require gradients."""
     inputs = random_inputs(np.random.default_rng(seed), *shape)
-    return [torch.tensor(inputs[name], dtype=dtype, requires_grad=True) for name in ("w", "u", "k", "v")]
+    return [
+        torch.tensor(inputs[name], dtype=dtype, requires_grad=True) for name in ("w", "u", "k", "v")
+    ]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -101,7 +135,9 @@ def test_tiled_is_the_oracle(shape: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_tiled_gradients_entry_by_entry(shape: tuple[int, int, int]) -> None:
-    """Where float32 states do not limit it, the CPU form is exact in what its sums cancel to as well."""
+    """Where float32 states do not limit it, the CPU form is exact in what its sums cancel to as
+    well.
+    """
     generator = np.random.default_rng(sum(shape))
     inputs = as_float32(random_inputs(generator, *shape))
     grads = as_float32(random_grads(generator, inputs))
@@ -109,14 +145,21 @@ def test_tiled_gradients_entry_by_entry(shape: tuple[int, int, int]) -> None:
     _, gradients = run_wkv(inputs, grads, "tiled")
     _, expected, _ = run_oracle(inputs, grads)
     for name in INPUTS:
-        np.testing.assert_allclose(gradients[name], expected[name].astype(float), rtol=ORDINARY, atol=1e-12)
+        np.testing.assert_allclose(
+            gradients[name], expected[name].astype(float), rtol=ORDINARY, atol=1e-12
+        )
 
 
 @settings(max_examples=30, deadline=None)
 @given(
-    seed=st.integers(0, 2**32), batch_size=st.integers(1, 4), length=st.integers(1, 150), channels=st.integers(1, 40)
+    seed=st.integers(0, 2**32),
+    batch_size=st.integers(1, 4),
+    length=st.integers(1, 150),
+    channels=st.integers(1, 40),
 )
-def test_tiled_is_the_oracle_on_fresh_inputs(seed: int, batch_size: int, length: int, channels: int) -> None:
+def test_tiled_is_the_oracle_on_fresh_inputs(
+    seed: int, batch_size: int, length: int, channels: int
+) -> None:
     generator = np.random.default_rng(seed)
     inputs = random_inputs(generator, batch_size, length, channels)
     assert_below(worst_errors(inputs, random_grads(generator, inputs), "tiled"), ORDINARY)
@@ -138,7 +181,9 @@ def test_float64_stays_float64() -> None:
     tensors = [torch.tensor(inputs[name], requires_grad=True) for name in INPUTS]
     y, state = wkv(*tensors[:4], WKVState(*tensors[4:]))
     outputs = (y, *state)
-    gradients = torch.autograd.grad(outputs, tensors, [torch.tensor(grads[name]) for name in OUTPUTS])
+    gradients = torch.autograd.grad(
+        outputs, tensors, [torch.tensor(grads[name]) for name in OUTPUTS]
+    )
     for name, x in zip(OUTPUTS, outputs, strict=True):
         assert error(x.detach().numpy(), expected[name]) < 1e-13
     for name, x in zip(INPUTS, gradients, strict=True):
@@ -162,7 +207,9 @@ def test_half_precision(dtype: torch.dtype, backend: str) -> None:
 
 @pytest.mark.parametrize("spread", [280, 320])
 def test_both_sides_of_the_range_check(spread: float) -> None:
-    """Keys whose exponentials float64 just holds, around zero and far from it, and keys it does not hold."""
+    """Keys whose exponentials float64 just holds, around zero and far from it, and keys it does not
+    hold.
+    """
     for centre in (0, 5000):
         generator = np.random.default_rng(6)
         inputs = extreme_inputs(generator, (2, 300, 5), spread) | {"u": generator.uniform(-1, 1, 5)}
@@ -170,13 +217,17 @@ def test_both_sides_of_the_range_check(spread: float) -> None:
         inputs["k"] += centre
         inputs["exponent"] += centre
         keys, rates = (torch.tensor(inputs[name], dtype=torch.float32) for name in ("k", "w"))
-        bonus, exponent = (torch.tensor(inputs[name], dtype=torch.float32) for name in ("u", "exponent"))
+        bonus, exponent = (
+            torch.tensor(inputs[name], dtype=torch.float32) for name in ("u", "exponent")
+        )
         assert math.isnan(tiled.linear_shift(rates, bonus, keys, exponent)) == (spread > 300)
         assert_below(worst_errors(inputs, random_grads(generator, inputs), "tiled"), EXTREME)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_log_space_is_the_oracle(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_space_is_the_oracle(
+    shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tiled, "LARGEST_EXPONENT", -1.0)  # nothing fits
     generator = np.random.default_rng(sum(shape))
     inputs = random_inputs(generator, *shape)
@@ -201,9 +252,12 @@ def test_two_parts_are_one_run(backend: str, cut: int) -> None:
     parts = torch.cat((first, second), dim=1)
     torch.testing.assert_close(parts, whole)
     torch.testing.assert_close(end, last)
-    weights = torch.randn(whole.shape, dtype=whole.dtype, generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(
+        whole.shape, dtype=whole.dtype, generator=torch.Generator().manual_seed(0)
+    )
     torch.testing.assert_close(
-        torch.autograd.grad((parts * weights).sum(), tensors), torch.autograd.grad((whole * weights).sum(), tensors)
+        torch.autograd.grad((parts * weights).sum(), tensors),
+        torch.autograd.grad((whole * weights).sum(), tensors),
     )
 
 
@@ -226,19 +280,28 @@ def test_a_float32_step_does_not_drift() -> None:
     _, expected = run_wkv_forward(inputs, torch.float64)
     _, state = run_wkv_forward(inputs, torch.float32)
     ratio = state.numerator.double() / state.denominator
-    torch.testing.assert_close(ratio, expected.numerator / expected.denominator, rtol=EXTREME, atol=EXTREME)
+    torch.testing.assert_close(
+        ratio, expected.numerator / expected.denominator, rtol=EXTREME, atol=EXTREME
+    )
     mass = expected.denominator.log() + expected.exponent
-    torch.testing.assert_close(state.denominator.double().log() + state.exponent, mass, rtol=0, atol=EXTREME)
+    torch.testing.assert_close(
+        state.denominator.double().log() + state.exponent, mass, rtol=0, atol=EXTREME
+    )
 
 
 def run_wkv_forward(inputs: Arrays, dtype: torch.dtype) -> tuple[Tensor, WKVState]:
     w, u, k, v, *state = (torch.tensor(inputs[name], dtype=dtype) for name in INPUTS)
-    return wkv(w, u, k, v, WKVState(*state), backend="reference" if dtype == torch.float32 else "tiled")
+    return wkv(
+        w, u, k, v, WKVState(*state), backend="reference" if dtype == torch.float32 else "tiled"
+    )
 
 
 def test_reference_gradients() -> None:
     tensors = small_tensors((2, 4, 3), torch.float64)
-    state = [torch.rand(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    state = [
+        torch.rand(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(i))
+        for i in range(3)
+    ]
 
     def run(w: Tensor, u: Tensor, k: Tensor, v: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         y, after = wkv(w, u, k, v, WKVState(*state), backend="reference")
@@ -280,13 +343,16 @@ def test_compiled_in_one_graph() -> None:
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(
-        torch.autograd.grad(compiled(*tensors), tensors), torch.autograd.grad(loss(*tensors), tensors)
+        torch.autograd.grad(compiled(*tensors), tensors),
+        torch.autograd.grad(loss(*tensors), tensors),
     )
 
 
 def test_counted_without_being_computed() -> None:
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
-        w, u, k, v = (torch.rand(shape, requires_grad=True) for shape in ((4,), (4,), (2, 9, 4), (2, 9, 4)))
+        w, u, k, v = (
+            torch.rand(shape, requires_grad=True) for shape in ((4,), (4,), (2, 9, 4), (2, 9, 4))
+        )
         y, _ = wkv(w, u, k, v)
         y.sum().backward()
     assert y.shape == v.shape and k.grad is not None and k.grad.shape == k.shape
@@ -306,13 +372,22 @@ def test_auto_is_tiled_on_a_cpu() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"backend": "cuda"}, "unknown wkv backend 'cuda'; expected one of auto, reference, tiled, triton"),
-        ({"k": torch.zeros(3, 4)}, r"expected k of shape \(batch, length, channels\), none of them 0, got \(3, 4\)"),
+        (
+            {"backend": "cuda"},
+            "unknown wkv backend 'cuda'; expected one of auto, reference, tiled, triton",
+        ),
+        (
+            {"k": torch.zeros(3, 4)},
+            r"expected k of shape \(batch, length, channels\), none of them 0, got \(3, 4\)",
+        ),
         ({"k": torch.zeros(2, 0, 4)}, "none of them 0"),
         ({"v": torch.zeros(2, 3, 5)}, r"expected v of shape \(2, 3, 4\), got \(2, 3, 5\)"),
         ({"w": torch.zeros(1, 4)}, r"expected w of shape \(4,\)"),
         ({"u": torch.zeros(3)}, r"expected u of shape \(4,\)"),
-        ({"k": torch.zeros(2, 3, 4, dtype=torch.int64)}, "expected k of a floating dtype, got torch.int64"),
+        (
+            {"k": torch.zeros(2, 3, 4, dtype=torch.int64)},
+            "expected k of a floating dtype, got torch.int64",
+        ),
         ({"v": torch.zeros(2, 3, 4, device="meta")}, "expected v on cpu, where k is, got meta"),
         ({"state": empty_state(1, 4)}, r"expected the state's numerator of shape \(2, 4\)"),
         ({"state": empty_state(2, 4, dtype=torch.float64)}, "torch.float32, on cpu, got"),
@@ -320,7 +395,12 @@ def test_auto_is_tiled_on_a_cpu() -> None:
     ],
 )
 def test_wrong_arguments_are_named(change: dict[str, object], said: str) -> None:
-    arguments = {"w": torch.zeros(4), "u": torch.zeros(4), "k": torch.zeros(2, 3, 4), "v": torch.zeros(2, 3, 4)}
+    arguments = {
+        "w": torch.zeros(4),
+        "u": torch.zeros(4),
+        "k": torch.zeros(2, 3, 4),
+        "v": torch.zeros(2, 3, 4),
+    }
     with pytest.raises(ValueError, match=said):
         wkv(**(arguments | change))
 

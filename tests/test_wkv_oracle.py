@@ -1,6 +1,8 @@
-"""What the WKV tests compare with: the recurrence and its hand-written adjoint in numpy, at 80 bits where it has them.
+"""What the WKV tests compare with: the recurrence and its hand-written adjoint in numpy, at 80 bits
+where it has them.
 
-It shares nothing with the operator: linear space (80 bits hold exp(11000)), one position after the other, no torch.
+It shares nothing with the operator: linear space (80 bits hold exp(11000)), one position after the
+other, no torch.
 """
 
 from collections.abc import Callable
@@ -16,10 +18,11 @@ OUTPUTS = ("y", "numerator", "denominator", "exponent")
 
 
 def oracle(inputs: Arrays) -> tuple[Arrays, Callable[[Arrays], tuple[Arrays, Arrays]]]:
-    """The outputs, and a function from their gradients to those of the inputs and to what these are made of.
+    """The outputs, and a function from their gradients to those of the inputs and to what these are
+    made of.
 
-    The latter are the sizes of the summands, of which a gradient can be a small difference; no rounding is smaller.
-    w, u (c,); k, v, y (b, t, c); numerator, denominator, exponent (b, c).
+    The latter are the sizes of the summands, of which a gradient can be a small difference; no
+    rounding is smaller. w, u (c,); k, v, y (b, t, c); numerator, denominator, exponent (b, c).
     """
     w, u, k, v, a_in, b_in, p_in = (inputs[name].astype(LONG) for name in INPUTS)
     length, decay, e = k.shape[1], np.exp(-w), np.exp(k)
@@ -28,7 +31,9 @@ def oracle(inputs: Arrays) -> tuple[Arrays, Callable[[Arrays], tuple[Arrays, Arr
     before, after = _running(np.stack((e * v, e)), np.stack((a_in, b_in)) * scale, decay)
     a, b = before
     y = (a + bonus * v) / (b + bonus)
-    candidates = np.concatenate((p_in[:, None] - length * w, k - np.arange(length - 1, -1, -1)[:, None] * w), axis=1)
+    candidates = np.concatenate(
+        (p_in[:, None] - length * w, k - np.arange(length - 1, -1, -1)[:, None] * w), axis=1
+    )
     p_out = candidates.max(axis=1)
     a_out, b_out = after * np.exp(-p_out)
 
@@ -36,17 +41,22 @@ def oracle(inputs: Arrays) -> tuple[Arrays, Callable[[Arrays], tuple[Arrays, Arr
         grad_y, grad_a, grad_b, grad_p = (grads[name].astype(LONG) for name in OUTPUTS)
         gn = grad_y / (b + bonus)
         gn_gd = np.stack((gn, -gn * y))
-        later, first = _running(gn_gd[:, :, ::-1], np.stack((grad_a, grad_b)) * np.exp(-p_out), decay)
+        later, first = _running(
+            gn_gd[:, :, ::-1], np.stack((grad_a, grad_b)) * np.exp(-p_out), decay
+        )
         alpha, beta = later[:, :, ::-1]
 
         through_bonus = bonus * (gn * v - gn * y)
-        rest = grad_p - grad_a * a_out - grad_b * b_out  # what the exponent gets while the sums stay as they are
+        rest = (
+            grad_p - grad_a * a_out - grad_b * b_out
+        )  # what the exponent gets while the sums stay as they are
         largest = candidates.argmax(axis=1)
         chosen = np.arange(length + 1)[:, None] == largest[:, None]  # (b, 1 + t, c)
         through_exponent = np.where(chosen, rest[:, None], 0)
         from_state = scale * np.stack((a_in, b_in)) * first
         gradients = {
-            "w": -decay * (alpha * a + beta * b).sum(axis=(0, 1)) - (rest * (length - largest)).sum(axis=0),
+            "w": -decay * (alpha * a + beta * b).sum(axis=(0, 1))
+            - (rest * (length - largest)).sum(axis=0),
             "u": through_bonus.sum(axis=(0, 1)),
             "k": through_bonus + e * (alpha * v + beta) + through_exponent[:, 1:],
             "v": bonus * gn + e * alpha,
@@ -56,12 +66,15 @@ def oracle(inputs: Arrays) -> tuple[Arrays, Callable[[Arrays], tuple[Arrays, Arr
         }
         y_size = (np.abs(a) + bonus * np.abs(v)) / (b + bonus)
         gn_gd_size = np.stack((np.abs(gn), np.abs(gn) * y_size))
-        _, first_sizes = _running(gn_gd_size[:, :, ::-1], np.abs((grad_a, grad_b)) * np.exp(-p_out), decay)
+        _, first_sizes = _running(
+            gn_gd_size[:, :, ::-1], np.abs((grad_a, grad_b)) * np.exp(-p_out), decay
+        )
         first_sizes *= scale
         sizes = {
             "w": decay * (np.abs(alpha * a) + np.abs(beta * b)).sum(axis=(0, 1)),
             "u": np.abs(through_bonus).sum(axis=(0, 1)),
-            "k": bonus * np.abs(gn) * (np.abs(v) + np.abs(y)) + e * (np.abs(alpha * v) + np.abs(beta)),
+            "k": bonus * np.abs(gn) * (np.abs(v) + np.abs(y))
+            + e * (np.abs(alpha * v) + np.abs(beta)),
             "v": bonus * np.abs(gn) + e * np.abs(alpha),
             "numerator": first_sizes[0],
             "denominator": first_sizes[1],
@@ -73,7 +86,9 @@ def oracle(inputs: Arrays) -> tuple[Arrays, Callable[[Arrays], tuple[Arrays, Arr
 
 
 def _running(terms: Array, carry: Array, decay: Array) -> tuple[Array, Array]:
-    """carry = terms[:, :, t] + decay * carry, for terms (2, b, t, c): the carry before every position, and the last."""
+    """carry = terms[:, :, t] + decay * carry, for terms (2, b, t, c): the carry before every
+    position, and the last.
+    """
     before = np.empty_like(terms)
     for t in range(terms.shape[2]):
         before[:, :, t] = carry
@@ -81,8 +96,12 @@ def _running(terms: Array, carry: Array, decay: Array) -> tuple[Array, Array]:
     return before, carry
 
 
-def random_inputs(generator: np.random.Generator, batch_size: int, length: int, channels: int) -> Arrays:
-    """Ordinary inputs: keys and values about 1, decays as RWKV-4 learns them, a state that has seen something."""
+def random_inputs(
+    generator: np.random.Generator, batch_size: int, length: int, channels: int
+) -> Arrays:
+    """Ordinary inputs: keys and values about 1, decays as RWKV-4 learns them, a state that has seen
+    something.
+    """
     row, full = (batch_size, channels), (batch_size, length, channels)
     return {
         "w": np.exp(generator.uniform(-6, 3, channels)),
@@ -127,4 +146,6 @@ def test_oracle_gradients_are_differences(name: str) -> None:
 
     _, differentiate = oracle(inputs)
     expected = (differentiate(grads)[0][name] * direction).sum()
-    np.testing.assert_allclose(float((loss(1) - loss(-1)) / 2), float(expected), rtol=1e-7, atol=1e-15)
+    np.testing.assert_allclose(
+        float((loss(1) - loss(-1)) / 2), float(expected), rtol=1e-7, atol=1e-15
+    )

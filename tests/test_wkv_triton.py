@@ -1,7 +1,8 @@
 """WKV's kernels against the oracle: compiled where a GPU is, else in Triton's interpreter.
 
-The interpreter must be asked for before triton is imported, and other tests import it. So without a GPU the tests of
-the arithmetic are skipped here, and run by `test_in_the_interpreter` in a process of their own.
+The interpreter must be asked for before triton is imported, and other tests import it. So without a
+GPU the tests of the arithmetic are skipped here, and run by `test_in_the_interpreter` in a process
+of their own.
 """
 
 import os
@@ -17,8 +18,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.wkv import WKVState, resolve_backend, triton, wkv
-from tests.test_wkv import EXTREME, assert_below, extreme_inputs, random_grads, small_tensors, worst_errors
+from lookback.models.wkv import WKVState, resolve_backend, triton, wkv
+from tests.test_wkv import (
+    EXTREME,
+    assert_below,
+    extreme_inputs,
+    random_grads,
+    small_tensors,
+    worst_errors,
+)
 from tests.test_wkv_oracle import random_inputs
 
 pytest.importorskip("triton")
@@ -26,7 +34,8 @@ pytest.importorskip("triton")
 ORDINARY, HALF = 1e-5, 2e-2
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 arithmetic = pytest.mark.skipif(
-    DEVICE == "cpu" and not triton.interpreted(), reason="no GPU: runs inside test_in_the_interpreter"
+    DEVICE == "cpu" and not triton.interpreted(),
+    reason="no GPU: runs inside test_in_the_interpreter",
 )
 on_gpu = (pytest.mark.gpu, pytest.mark.skipif(DEVICE == "cpu", reason="no GPU"))
 compiled = pytest.mark.skipif(triton.interpreted(), reason="the interpreter compiles nothing")
@@ -34,7 +43,9 @@ compiled = pytest.mark.skipif(triton.interpreted(), reason="the interpreter comp
 
 @pytest.fixture
 def short_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Chunks of 4, two groups of registers each, so that a short sequence has many, and a second group in the scan."""
+    """Chunks of 4, two groups of registers each, so that a short sequence has many, and a second
+    group in the scan.
+    """
 
     def plan(batch_size: int, length: int, channels: int) -> triton.Plan:
         return triton.Plan(chunk=4, unroll=2, sub=2, block=4, chunks=-(-length // 4))
@@ -43,7 +54,9 @@ def short_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-@pytest.mark.skipif(DEVICE == "cuda" or triton.interpreted(), reason="the tests below run as they are")
+@pytest.mark.skipif(
+    DEVICE == "cuda" or triton.interpreted(), reason="the tests below run as they are"
+)
 def test_in_the_interpreter() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [
@@ -58,12 +71,16 @@ def test_in_the_interpreter() -> None:
         "--durations=8",
         __file__,
     ]
-    run = subprocess.run(command, env=environment, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    run = subprocess.run(
+        command, env=environment, cwd=Path(__file__).parent.parent, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stdout + run.stderr
 
 
 @arithmetic
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 3), (3, 7, 5), (1, 31, 33), (2, 33, 70), (1, 100, 3)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (2, 2, 3), (3, 7, 5), (1, 31, 33), (2, 33, 70), (1, 100, 3)]
+)
 def test_triton_is_the_oracle(shape: tuple[int, int, int]) -> None:
     generator = np.random.default_rng(sum(shape))
     inputs = random_inputs(generator, *shape)
@@ -106,7 +123,9 @@ def test_half_precision(dtype: torch.dtype) -> None:
     assert y.dtype == dtype and state.numerator.dtype == torch.float32
     torch.testing.assert_close(y.double(), exact, rtol=HALF, atol=HALF)
     grads = torch.autograd.grad(y.square().sum(), (k, v))
-    for grad, expected in zip(grads, torch.autograd.grad(exact.square().sum(), (exact_k, exact_v)), strict=True):
+    for grad, expected in zip(
+        grads, torch.autograd.grad(exact.square().sum(), (exact_k, exact_v)), strict=True
+    ):
         assert grad.dtype == dtype
         torch.testing.assert_close(grad.double(), expected, rtol=HALF, atol=HALF)
 
@@ -115,7 +134,9 @@ def test_half_precision(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("cut", [1, 10])
 def test_two_parts_are_one_run(cut: int, short_chunks: None) -> None:
     """Also in their gradients, which reach the first part only through the state."""
-    w, u, k, v = tensors = [x.detach().to(DEVICE).requires_grad_() for x in small_tensors((1, 18, 3))]
+    w, u, k, v = tensors = [
+        x.detach().to(DEVICE).requires_grad_() for x in small_tensors((1, 18, 3))
+    ]
     whole, last = wkv(w, u, k, v, backend="triton")
     first, middle = wkv(w, u, k[:, :cut], v[:, :cut], backend="triton")
     second, end = wkv(w, u, k[:, cut:], v[:, cut:], middle, backend="triton")
@@ -123,7 +144,9 @@ def test_two_parts_are_one_run(cut: int, short_chunks: None) -> None:
     torch.testing.assert_close(parts, whole)
     torch.testing.assert_close(end, last)
     grads = torch.autograd.grad(parts.square().sum(), tensors)
-    torch.testing.assert_close(grads, torch.autograd.grad(whole.square().sum(), tensors), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        grads, torch.autograd.grad(whole.square().sum(), tensors), rtol=1e-5, atol=1e-5
+    )
 
 
 @arithmetic
@@ -151,29 +174,55 @@ def test_keys_of_minus_infinity_are_not_there() -> None:
 @pytest.mark.parametrize("given", [True, False])
 def test_registered_operator(given: bool) -> None:
     tensors = [x.detach().to(DEVICE).requires_grad_() for x in small_tensors((2, 3, 4))]
-    state = [torch.rand(2, 4, device=DEVICE, requires_grad=True) if given else None for _ in range(3)]
-    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    state = [
+        torch.rand(2, 4, device=DEVICE, requires_grad=True) if given else None for _ in range(3)
+    ]
+    tests = (
+        "test_schema",
+        "test_autograd_registration",
+        "test_faketensor",
+        "test_aot_dispatch_dynamic",
+    )
     torch.library.opcheck(triton.forward, (*tensors, *state), test_utils=tests)
 
 
 def test_counted_without_a_gpu() -> None:
-    """A dry run of what a GPU would do on a machine without one; autograd itself refuses to pretend."""
+    """A dry run of what a GPU would do on a machine without one; autograd itself refuses to
+    pretend.
+    """
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         w, u = (torch.rand(8, device="cuda") for _ in range(2))
         k, v = (torch.rand(2, 100, 8, device="cuda", dtype=torch.bfloat16) for _ in range(2))
         assert resolve_backend("auto", k) == "triton"
         y, state = wkv(w, u, k, v)
         grads = triton.backward(
-            y, None, None, w, u, k, v, None, None, None, state.exponent, torch.rand(3, device="cuda")
+            y,
+            None,
+            None,
+            w,
+            u,
+            k,
+            v,
+            None,
+            None,
+            None,
+            state.exponent,
+            torch.rand(3, device="cuda"),
         )
     assert (y.dtype, state.exponent.dtype) == (torch.bfloat16, torch.float32)
-    assert [grad.dtype for grad in grads[:4]] == [torch.float32, torch.float32, torch.bfloat16, torch.bfloat16]
+    assert [grad.dtype for grad in grads[:4]] == [
+        torch.float32,
+        torch.float32,
+        torch.bfloat16,
+        torch.bfloat16,
+    ]
     assert counter.get_total_flops() == 2 * 100 * 8 * (triton.FORWARD_FLOPS + triton.BACKWARD_FLOPS)
 
 
 @compiled
 @pytest.mark.parametrize(
-    "name", ["summaries", "carry_forward", "outputs", "adjoint_summaries", "carry_backward", "gradients"]
+    "name",
+    ["summaries", "carry_forward", "outputs", "adjoint_summaries", "carry_backward", "gradients"],
 )
 def test_kernels_compile_for_hopper(name: str) -> None:
     """Which the interpreter cannot say, and which needs no GPU."""
@@ -181,19 +230,33 @@ def test_kernels_compile_for_hopper(name: str) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from models.wkv import kernels
+    from lookback.models.wkv import kernels
 
     kernel = getattr(kernels, name)
-    known = {"CHANNELS": 100, "BLOCK": 64, "CHUNK": 32, "UNROLL": 8, "SUB": 8, "GROUPS": 2, "GROUP": 16}
+    known = {
+        "CHANNELS": 100,
+        "BLOCK": 64,
+        "CHUNK": 32,
+        "UNROLL": 8,
+        "SUB": 8,
+        "GROUPS": 2,
+        "GROUP": 16,
+    }
     known |= {"CARRIED": True, "STATE": True, "FULL": False}
     half = {"k_ptr", "v_ptr", "y_ptr", "grad_ptr", "grad_k_ptr", "grad_v_ptr"}
     signature = {
-        x: "constexpr" if x in known else ("*bf16" if x in half else "*fp32") if x.endswith("_ptr") else "i32"
+        x: "constexpr"
+        if x in known
+        else ("*bf16" if x in half else "*fp32")
+        if x.endswith("_ptr")
+        else "i32"
         for x in kernel.arg_names
     }
     constants = {x: known[x] for x in kernel.arg_names if x in known}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    assert compile_kernel(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1}).asm["cubin"]
+    assert compile_kernel(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1}).asm[
+        "cubin"
+    ]
 
 
 def test_triton_wants_a_gpu() -> None:
@@ -207,7 +270,9 @@ def test_triton_wants_a_gpu() -> None:
 @pytest.mark.skipif(DEVICE == "cpu", reason="no GPU")
 @pytest.mark.parametrize("shape", [(8, 1000, 768), (1, 20000, 100), (64, 64, 256)])
 def test_triton_is_tiled_at_full_size(shape: tuple[int, int, int]) -> None:
-    """At sizes where the plan takes its longer chunks; the CPU form is held to the oracle elsewhere."""
+    """At sizes where the plan takes its longer chunks; the CPU form is held to the oracle
+    elsewhere.
+    """
     tensors = [x.detach().requires_grad_() for x in small_tensors(shape)]
     moved = [x.detach().to(DEVICE).requires_grad_() for x in tensors]
     (expected, state), (y, after) = wkv(*tensors), wkv(*moved)
@@ -215,7 +280,9 @@ def test_triton_is_tiled_at_full_size(shape: tuple[int, int, int]) -> None:
     torch.testing.assert_close(WKVState(*(x.cpu() for x in after)), state, rtol=1e-4, atol=1e-5)
     weights = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     grads = torch.autograd.grad((y * weights.to(DEVICE)).sum(), moved)
-    for grad, exact in zip(grads, torch.autograd.grad((expected * weights).sum(), tensors), strict=True):
+    for grad, exact in zip(
+        grads, torch.autograd.grad((expected * weights).sum(), tensors), strict=True
+    ):
         assert float((grad.cpu() - exact).abs().max() / exact.abs().max()) < 1e-5
 
 
@@ -231,4 +298,6 @@ def test_autocast_and_compile() -> None:
         assert y.dtype == torch.bfloat16
         return y.float().square().mean()
 
-    torch.testing.assert_close(torch.compile(loss, fullgraph=True)(k, v), loss(k, v), rtol=HALF, atol=HALF)
+    torch.testing.assert_close(
+        torch.compile(loss, fullgraph=True)(k, v), loss(k, v), rtol=HALF, atol=HALF
+    )

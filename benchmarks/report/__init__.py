@@ -4,9 +4,9 @@ import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.record import read_records
-from benchmarks.report import claims, enwik8, lra, papers, rrwkv
-from benchmarks.report.page import Made, NothingToReportError, make_reports
+from lookback.benchmarks.report import claims, enwik8, lra, papers, rrwkv
+from lookback.benchmarks.report.page import Made, NothingToReportError, make_reports
+from lookback.benchmarks.storage import read_records
 
 __all__ = ["QUESTIONS", "Made", "make_all", "make_named", "make_reports"]
 

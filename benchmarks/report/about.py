@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from benchmarks.record import Record
-from benchmarks.report.frames import APART, Labels, options, without_size
-from benchmarks.report.parts import Part
-from benchmarks.report.style import in_order
-from benchmarks.report.tables import span
+from lookback.benchmarks.record import Record
+from lookback.benchmarks.report.frames import APART, Labels, options, without_size
+from lookback.benchmarks.report.parts import Part
+from lookback.benchmarks.report.style import in_order
+from lookback.benchmarks.report.tables import span
 
 MATCH = 0.02  # parameters this close count as matched
 

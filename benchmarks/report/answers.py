@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.record import Record, write_atomically
-from benchmarks.report import html
-from benchmarks.report.page import RECONSTRUCTION, TEMPLATES, Made, NothingToReportError, measured
-from benchmarks.report.parts import Part
+from lookback.benchmarks.record import Record
+from lookback.benchmarks.report import html
+from lookback.benchmarks.report.page import RECONSTRUCTION, TEMPLATES, Made, NothingToReportError, measured
+from lookback.benchmarks.report.parts import Part
+from lookback.benchmarks.storage import write_atomically
 
 TOGETHER = "all-machines"  # the folder of a page whose records are of several machines
 

@@ -19,9 +19,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.record import Record
-from benchmarks.report.answers import Question, notes_on, write_answer
-from benchmarks.report.evidence import (
+from lookback.benchmarks.record import Record
+from lookback.benchmarks.report.answers import Question, notes_on, write_answer
+from lookback.benchmarks.report.evidence import (
     POSITIVE,
     Band,
     Find,
@@ -34,10 +34,10 @@ from benchmarks.report.evidence import (
     measures,
     uses_context,
 )
-from benchmarks.report.page import Made
-from benchmarks.report.parts import Part
-from benchmarks.report.style import RC, looks
-from benchmarks.report.tables import plain
+from lookback.benchmarks.report.page import Made
+from lookback.benchmarks.report.parts import Part
+from lookback.benchmarks.report.style import RC, looks
+from lookback.benchmarks.report.tables import plain
 
 TITLE = "What the RWKV and RRWKV papers claim of range and cost, and what the records say"
 RWKV, RRWKV = "RWKV (arXiv 2305.13048)", "RRWKV (arXiv 2306.05176)"

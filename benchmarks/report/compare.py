@@ -32,10 +32,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.record import Phase, Record, Score, read_records
-from benchmarks.report.frames import Labels, measurement, protocol_of
-from benchmarks.report.statistics import t_interval, wilson_interval
-from benchmarks.report.tables import plain
+from lookback.benchmarks.record import Phase, Record, Score
+from lookback.benchmarks.report.frames import Labels, measurement, protocol_of
+from lookback.benchmarks.report.statistics import t_interval, wilson_interval
+from lookback.benchmarks.report.tables import plain
+from lookback.benchmarks.storage import read_records
 
 TOLERANCE = 0.1  # share by which the medians of times may differ
 LAST_PLACE = 0.001  # of a score, in reports

@@ -13,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from benchmarks.record import FINAL, Phase, Record
-from benchmarks.report import generation, growth
-from benchmarks.report.frames import Labels, protocol_of
-from benchmarks.report.parts import Part
-from benchmarks.report.style import RC, few, in_order, legend, length_axis, log_axis, looks, panels
-from benchmarks.report.tables import number, size
+from lookback.benchmarks.record import FINAL, Phase, Record
+from lookback.benchmarks.report import generation, growth
+from lookback.benchmarks.report.frames import Labels, protocol_of
+from lookback.benchmarks.report.parts import Part
+from lookback.benchmarks.report.style import RC, few, in_order, legend, length_axis, log_axis, looks, panels
+from lookback.benchmarks.report.tables import number, size
 
 PHASES = ("training", "prefill", "decode")
 NOISY = 0.1  # of its median, that the yardstick may be off

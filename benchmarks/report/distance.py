@@ -12,13 +12,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.record import DistanceScore, Record, Score
-from benchmarks.report import frames
-from benchmarks.report.figures import CONSTANT, heat, lines, of_seeds, score_axis, shade_bar
-from benchmarks.report.parts import Part
-from benchmarks.report.statistics import halfway, wilson_interval
-from benchmarks.report.style import RC, in_order, legend, length_axis, panels
-from benchmarks.report.tables import by_place
+from lookback.benchmarks.record import DistanceScore, Record, Score
+from lookback.benchmarks.report import frames
+from lookback.benchmarks.report.figures import CONSTANT, heat, lines, of_seeds, score_axis, shade_bar
+from lookback.benchmarks.report.parts import Part
+from lookback.benchmarks.report.statistics import halfway, wilson_interval
+from lookback.benchmarks.report.style import RC, in_order, legend, length_axis, panels
+from lookback.benchmarks.report.tables import by_place
 
 ENOUGH = 100  # answers that an accuracy is judged by: its standard error is then 0.05 at most
 COLUMNS = 5  # of heatmaps in a row

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.record import Cell, Record
-from benchmarks.report.answers import Question, notes_on, write_answer
-from benchmarks.report.frames import measurement, options
-from benchmarks.report.page import Made
-from benchmarks.report.parts import Part
-from benchmarks.report.published import OURS, published
-from benchmarks.report.statistics import t_interval
-from benchmarks.report.tables import bounds, plain
+from lookback.benchmarks.record import Cell, Record
+from lookback.benchmarks.report.answers import Question, notes_on, write_answer
+from lookback.benchmarks.report.frames import measurement, options
+from lookback.benchmarks.report.page import Made
+from lookback.benchmarks.report.parts import Part
+from lookback.benchmarks.report.published import OURS, published
+from lookback.benchmarks.report.statistics import t_interval
+from lookback.benchmarks.report.tables import bounds, plain
 
 SUITE, TASK = "paper-rwkv-enwik8", "enwik8"
 UNIT = "bits per byte"  # on enwik8 the papers' bits per character

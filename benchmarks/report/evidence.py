@@ -12,12 +12,12 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.record import Record
-from benchmarks.report import distance, frames, generation, reach
-from benchmarks.report.costs import PHASES, costs_of
-from benchmarks.report.growth import COMPARED, SHRINKING, Curve, curves_of, ratio_of
-from benchmarks.report.scaling import Growth
-from benchmarks.report.statistics import widened
+from lookback.benchmarks.record import Record
+from lookback.benchmarks.report import distance, frames, generation, reach
+from lookback.benchmarks.report.costs import PHASES, costs_of
+from lookback.benchmarks.report.growth import COMPARED, SHRINKING, Curve, curves_of, ratio_of
+from lookback.benchmarks.report.scaling import Growth
+from lookback.benchmarks.report.statistics import widened
 
 ANSWERS = "accuracy, farther half"
 RANGE = "effective range, tokens"

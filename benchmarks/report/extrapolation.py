@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from benchmarks.record import Record
-from benchmarks.report import frames
-from benchmarks.report.figures import CONSTANT, heat, lines, of_seeds, score_axis, shade_bar
-from benchmarks.report.parts import Part
-from benchmarks.report.style import RC, in_order, legend, length_axis, panels
+from lookback.benchmarks.record import Record
+from lookback.benchmarks.report import frames
+from lookback.benchmarks.report.figures import CONSTANT, heat, lines, of_seeds, score_axis, shade_bar
+from lookback.benchmarks.report.parts import Part
+from lookback.benchmarks.report.style import RC, in_order, legend, length_axis, panels
 
 COLUMNS = 5  # panels in a row
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from benchmarks.report.style import few, in_order, looks
+from lookback.benchmarks.report.style import few, in_order, looks
 
 CONSTANT: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 2)), "linewidth": 1.2, "label": "constant answer"}
 FEW_MODELS = 5  # up to so many, seeds can be told apart in a figure

@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.record import Cell, Record, Score
-from benchmarks.report.statistics import t_interval, wilson_interval
+from lookback.benchmarks.record import Cell, Record, Score
+from lookback.benchmarks.report.statistics import t_interval, wilson_interval
 
 RUN = ["task", "model", "parameters", "length"]  # what the seeds of one mean have in common
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from benchmarks.record import Record
-from benchmarks.report.frames import Labels, protocol_of
-from benchmarks.report.parts import Part
-from benchmarks.report.style import in_order
+from lookback.benchmarks.record import Record
+from lookback.benchmarks.report.frames import Labels, protocol_of
+from lookback.benchmarks.report.parts import Part
+from lookback.benchmarks.report.style import in_order
 
 TEXT = """No record, where another model of this report has one: never run, or not yet, or left out because it would \
 not have fitted. How many there are, of as many as the model with most has."""

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.record import Record
-from benchmarks.report.frames import Labels, protocol_of
-from benchmarks.report.parts import Part
-from benchmarks.report.scaling import Growth, fit
-from benchmarks.report.style import RC, in_order, legend, log_axis, looks, panels
-from benchmarks.report.tables import number, size
+from lookback.benchmarks.record import Record
+from lookback.benchmarks.report.frames import Labels, protocol_of
+from lookback.benchmarks.report.parts import Part
+from lookback.benchmarks.report.scaling import Growth, fit
+from lookback.benchmarks.report.style import RC, in_order, legend, log_axis, looks, panels
+from lookback.benchmarks.report.tables import number, size
 
 TEXT = """From an empty state, token by token, medians of a few passes: of each model the longest there is. A \
 straight line is a token that costs the same wherever it stands. Below, a token's time and the state on logarithmic \

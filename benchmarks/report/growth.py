@@ -15,9 +15,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.report.parts import Part
-from benchmarks.report.scaling import Crossing, Growth, Point, crossing, fit, theory
-from benchmarks.report.style import RC, in_order, looks, panels
+from lookback.benchmarks.report.parts import Part
+from lookback.benchmarks.report.scaling import Crossing, Growth, Point, crossing, fit, theory
+from lookback.benchmarks.report.style import RC, in_order, looks, panels
 
 BASELINE = "transformer"
 SHRINKING = "tokens a batch"  # how protocols end in which the batch shrinks as the length grows

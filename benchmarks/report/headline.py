@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.record import Record
-from benchmarks.report import frames
-from benchmarks.report.parts import Part
-from benchmarks.report.statistics import halfway, t_interval
-from benchmarks.report.tables import bounds
+from lookback.benchmarks.record import Record
+from lookback.benchmarks.report import frames
+from lookback.benchmarks.report.parts import Part
+from lookback.benchmarks.report.statistics import halfway, t_interval
+from lookback.benchmarks.report.tables import bounds
 
 NAMED = 4  # models that a sentence names; of more, how many they are and where they end
 COSTS = "What length costs, in words"  # the part whose sentences are told again

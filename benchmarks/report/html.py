@@ -20,10 +20,10 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from benchmarks.record import write_atomically
-from benchmarks.report.drawing import inline_svg
-from benchmarks.report.parts import Part
-from benchmarks.report.prose import inline, link, prose
+from lookback.benchmarks.report.drawing import inline_svg
+from lookback.benchmarks.report.parts import Part
+from lookback.benchmarks.report.prose import inline, link, prose
+from lookback.benchmarks.storage import write_atomically
 
 FOLDER = Path(__file__).parent / "templates"
 TEMPLATES = Environment(

@@ -9,13 +9,13 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.record import Record
-from benchmarks.report import frames
-from benchmarks.report.figures import CONSTANT, lines, of_seeds, score_axis, seed_points
-from benchmarks.report.parts import Part
-from benchmarks.report.statistics import halfway
-from benchmarks.report.style import RC, legend, length_axis, panels
-from benchmarks.report.tables import bounds, by_place, decimal, number
+from lookback.benchmarks.record import Record
+from lookback.benchmarks.report import frames
+from lookback.benchmarks.report.figures import CONSTANT, lines, of_seeds, score_axis, seed_points
+from lookback.benchmarks.report.parts import Part
+from lookback.benchmarks.report.statistics import halfway
+from lookback.benchmarks.report.style import RC, legend, length_axis, panels
+from lookback.benchmarks.report.tables import bounds, by_place, decimal, number
 
 BASELINES = ("rwkv", "transformer")
 SOLVED = 0.9

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from benchmarks.record import Record, read_records, write_atomically
-from benchmarks.report import (
+from lookback.benchmarks.record import Record
+from lookback.benchmarks.report import (
     about,
     costs,
     distance,
@@ -24,9 +24,10 @@ from benchmarks.report import (
     tradeoff,
     training,
 )
-from benchmarks.report.headline import headline
-from benchmarks.report.parts import Part
-from benchmarks.report.tables import markdown, plain, span
+from lookback.benchmarks.report.headline import headline
+from lookback.benchmarks.report.parts import Part
+from lookback.benchmarks.report.tables import markdown, plain, span
+from lookback.benchmarks.storage import read_records, write_atomically
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=False,

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.record import Record
-from benchmarks.report import generation, growth
-from benchmarks.report.answers import Question, notes_on, write_answer
-from benchmarks.report.costs import costs_of
-from benchmarks.report.growth import SHRINKING, Curve, curves_of
-from benchmarks.report.page import Made, NothingToReportError
-from benchmarks.report.parts import Part
-from benchmarks.report.published import OURS, published
-from benchmarks.report.style import in_order
-from benchmarks.report.tables import number, plain
+from lookback.benchmarks.record import Record
+from lookback.benchmarks.report import generation, growth
+from lookback.benchmarks.report.answers import Question, notes_on, write_answer
+from lookback.benchmarks.report.costs import costs_of
+from lookback.benchmarks.report.growth import SHRINKING, Curve, curves_of
+from lookback.benchmarks.report.page import Made, NothingToReportError
+from lookback.benchmarks.report.parts import Part
+from lookback.benchmarks.report.published import OURS, published
+from lookback.benchmarks.report.style import in_order
+from lookback.benchmarks.report.tables import number, plain
 
 MEASURED = {
     "time of T tokens at once": "prefill time", "memory of T tokens at once": "prefill memory",

@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.record import write_atomically
-from benchmarks.report import style
-from benchmarks.report.tables import csv, latex
+from lookback.benchmarks.report import style
+from lookback.benchmarks.report.tables import csv, latex
+from lookback.benchmarks.storage import write_atomically
 
 
 @dataclass(frozen=True)

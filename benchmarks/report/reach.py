@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.record import Cell, Record
-from benchmarks.report.figures import of_seeds
-from benchmarks.report.frames import Labels, run_fields
-from benchmarks.report.parts import Part
-from benchmarks.report.style import RC, in_order, legend, length_axis, looks, panels
+from lookback.benchmarks.record import Cell, Record
+from lookback.benchmarks.report.figures import of_seeds
+from lookback.benchmarks.report.frames import Labels, run_fields
+from lookback.benchmarks.report.parts import Part
+from lookback.benchmarks.report.style import RC, in_order, legend, length_axis, looks, panels
 
 LIMIT = 1e-3  # of the gradient at distance 0: what arrives with less counts as lost
 FLOOR = 1e-7  # shares below it are not drawn

@@ -13,17 +13,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.record import Record
-from benchmarks.report import distance, frames, reach
-from benchmarks.report.about import failed_table
-from benchmarks.report.answers import Question, notes_on, write_answer
-from benchmarks.report.costs import costs_of
-from benchmarks.report.learning import better, learned
-from benchmarks.report.page import Made, NothingToReportError
-from benchmarks.report.parts import Part
-from benchmarks.report.statistics import LEVEL
-from benchmarks.report.style import RC, in_order, looks, plt
-from benchmarks.report.tables import bounds, by_place, decimal, plain
+from lookback.benchmarks.record import Record
+from lookback.benchmarks.report import distance, frames, reach
+from lookback.benchmarks.report.about import failed_table
+from lookback.benchmarks.report.answers import Question, notes_on, write_answer
+from lookback.benchmarks.report.costs import costs_of
+from lookback.benchmarks.report.learning import better, learned
+from lookback.benchmarks.report.page import Made, NothingToReportError
+from lookback.benchmarks.report.parts import Part
+from lookback.benchmarks.report.statistics import LEVEL
+from lookback.benchmarks.report.style import RC, in_order, looks, plt
+from lookback.benchmarks.report.tables import bounds, by_place, decimal, plain
 
 OURS, BASELINE = "rrwkv", "rwkv"
 RATIOS = (

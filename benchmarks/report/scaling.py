@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from benchmarks.report.statistics import LEVEL
+from lookback.benchmarks.report.statistics import LEVEL
 
 TAIL = 3  # of the longest lengths
 POWERS = np.arange(1, 201) / 50  # exponents looked at, and closer by around the best of them

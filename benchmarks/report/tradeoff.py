@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from benchmarks.record import Record
-from benchmarks.report import frames
-from benchmarks.report.costs import costs_of
-from benchmarks.report.figures import CONSTANT, of_seeds, score_axis
-from benchmarks.report.parts import Part
-from benchmarks.report.style import RC, in_order, legend, looks, panels
+from lookback.benchmarks.record import Record
+from lookback.benchmarks.report import frames
+from lookback.benchmarks.report.costs import costs_of
+from lookback.benchmarks.report.figures import CONSTANT, of_seeds, score_axis
+from lookback.benchmarks.report.parts import Part
+from lookback.benchmarks.report.style import RC, in_order, legend, looks, panels
 
 COSTS = (
     ("training_tokens_per_second", "training, tokens a second", 1),

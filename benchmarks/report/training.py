@@ -11,12 +11,12 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.record import LearnNumbers, Record, Trial
-from benchmarks.report import frames
-from benchmarks.report.figures import CONSTANT, of_seeds, score_axis
-from benchmarks.report.parts import Part
-from benchmarks.report.style import RC, in_order, legend, looks, panels
-from benchmarks.report.tables import by_place, number
+from lookback.benchmarks.record import LearnNumbers, Record, Trial
+from lookback.benchmarks.report import frames
+from lookback.benchmarks.report.figures import CONSTANT, of_seeds, score_axis
+from lookback.benchmarks.report.parts import Part
+from lookback.benchmarks.report.style import RC, in_order, legend, looks, panels
+from lookback.benchmarks.report.tables import by_place, number
 
 
 def parts(records: Sequence[Record]) -> list[Part]:

@@ -1,4 +1,5 @@
-"""WKV-4, the recurrence at the heart of RWKV: a decayed, exponentially weighted average of the past, by channel.
+"""WKV-4, the recurrence at the heart of RWKV: a decayed, exponentially weighted average of the
+past, by channel.
 
     y_t = ( sum_{i<t} exp(k_i - (t-1-i) w) v_i + exp(u + k_t) v_t ) / ( the same without v )
 
@@ -16,10 +17,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from models.wkv.reference import wkv_reference, wkv_step
-from models.wkv.state import WKVState, empty_state, state_dtype
-from models.wkv.tiled import wkv_tiled
-from models.wkv.triton import interpreted, wkv_triton
+from lookback.models.wkv.reference import wkv_reference, wkv_step
+from lookback.models.wkv.state import WKVState, empty_state, state_dtype
+from lookback.models.wkv.tiled import wkv_tiled
+from lookback.models.wkv.triton import interpreted, wkv_triton
 
 __all__ = ["BACKENDS", "WKVState", "empty_state", "resolve_backend", "wkv", "wkv_step"]
 
@@ -32,10 +33,10 @@ def wkv(
 ) -> tuple[Tensor, WKVState]:
     """The outputs y (batch, length, channels), in v's dtype, and the state after the last position.
 
-    w (channels,) is the decay rate, at least 0: a step multiplies the past by exp(-w). u (channels,) is the bonus of
-    the current position. k, v are (batch, length, channels), in any floating dtype. `state` is what an earlier call
-    returned; None is the empty past. All tensors are differentiable once, the state too. A wrong argument is a
-    ValueError.
+    w (channels,) is the decay rate, at least 0: a step multiplies the past by exp(-w). u
+    (channels,) is the bonus of the current position. k, v are (batch, length, channels), in any
+    floating dtype. `state` is what an earlier call returned; None is the empty past. All tensors
+    are differentiable once, the state too. A wrong argument is a ValueError.
     """
     _check(w, u, k, v)
     form = resolve_backend(backend, k)
@@ -49,7 +50,9 @@ def wkv(
 
 
 def resolve_backend(backend: str, k: Tensor) -> str:
-    """The form that `wkv` would run on these keys: "reference", "tiled" or "triton". ValueError where none can."""
+    """The form that `wkv` would run on these keys: "reference", "tiled" or "triton". ValueError
+    where none can.
+    """
     if backend not in BACKENDS:
         raise ValueError(f"unknown wkv backend {backend!r}; expected one of {', '.join(BACKENDS)}")
     device = k.device.type
@@ -57,7 +60,9 @@ def resolve_backend(backend: str, k: Tensor) -> str:
         on_gpu = "triton" if HAS_TRITON and k.dtype != torch.float64 else "reference"
         return {"cpu": "tiled", "cuda": on_gpu}.get(device, "reference")
     if backend == "tiled" and device != "cpu":
-        raise ValueError(f"wkv backend 'tiled' runs on the CPU only; expected CPU tensors, got {device}")
+        raise ValueError(
+            f"wkv backend 'tiled' runs on the CPU only; expected CPU tensors, got {device}"
+        )
     if backend == "triton":
         _check_triton(k)
     return backend
@@ -65,20 +70,30 @@ def resolve_backend(backend: str, k: Tensor) -> str:
 
 def _check_triton(k: Tensor) -> None:
     if not HAS_TRITON:
-        raise ValueError("wkv backend 'triton' needs the package triton; expected it to be installed")
+        raise ValueError(
+            "wkv backend 'triton' needs the package triton; expected it to be installed"
+        )
     if k.dtype == torch.float64:
-        raise ValueError("wkv backend 'triton' computes in float32; expected k of at most that, got torch.float64")
+        raise ValueError(
+            "wkv backend 'triton' computes in float32; expected k of at most that, got torch.float64"
+        )
     if k.device.type != "cuda" and not (k.device.type == "cpu" and interpreted()):
-        raise ValueError(f"wkv backend 'triton' runs on a GPU only; expected CUDA tensors, got {k.device.type}")
+        raise ValueError(
+            f"wkv backend 'triton' runs on a GPU only; expected CUDA tensors, got {k.device.type}"
+        )
 
 
 def _check(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> None:
     if k.ndim != 3 or 0 in k.shape:
-        raise ValueError(f"wkv expected k of shape (batch, length, channels), none of them 0, got {tuple(k.shape)}")
+        raise ValueError(
+            f"wkv expected k of shape (batch, length, channels), none of them 0, got {tuple(k.shape)}"
+        )
     shapes = {"w": (k.shape[2],), "u": (k.shape[2],), "v": tuple(k.shape)}
     for name, tensor in (("w", w), ("u", u), ("k", k), ("v", v)):
         if tuple(tensor.shape) != shapes.get(name, tuple(k.shape)):
-            raise ValueError(f"wkv expected {name} of shape {shapes[name]}, got {tuple(tensor.shape)}")
+            raise ValueError(
+                f"wkv expected {name} of shape {shapes[name]}, got {tuple(tensor.shape)}"
+            )
         if not tensor.is_floating_point():
             raise ValueError(f"wkv expected {name} of a floating dtype, got {tensor.dtype}")
         if tensor.device != k.device:
@@ -88,7 +103,9 @@ def _check(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> None:
 def _check_state(state: WKVState, k: Tensor) -> None:
     shape, dtype = (k.shape[0], k.shape[2]), state_dtype(k)
     if len(state) != 3:
-        raise ValueError(f"wkv expected a state of numerator, denominator and exponent, got {len(state)} parts")
+        raise ValueError(
+            f"wkv expected a state of numerator, denominator and exponent, got {len(state)} parts"
+        )
     for name, part in zip(WKVState._fields, state, strict=True):
         if tuple(part.shape) != shape or part.dtype != dtype or part.device != k.device:
             expected = f"shape {shape}, {dtype}, on {k.device}"

@@ -1,13 +1,15 @@
-"""The Triton kernels of WKV-4: one program a chunk of positions and a block of channels, each lane its own channel.
+"""The Triton kernels of WKV-4: one program a chunk of positions and a block of channels, each lane
+its own channel.
 
-A sum is kept as (a, b) 2^{p} with p = top - age w: the exponent of the summand that was the largest, and how many steps
-ago that came. So the past is multiplied by exactly 1 while it stays the largest, and nothing drifts with the length, as
-it would if p were rounded at every step. All exponents are to base 2, which is what the hardware has; w, u and k are
-multiplied by log2(e) when they are loaded.
+A sum is kept as (a, b) 2^{p} with p = top - age w: the exponent of the summand that was the
+largest, and how many steps ago that came. So the past is multiplied by exactly 1 while it stays the
+largest, and nothing drifts with the length, as it would if p were rounded at every step. All
+exponents are to base 2, which is what the hardware has; w, u and k are multiplied by log2(e) when
+they are loaded.
 
-The width is known when a kernel is compiled, so that the rows of a chunk lie at constant distances and need no
-arithmetic of their own. Lanes beyond the last channel compute what nobody stores; positions beyond the last have
-k = -inf, which adds nothing.
+The width is known when a kernel is compiled, so that the rows of a chunk lie at constant distances
+and need no arithmetic of their own. Lanes beyond the last channel compute what nobody stores;
+positions beyond the last have k = -inf, which adds nothing.
 """
 
 # mypy: ignore-errors
@@ -19,7 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
-from models.wkv.state import EMPTY_EXPONENT
+from lookback.models.wkv.state import EMPTY_EXPONENT
 
 EMPTY = tl.constexpr(EMPTY_EXPONENT)
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -31,7 +33,9 @@ NVIDIA = tl.constexpr(os.environ.get("TRITON_INTERPRET") != "1" and torch.versio
 @triton.jit
 def _exp2(x):
     if NVIDIA:
-        y = tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+        y = tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
     else:
         y = tl.exp2(x)
     return y
@@ -40,7 +44,9 @@ def _exp2(x):
 @triton.jit
 def _inverse(x):
     if NVIDIA:
-        y = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+        y = tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
     else:
         y = 1.0 / x
     return y
@@ -76,7 +82,11 @@ def _settle(a, b, top, age, w):
 
 @triton.jit
 def _load(pointer, inside, t, length, OTHER: tl.constexpr, FULL: tl.constexpr):
-    x = tl.load(pointer, mask=inside) if FULL else tl.load(pointer, mask=inside & (t < length), other=OTHER)
+    x = (
+        tl.load(pointer, mask=inside)
+        if FULL
+        else tl.load(pointer, mask=inside & (t < length), other=OTHER)
+    )
     return x.to(tl.float32)
 
 
@@ -105,10 +115,18 @@ def _block(CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def summaries(
-    w_ptr, k_ptr, v_ptr, sums_ptr, part, length, chunks,
-    CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
-    CHUNK: tl.constexpr, UNROLL: tl.constexpr,
-):  # fmt: skip
+    w_ptr,
+    k_ptr,
+    v_ptr,
+    sums_ptr,
+    part,
+    length,
+    chunks,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
     """What each chunk but the last adds to the sums: into sums (3, batch, chunks, channels)."""
     c, inside = _block(CHANNELS, BLOCK)
     chunk, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -132,10 +150,20 @@ def summaries(
 
 @triton.jit
 def carry_forward(
-    w_ptr, a_ptr, b_ptr, p_ptr, sums_ptr, part, chunks,
-    CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
-    CHUNK: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, STATE: tl.constexpr,
-):  # fmt: skip
+    w_ptr,
+    a_ptr,
+    b_ptr,
+    p_ptr,
+    sums_ptr,
+    part,
+    chunks,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+    STATE: tl.constexpr,
+):
     """Replaces each chunk's summary by the sums before the chunk, starting from the incoming state."""
     c, inside = _block(CHANNELS, BLOCK)
     batch = tl.program_id(1).to(tl.int64)
@@ -163,15 +191,32 @@ def carry_forward(
             carry_a, carry_b, carry_p = _settle(a, b, top, age, w)
             pointer = start + (first + i) * CHANNELS
             _store_sums(pointer, part, carry_a, carry_b, carry_p, inside & (first + i < chunks))
-            a, b, top, age = _append(a, b, top, age, CHUNK * 1.0, w, new_as[i], new_bs[i], new_ps[i])
+            a, b, top, age = _append(
+                a, b, top, age, CHUNK * 1.0, w, new_as[i], new_bs[i], new_ps[i]
+            )
 
 
 @triton.jit
 def outputs(
-    w_ptr, u_ptr, k_ptr, v_ptr, y_ptr, sums_ptr, part, a_ptr, b_ptr, p_ptr, length, chunks,
-    CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
-    CHUNK: tl.constexpr, UNROLL: tl.constexpr, CARRIED: tl.constexpr, FULL: tl.constexpr,
-):  # fmt: skip
+    w_ptr,
+    u_ptr,
+    k_ptr,
+    v_ptr,
+    y_ptr,
+    sums_ptr,
+    part,
+    a_ptr,
+    b_ptr,
+    p_ptr,
+    length,
+    chunks,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    UNROLL: tl.constexpr,
+    CARRIED: tl.constexpr,
+    FULL: tl.constexpr,
+):
     """y, from the sums before each chunk; and from the last chunk the outgoing state."""
     c, inside = _block(CHANNELS, BLOCK)
     chunk, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -189,7 +234,10 @@ def outputs(
         vs = ()
         for i in tl.static_range(UNROLL):
             at = start + (t + i) * CHANNELS
-            ks += (_load(k_ptr + at, inside, chunk * CHUNK + t + i, length, float("-inf"), FULL) * LOG2E,)
+            ks += (
+                _load(k_ptr + at, inside, chunk * CHUNK + t + i, length, float("-inf"), FULL)
+                * LOG2E,
+            )
             vs += (_load(v_ptr + at, inside, chunk * CHUNK + t + i, length, 0.0, FULL),)
         for i in tl.static_range(UNROLL):
             past, present = _weights(u + ks[i] - tl.fma(-age, w, top))
@@ -210,14 +258,31 @@ def outputs(
 
 @triton.jit
 def adjoint_summaries(
-    w_ptr, u_ptr, k_ptr, v_ptr, grad_ptr, sums_ptr, part, inner_ptr, inner_part, z_ptr, length, chunks,
-    CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
-    CHUNK: tl.constexpr, SUB: tl.constexpr, CARRIED: tl.constexpr, FULL: tl.constexpr,
-):  # fmt: skip
-    """What each chunk adds to the adjoint of the sums before it: into z (3, batch, chunks, channels).
+    w_ptr,
+    u_ptr,
+    k_ptr,
+    v_ptr,
+    grad_ptr,
+    sums_ptr,
+    part,
+    inner_ptr,
+    inner_part,
+    z_ptr,
+    length,
+    chunks,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SUB: tl.constexpr,
+    CARRIED: tl.constexpr,
+    FULL: tl.constexpr,
+):
+    """What each chunk adds to the adjoint of the sums before it: into z (3, batch, chunks,
+    channels).
 
-    With G_t = (g_t / D_t) (1, -y_t) that is sum_j e^{-j w} G_j, which needs no loop backwards. On the way the sums
-    before every SUB positions are kept for `gradients`, in inner (3, batch, chunks * CHUNK / SUB, channels).
+    With G_t = (g_t / D_t) (1, -y_t) that is sum_j e^{-j w} G_j, which needs no loop backwards. On
+    the way the sums before every SUB positions are kept for `gradients`, in inner (3, batch, chunks
+    * CHUNK / SUB, channels).
     """
     c, inside = _block(CHANNELS, BLOCK)
     chunk, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -236,13 +301,18 @@ def adjoint_summaries(
     z_log = tl.full([BLOCK], EMPTY, tl.float32)
     for t in range(0, CHUNK, SUB):
         settled_a, settled_b, settled_p = _settle(a, b, top, age, w)
-        _store_sums(inner + (t // SUB) * CHANNELS, inner_part, settled_a, settled_b, settled_p, inside)
+        _store_sums(
+            inner + (t // SUB) * CHANNELS, inner_part, settled_a, settled_b, settled_p, inside
+        )
         ks = ()
         vs = ()
         gs = ()
         for i in tl.static_range(SUB):
             at = start + (t + i) * CHANNELS
-            ks += (_load(k_ptr + at, inside, chunk * CHUNK + t + i, length, float("-inf"), FULL) * LOG2E,)
+            ks += (
+                _load(k_ptr + at, inside, chunk * CHUNK + t + i, length, float("-inf"), FULL)
+                * LOG2E,
+            )
             vs += (_load(v_ptr + at, inside, chunk * CHUNK + t + i, length, 0.0, FULL),)
             gs += (_load(grad_ptr + at, inside, chunk * CHUNK + t + i, length, 0.0, FULL),)
         for i in tl.static_range(SUB):
@@ -265,11 +335,24 @@ def adjoint_summaries(
 
 @triton.jit
 def carry_backward(
-    w_ptr, ga_ptr, gb_ptr, p_ptr, z_ptr, part, length, chunks,
-    CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
-    CHUNK: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, STATE: tl.constexpr,
-):  # fmt: skip
-    """Replaces what each chunk adds to the adjoint by the adjoint after the chunk, from that of the outgoing state."""
+    w_ptr,
+    ga_ptr,
+    gb_ptr,
+    p_ptr,
+    z_ptr,
+    part,
+    length,
+    chunks,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    GROUPS: tl.constexpr,
+    GROUP: tl.constexpr,
+    STATE: tl.constexpr,
+):
+    """Replaces what each chunk adds to the adjoint by the adjoint after the chunk, from that of the
+    outgoing state.
+    """
     c, inside = _block(CHANNELS, BLOCK)
     batch = tl.program_id(1).to(tl.int64)
     w = tl.load(w_ptr + c, mask=inside).to(tl.float32) * LOG2E
@@ -295,22 +378,49 @@ def carry_backward(
         for i in tl.static_range(GROUP):
             chunk = chunks - 1 - first - i
             carry_0, carry_1, carry_log = _settle(z0, z1, top, age, w)
-            _store_sums(start + chunk * CHANNELS, part, carry_0, carry_1, carry_log, inside & (chunk >= 0))
+            _store_sums(
+                start + chunk * CHANNELS, part, carry_0, carry_1, carry_log, inside & (chunk >= 0)
+            )
             steps = tl.minimum(length - chunk * CHUNK, CHUNK) * 1.0
-            z0, z1, top, age = _append(z0, z1, top, age, steps, w, new_z0s[i], new_z1s[i], new_logs[i])
+            z0, z1, top, age = _append(
+                z0, z1, top, age, steps, w, new_z0s[i], new_z1s[i], new_logs[i]
+            )
 
 
 @triton.jit
 def gradients(
-    w_ptr, u_ptr, k_ptr, v_ptr, grad_ptr, inner_ptr, inner_part, z_ptr, part, grad_k_ptr, grad_v_ptr, sum_ptr, sum_part,
-    a_ptr, b_ptr, p_ptr, grad_state_ptr, state_part, length, chunks,
-    CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
-    CHUNK: tl.constexpr, SUB: tl.constexpr, STATE: tl.constexpr, FULL: tl.constexpr,
-):  # fmt: skip
-    """grad_k, grad_v; the chunk's part of the gradients of w and u; and from the first chunk those of the state.
+    w_ptr,
+    u_ptr,
+    k_ptr,
+    v_ptr,
+    grad_ptr,
+    inner_ptr,
+    inner_part,
+    z_ptr,
+    part,
+    grad_k_ptr,
+    grad_v_ptr,
+    sum_ptr,
+    sum_part,
+    a_ptr,
+    b_ptr,
+    p_ptr,
+    grad_state_ptr,
+    state_part,
+    length,
+    chunks,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SUB: tl.constexpr,
+    STATE: tl.constexpr,
+    FULL: tl.constexpr,
+):
+    """grad_k, grad_v; the chunk's part of the gradients of w and u; and from the first chunk those
+    of the state.
 
-    From the last SUB positions to the first: forwards through them from their stored sums, keeping in registers what
-    the way back needs, then back.
+    From the last SUB positions to the first: forwards through them from their stored sums, keeping
+    in registers what the way back needs, then back.
     """
     c, inside = _block(CHANNELS, BLOCK)
     chunk, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -321,7 +431,9 @@ def gradients(
     z0, z1, z_top = _load_sums(z_ptr + (batch * chunks + chunk) * CHANNELS + c, part, inside)
     z_age = tl.zeros([BLOCK], tl.float32)
     if not FULL:
-        z_age -= tl.maximum((chunk + 1) * CHUNK - length, 0)  # positions that are not there will count as steps
+        z_age -= tl.maximum(
+            (chunk + 1) * CHUNK - length, 0
+        )  # positions that are not there will count as steps
     grad_w = tl.zeros([BLOCK], tl.float32)
     grad_u = tl.zeros([BLOCK], tl.float32)
     for back in range(0, CHUNK, SUB):
@@ -333,7 +445,10 @@ def gradients(
         gs = ()
         for i in tl.static_range(SUB):
             at = start + (t + i) * CHANNELS
-            ks += (_load(k_ptr + at, inside, chunk * CHUNK + t + i, length, float("-inf"), FULL) * LOG2E,)
+            ks += (
+                _load(k_ptr + at, inside, chunk * CHUNK + t + i, length, float("-inf"), FULL)
+                * LOG2E,
+            )
             vs += (_load(v_ptr + at, inside, chunk * CHUNK + t + i, length, 0.0, FULL),)
             gs += (_load(grad_ptr + at, inside, chunk * CHUNK + t + i, length, 0.0, FULL),)
         kept_as = ()
@@ -381,7 +496,9 @@ def gradients(
             tl.store(grad_v_ptr + at, grad_v.to(grad_v_ptr.dtype.element_ty), mask=there)
             tl.store(grad_k_ptr + at, grad_k.to(grad_k_ptr.dtype.element_ty), mask=there)
             y = vs[i] - differences[i]
-            z0, z1, z_top, z_age = _append(z0, z1, z_top, z_age, 1.0, w, gns[i], -gns[i] * y, -qs[i])
+            z0, z1, z_top, z_age = _append(
+                z0, z1, z_top, z_age, 1.0, w, gns[i], -gns[i] * y, -qs[i]
+            )
     at = (batch * chunks + chunk) * CHANNELS + c
     tl.store(sum_ptr + at, grad_w, mask=inside)
     tl.store(sum_ptr + sum_part + at, grad_u, mask=inside)
@@ -391,4 +508,11 @@ def gradients(
             a = tl.load(a_ptr + at, mask=inside)
             b = tl.load(b_ptr + at, mask=inside)
             scale = _exp2(tl.load(p_ptr + at, mask=inside) * LOG2E + tl.fma(-z_age, w, z_top))
-            _store_sums(grad_state_ptr + at, state_part, scale * z0, scale * z1, scale * (z0 * a + z1 * b), inside)
+            _store_sums(
+                grad_state_ptr + at,
+                state_part,
+                scale * z0,
+                scale * z1,
+                scale * (z0 * a + z1 * b),
+                inside,
+            )

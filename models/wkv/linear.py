@@ -1,9 +1,11 @@
-"""WKV in linear space, float64: the fast CPU form, for keys whose spread exp() can hold (see `tiled.linear_shift`).
+"""WKV in linear space, float64: the fast CPU form, for keys whose spread exp() can hold (see
+`tiled.linear_shift`).
 
     a_t = lam a_{t-1} + e^{k_t} v_t      b_t = lam b_{t-1} + e^{k_t}      lam = e^{-w}
     y_t = (a_{t-1} + e^{u + k_t} v_t) / (b_{t-1} + e^{u + k_t})
 
-The backward pass recomputes a tile's sums from what was carried into it. With g the gradient of y, D the denominator:
+The backward pass recomputes a tile's sums from what was carried into it. With g the gradient of y,
+D the denominator:
 
     G_t = (g_t / D_t) (1, -y_t)    Z_t = G_t + lam Z_{t+1}, from the gradient of the outgoing state
     r_t = e^{u + k_t} G_t[0]       gv_t = r_t + e^{k_t} Z_{t+1}[0]
@@ -14,15 +16,23 @@ The backward pass recomputes a tile's sums from what was carried into it. With g
 import torch
 from torch import Tensor
 
-from models.wkv.tiles import decay_powers, scan_, tile_length, tiles
+from lookback.models.wkv.tiles import decay_powers, scan_, tile_length, tiles
 
 FLOAT = torch.float64
 
 
 def forward(
-    w: Tensor, u: Tensor, k: Tensor, v: Tensor, sums: Tensor, shift: float, y: Tensor, carries: Tensor
+    w: Tensor,
+    u: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sums: Tensor,
+    shift: float,
+    y: Tensor,
+    carries: Tensor,
 ) -> Tensor:
-    """Fills y (b, t, c) and, where it has rows, carries (tiles, 2, b, c); returns the outgoing sums (2, b, c).
+    """Fills y (b, t, c) and, where it has rows, carries (tiles, 2, b, c); returns the outgoing sums
+    (2, b, c).
 
     `sums` and what is returned are the numerator and denominator times exp(-shift).
     """
@@ -57,7 +67,9 @@ def backward(
     grad_k: Tensor,
     grad_v: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fills grad_k and grad_v; returns the gradients of w (c,), u (c,) and the incoming sums (2, b, c)."""
+    """Fills grad_k and grad_v; returns the gradients of w (c,), u (c,) and the incoming sums (2, b,
+    c).
+    """
     batch_size, length, channels = k.shape
     size = tile_length(length, batch_size * channels)
     decay = (-w.to(FLOAT)).exp()

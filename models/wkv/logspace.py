@@ -1,4 +1,5 @@
-"""WKV with every sum scaled by its own running exponent, float64: for keys of any size, where linear space overflows.
+"""WKV with every sum scaled by its own running exponent, float64: for keys of any size, where
+linear space overflows.
 
 With p_t = max(p_{t-1} - w, k_t), q_t = max(p_{t-1}, u + k_t) and a, b scaled by e^{-p}:
 
@@ -18,13 +19,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.wkv.tiles import tiles
+from lookback.models.wkv.tiles import tiles
 
 FLOAT = torch.float64
 
 
 class Weights(NamedTuple):
-    """The four factors of a tile, each (positions, batch, channels), and the exponent after it (batch, channels)."""
+    """The four factors of a tile, each (positions, batch, channels), and the exponent after it
+    (batch, channels).
+    """
 
     decay: Tensor  # d
     added: Tensor  # e
@@ -34,9 +37,18 @@ class Weights(NamedTuple):
 
 
 def forward(
-    w: Tensor, u: Tensor, k: Tensor, v: Tensor, sums: Tensor, exponent: Tensor, y: Tensor, carries: Tensor
+    w: Tensor,
+    u: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sums: Tensor,
+    exponent: Tensor,
+    y: Tensor,
+    carries: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Fills y and, where it has rows, carries; returns the outgoing sums (2, b, c) and their exponent (b, c)."""
+    """Fills y and, where it has rows, carries; returns the outgoing sums (2, b, c) and their
+    exponent (b, c).
+    """
     batch_size, length, channels = k.shape
     w, u, sums = w.to(FLOAT), u.to(FLOAT), sums.clone()
     for number, tile, _ in tiles(length, batch_size * channels):
@@ -63,7 +75,9 @@ def backward(
     grad_k: Tensor,
     grad_v: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fills grad_k and grad_v; returns the gradients of w (c,), u (c,) and the incoming sums (2, b, c)."""
+    """Fills grad_k and grad_v; returns the gradients of w (c,), u (c,) and the incoming sums (2, b,
+    c).
+    """
     batch_size, length, channels = k.shape
     w, u = w.to(FLOAT), u.to(FLOAT)
     grad_w, grad_u = (torch.zeros(channels, dtype=FLOAT) for _ in range(2))
@@ -88,7 +102,9 @@ def backward(
         grad_u += grad_bonus.sum((0, 1))
         grad_w -= (later * before * weights.decay.unsqueeze(1)).sum((0, 1, 2))
         grad_v[:, tile] = (through_bonus + through_sums[:, 0]).transpose(0, 1)
-        grad_k[:, tile] = (grad_bonus + values * through_sums[:, 0] + through_sums[:, 1]).transpose(0, 1)
+        grad_k[:, tile] = (grad_bonus + values * through_sums[:, 0] + through_sums[:, 1]).transpose(
+            0, 1
+        )
     return grad_w, grad_u, grad_sums.clone()
 
 
@@ -97,7 +113,9 @@ def _load(x: Tensor, tile: slice) -> Tensor:
 
 
 def _exponents(w: Tensor, k: Tensor, exponent: Tensor) -> Tensor:
-    """The running exponent before, between and after the positions of a tile: (positions + 1, batch, channels)."""
+    """The running exponent before, between and after the positions of a tile: (positions + 1,
+    batch, channels).
+    """
     exponents = torch.cat((exponent.unsqueeze(0), k))
     for earlier, later in pairwise(exponents.unbind(0)):
         torch.maximum(earlier - w, later, out=later)
@@ -129,7 +147,9 @@ def _sums(weights: Weights, v: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
     """The sums before every position (positions, 2, batch, channels), and those after the last."""
     inputs = torch.stack((weights.added * v, weights.added), dim=1)
     rows = torch.cat((sums.unsqueeze(0), inputs))
-    for (earlier, later), decay in zip(pairwise(rows.unbind(0)), weights.decay.unbind(0), strict=True):
+    for (earlier, later), decay in zip(
+        pairwise(rows.unbind(0)), weights.decay.unbind(0), strict=True
+    ):
         later.addcmul_(earlier, decay)
     return rows[:-1], rows[-1]
 

@@ -9,10 +9,12 @@ EMPTY_EXPONENT = -1e38  # not -inf: the difference of two infinities is nan
 
 
 class WKVState(NamedTuple):
-    """Two decayed sums over the past, both to be multiplied by exp(exponent); each (batch, channels).
+    """Two decayed sums over the past, both to be multiplied by exp(exponent); each (batch,
+    channels).
 
-    The numerator sums exp(k) v and the denominator exp(k). The exponent is the largest of the summands' exponents, so
-    that neither sum overflows whatever the keys. float32, or float64 where the keys are float64.
+    The numerator sums exp(k) v and the denominator exp(k). The exponent is the largest of the
+    summands' exponents, so that neither sum overflows whatever the keys. float32, or float64 where
+    the keys are float64.
     """
 
     numerator: Tensor
@@ -26,7 +28,9 @@ def empty_state(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> WKVState:
-    """The state before the first position: sums of nothing. `dtype` is the state's own, float32 or float64."""
+    """The state before the first position: sums of nothing. `dtype` is the state's own, float32 or
+    float64.
+    """
     zeros = torch.zeros(2, batch_size, channels, device=device, dtype=dtype)
     exponent = torch.full((batch_size, channels), EMPTY_EXPONENT, device=device, dtype=dtype)
     return WKVState(zeros[0], zeros[1], exponent)

@@ -1,7 +1,8 @@
-"""The CPU form of WKV-4 as two registered operators, forward and backward, so that torch.compile, FakeTensorMode and
-FlopCounterMode see them.
+"""The CPU form of WKV-4 as two registered operators, forward and backward, so that torch.compile,
+FakeTensorMode and FlopCounterMode see them.
 
-They compute in float64 whatever the inputs are: in linear space where exp() can hold the keys, else in log space.
+They compute in float64 whatever the inputs are: in linear space where exp() can hold the keys, else
+in log space.
 """
 
 import math
@@ -12,17 +13,21 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from models.wkv import linear, logspace
-from models.wkv.gradients import differentiate, save
-from models.wkv.state import WKVState, empty_state, state_dtype
-from models.wkv.tiles import tile_count, tile_length, tiles
+from lookback.models.wkv import linear, logspace
+from lookback.models.wkv.gradients import differentiate, save
+from lookback.models.wkv.state import WKVState, empty_state, state_dtype
+from lookback.models.wkv.tiles import tile_count, tile_length, tiles
 
 LARGEST_EXPONENT = 300.0  # exp(300) squared is still finite in float64
-FORWARD_FLOPS = 12  # a position and channel: the sums, products, quotients and exponentials of the formula
+FORWARD_FLOPS = (
+    12  # a position and channel: the sums, products, quotients and exponentials of the formula
+)
 BACKWARD_FLOPS = 36  # the same, with the forward sums computed again
 
 
-def wkv_tiled(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: WKVState | None) -> tuple[Tensor, WKVState]:
+def wkv_tiled(
+    w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: WKVState | None
+) -> tuple[Tensor, WKVState]:
     """The CPU form; arguments as `wkv` has checked them."""
     state = state or empty_state(k.shape[0], k.shape[2], k.device, state_dtype(k))
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in (w, u, k, v, *state))
@@ -31,7 +36,9 @@ def wkv_tiled(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: WKVState | None
 
 
 def linear_shift(w: Tensor, u: Tensor, k: Tensor, exponent: Tensor) -> float:
-    """What to subtract from every key for linear space to hold its exponential; nan where no number would do."""
+    """What to subtract from every key for linear space to hold its exponential; nan where no number
+    would do.
+    """
     lowest, highest = (float(bound) for bound in k.aminmax())
     highest = max(highest, float(exponent.max()))
     shift = 0.0 if max(-lowest, highest) <= LARGEST_EXPONENT / 2 else (lowest + highest) / 2
@@ -41,11 +48,22 @@ def linear_shift(w: Tensor, u: Tensor, k: Tensor, exponent: Tensor) -> float:
 
 @torch.library.custom_op("lookback::wkv_tiled", mutates_args=(), device_types="cpu")
 def forward(
-    w: Tensor, u: Tensor, k: Tensor, v: Tensor, numerator: Tensor, denominator: Tensor, exponent: Tensor, keep: bool
+    w: Tensor,
+    u: Tensor,
+    k: Tensor,
+    v: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    exponent: Tensor,
+    keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """y and the outgoing state; for the backward pass also the sums carried into each tile, and the shift."""
+    """y and the outgoing state; for the backward pass also the sums carried into each tile, and the
+    shift.
+    """
     state = numerator, denominator, exponent
-    y, after_numerator, after_denominator, after_exponent, carries, shift = _outputs(w, u, k, v, *state, keep)
+    y, after_numerator, after_denominator, after_exponent, carries, shift = _outputs(
+        w, u, k, v, *state, keep
+    )
     sums, scale = torch.stack((numerator, denominator)).double(), exponent.double()
     shift.fill_(linear_shift(w, u, k, exponent))
     if math.isnan(float(shift)):
@@ -56,12 +74,26 @@ def forward(
         scale = shift
         after_exponent.copy_(outgoing_exponent(w, k, exponent))
     sums = sums * (scale - after_exponent.double()).exp()
-    return y, after_numerator.copy_(sums[0]), after_denominator.copy_(sums[1]), after_exponent, carries, shift
+    return (
+        y,
+        after_numerator.copy_(sums[0]),
+        after_denominator.copy_(sums[1]),
+        after_exponent,
+        carries,
+        shift,
+    )
 
 
 @forward.register_fake
 def _outputs(
-    w: Tensor, u: Tensor, k: Tensor, v: Tensor, numerator: Tensor, denominator: Tensor, exponent: Tensor, keep: bool
+    w: Tensor,
+    u: Tensor,
+    k: Tensor,
+    v: Tensor,
+    numerator: Tensor,
+    denominator: Tensor,
+    exponent: Tensor,
+    keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch_size, length, channels = k.shape
     rows = tile_count(length, batch_size * channels) if keep else 0
@@ -86,7 +118,9 @@ def backward(
     carries: Tensor,
     shift: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of w, u, k, v and the incoming state stacked, (3, batch, channels); see `gradients.differentiate`."""
+    """Gradients of w, u, k, v and the incoming state stacked, (3, batch, channels); see
+    `gradients.differentiate`.
+    """
     grad_k, grad_v = k.new_empty(k.shape), v.new_empty(v.shape)
     grad_after = k.new_zeros(2, *exponent.shape, dtype=torch.float64)
     if grad_numerator is not None and grad_denominator is not None:
@@ -126,9 +160,13 @@ def _backward_flops(gy: tuple[int, ...], *_: Any, **__: Any) -> int:
 
 
 def outgoing_exponent(w: Tensor, k: Tensor, exponent: Tensor) -> Tensor:
-    """The largest exponent of any summand after the last position, max k_i - (T - 1 - i) w: (batch, channels)."""
+    """The largest exponent of any summand after the last position, max k_i - (T - 1 - i) w: (batch,
+    channels).
+    """
     batch_size, length, channels = k.shape
-    ages = torch.arange(tile_length(length, batch_size * channels) - 1, -1, -1, dtype=exponent.dtype)
+    ages = torch.arange(
+        tile_length(length, batch_size * channels) - 1, -1, -1, dtype=exponent.dtype
+    )
     aging = ages.unsqueeze(1) * w  # (positions, channels)
     for _, tile, n in tiles(length, batch_size * channels):
         newest = (k[:, tile] - aging[-n:]).amax(1)

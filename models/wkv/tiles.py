@@ -1,8 +1,9 @@
 """What the two CPU forms share: cutting a sequence into tiles, and the running sums within a tile.
 
-Both keep their sums in float64 tensors of shape (positions + 1, 2, batch, channels): numerator and denominator are
-index 0 and 1 of the second dimension, and the extra row holds what is carried in from the neighbouring tile. Time comes
-first so that one position is one contiguous row, and a step of the recurrence is one in-place `addcmul_` on it.
+Both keep their sums in float64 tensors of shape (positions + 1, 2, batch, channels): numerator and
+denominator are index 0 and 1 of the second dimension, and the extra row holds what is carried in
+from the neighbouring tile. Time comes first so that one position is one contiguous row, and a step
+of the recurrence is one in-place `addcmul_` on it.
 """
 
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ from itertools import pairwise
 
 from torch import Tensor
 
-TILE_ELEMENTS = 65536  # positions x batch x channels: the float64 buffers of a tile then stay in the cache
+TILE_ELEMENTS = (
+    65536  # positions x batch x channels: the float64 buffers of a tile then stay in the cache
+)
 SHORTEST_TILE = 8
 SHORT_ROW = 1024  # batch x channels below which a step costs more to call than to compute
 BLOCK = 16  # positions a block, where rows are short
@@ -35,7 +38,8 @@ def tile_count(length: int, row: int) -> int:
 
 
 def decay_powers(decay: Tensor, batch_size: int, positions: int) -> list[Tensor]:
-    """decay ** 1, ..., decay ** n, each (2, batch, channels); n is the block length of `scan_`, 1 means no blocks.
+    """decay ** 1, ..., decay ** n, each (2, batch, channels); n is the block length of `scan_`, 1
+    means no blocks.
 
     Written out to the shape of a row, because `addcmul_` is slower where it has to broadcast.
     """
@@ -45,9 +49,11 @@ def decay_powers(decay: Tensor, batch_size: int, positions: int) -> list[Tensor]
 
 
 def scan_(sums: Tensor, powers: list[Tensor], reverse: bool = False) -> None:
-    """sums[t] += decay * sums[t - 1] from the second row on, in place; reversed, sums[t] += decay * sums[t + 1].
+    """sums[t] += decay * sums[t - 1] from the second row on, in place; reversed, sums[t] += decay *
+    sums[t + 1].
 
-    Where rows are short, all blocks are stepped at once, then the blocks' ends; then each block gets what came before.
+    Where rows are short, all blocks are stepped at once, then the blocks' ends; then each block
+    gets what came before.
     """
     rows = sums.unbind(0)[:: -1 if reverse else 1]
     block = len(powers)
@@ -62,7 +68,9 @@ def scan_(sums: Tensor, powers: list[Tensor], reverse: bool = False) -> None:
 
 
 def _every(sums: Tensor, block: int, blocks: int, offset: int, reverse: bool) -> Tensor:
-    """The row `offset` places after the start of each block, seen in the direction of the scan: (blocks, 2, b, c)."""
+    """The row `offset` places after the start of each block, seen in the direction of the scan:
+    (blocks, 2, b, c).
+    """
     span = (blocks - 1) * block
     first = len(sums) - 1 - offset - span if reverse else offset
     return sums[first : first + span + 1 : block]

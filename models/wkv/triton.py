@@ -1,8 +1,10 @@
-"""The GPU form of WKV-4 as two registered operators, forward and backward, over the kernels of `kernels.py`.
+"""The GPU form of WKV-4 as two registered operators, forward and backward, over the kernels of
+`kernels.py`.
 
-Parallel over time: what each chunk of positions adds, a scan over the chunks, then every chunk from what it starts
-with. The backward pass does the same with the adjoint, from the end. Importing this needs no GPU; running it needs one,
-or Triton's interpreter (TRITON_INTERPRET=1 before triton is imported).
+Parallel over time: what each chunk of positions adds, a scan over the chunks, then every chunk from
+what it starts with. The backward pass does the same with the adjoint, from the end. Importing this
+needs no GPU; running it needs one, or Triton's interpreter (TRITON_INTERPRET=1 before triton is
+imported).
 """
 
 import math
@@ -14,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from models.wkv.gradients import differentiate, save
-from models.wkv.state import WKVState
+from lookback.models.wkv.gradients import differentiate, save
+from lookback.models.wkv.state import WKVState
 
 ENOUGH_PROGRAMS = 2000  # about fifteen warps on each of an H200's 132 multiprocessors
 GROUP = 16  # chunks whose summaries are loaded before the scan needs the first of them
@@ -24,7 +26,9 @@ BACKWARD_FLOPS = 72
 
 
 class Plan(NamedTuple):
-    """How a call is cut: positions a chunk, positions and channels a program holds in registers, chunks."""
+    """How a call is cut: positions a chunk, positions and channels a program holds in registers,
+    chunks.
+    """
 
     chunk: int
     unroll: int
@@ -34,7 +38,9 @@ class Plan(NamedTuple):
 
     @property
     def groups(self) -> int:
-        """Groups of the scan over chunks, a power of two so that few lengths need a compilation of their own."""
+        """Groups of the scan over chunks, a power of two so that few lengths need a compilation of
+        their own.
+        """
         return _power_of_two(-(-self.chunks // GROUP))
 
 
@@ -45,7 +51,9 @@ def interpreted() -> bool:
 
 @lru_cache(maxsize=256)
 def plan(batch_size: int, length: int, channels: int) -> Plan:
-    """The longest chunks that leave the GPU enough programs, because a chunk's summary costs as much as a position."""
+    """The longest chunks that leave the GPU enough programs, because a chunk's summary costs as
+    much as a position.
+    """
     block = 64 if not interpreted() else _power_of_two(channels)
     columns = batch_size * -(-channels // block)
     chunk = 256
@@ -59,7 +67,9 @@ def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def wkv_triton(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: WKVState | None) -> tuple[Tensor, WKVState]:
+def wkv_triton(
+    w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: WKVState | None
+) -> tuple[Tensor, WKVState]:
     """The GPU form; arguments as `wkv` has checked them."""
     y, numerator, denominator, exponent, _ = forward(w, u, k, v, *(state or (None, None, None)))
     return y, WKVState(numerator, denominator, exponent)
@@ -75,8 +85,10 @@ def forward(
     denominator: Tensor | None,
     exponent: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """y, the outgoing state, and for the backward pass the sums before each chunk, (3, batch, chunks, channels)."""
-    from models.wkv import kernels
+    """y, the outgoing state, and for the backward pass the sums before each chunk, (3, batch,
+    chunks, channels).
+    """
+    from lookback.models.wkv import kernels
 
     w, u, k, v = (x.contiguous() for x in (w, u, k, v))
     before = _contiguous(numerator, denominator, exponent)
@@ -94,12 +106,32 @@ def forward(
             )
         if cut.chunks > 1 or given:
             kernels.carry_forward[(columns, batch_size)](
-                w, *before, sums, part, cut.chunks, GROUPS=cut.groups, GROUP=GROUP, STATE=given, **shape
+                w,
+                *before,
+                sums,
+                part,
+                cut.chunks,
+                GROUPS=cut.groups,
+                GROUP=GROUP,
+                STATE=given,
+                **shape,
             )
         kernels.outputs[(columns, cut.chunks, batch_size)](
-            w, u, k, v, y, sums, part, *after, length, cut.chunks,
-            UNROLL=cut.unroll, CARRIED=given or cut.chunks > 1, FULL=length % cut.chunk == 0, **shape,
-        )  # fmt: skip
+            w,
+            u,
+            k,
+            v,
+            y,
+            sums,
+            part,
+            *after,
+            length,
+            cut.chunks,
+            UNROLL=cut.unroll,
+            CARRIED=given or cut.chunks > 1,
+            FULL=length % cut.chunk == 0,
+            **shape,
+        )
     return y, *after, sums
 
 
@@ -113,9 +145,13 @@ def _outputs(
     denominator: Tensor | None,
     exponent: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    batch_size, length, channels = (int(size) for size in k.shape)  # also of a traced shape: the plan depends on it
+    batch_size, length, channels = (
+        int(size) for size in k.shape
+    )  # also of a traced shape: the plan depends on it
     row, chunks = (batch_size, channels), plan(batch_size, length, channels).chunks
-    carried = chunks if chunks > 1 or numerator is not None else 0  # one chunk of an empty past starts with nothing
+    carried = (
+        chunks if chunks > 1 or numerator is not None else 0
+    )  # one chunk of an empty past starts with nothing
     numerator, denominator, exponent = (k.new_empty(row, dtype=torch.float32) for _ in range(3))
     sums = k.new_empty(3, batch_size, carried, channels, dtype=torch.float32)
     return v.new_empty(v.shape), numerator, denominator, exponent, sums
@@ -136,11 +172,16 @@ def backward(
     after_exponent: Tensor,
     sums: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of w, u, k, v and of the incoming state, stacked where there is one; see `gradients.differentiate`."""
-    from models.wkv import kernels
+    """Gradients of w, u, k, v and of the incoming state, stacked where there is one; see
+    `gradients.differentiate`.
+    """
+    from lookback.models.wkv import kernels
 
     w, u, k, v, grad_y = (x.contiguous() for x in (w, u, k, v, grad_y))
-    before, grad_after = _contiguous(numerator, denominator, exponent), (grad_numerator, grad_denominator)
+    before, grad_after = (
+        _contiguous(numerator, denominator, exponent),
+        (grad_numerator, grad_denominator),
+    )
     batch_size, length, channels = k.shape
     cut, given = plan(*k.shape), numerator is not None
     grad_k, grad_v = k.new_empty(k.shape), v.new_empty(v.shape)
@@ -158,17 +199,55 @@ def backward(
     size = (length, cut.chunks)
     with _on(k):
         kernels.adjoint_summaries[(columns, cut.chunks, batch_size)](
-            w, u, k, v, grad_y, sums, part, inner, inner.stride(0), adjoint, *size,
-            CARRIED=given or cut.chunks > 1, **shape, **full,
-        )  # fmt: skip
+            w,
+            u,
+            k,
+            v,
+            grad_y,
+            sums,
+            part,
+            inner,
+            inner.stride(0),
+            adjoint,
+            *size,
+            CARRIED=given or cut.chunks > 1,
+            **shape,
+            **full,
+        )
         kernels.carry_backward[(columns, batch_size)](
-            w, *_contiguous(*grad_after), after_exponent, adjoint, part, *size,
-            GROUPS=cut.groups, GROUP=GROUP, STATE=grad_numerator is not None, **shape,
-        )  # fmt: skip
+            w,
+            *_contiguous(*grad_after),
+            after_exponent,
+            adjoint,
+            part,
+            *size,
+            GROUPS=cut.groups,
+            GROUP=GROUP,
+            STATE=grad_numerator is not None,
+            **shape,
+        )
         kernels.gradients[(columns, cut.chunks, batch_size)](
-            w, u, k, v, grad_y, inner, inner.stride(0), adjoint, part, grad_k, grad_v, parts, parts.stride(0),
-            *before, grad_state, grad_state.stride(0), *size, STATE=given, **shape, **full,
-        )  # fmt: skip
+            w,
+            u,
+            k,
+            v,
+            grad_y,
+            inner,
+            inner.stride(0),
+            adjoint,
+            part,
+            grad_k,
+            grad_v,
+            parts,
+            parts.stride(0),
+            *before,
+            grad_state,
+            grad_state.stride(0),
+            *size,
+            STATE=given,
+            **shape,
+            **full,
+        )
     grad_w, grad_u = parts.sum(1)
     return grad_w.to(w.dtype, copy=True), grad_u.to(u.dtype, copy=True), grad_k, grad_v, grad_state
 
@@ -178,7 +257,13 @@ def _gradients(grad_y: Tensor, *args: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     w, u, k, v, numerator = args[2:7]
     parts = 0 if numerator is None else 3
     grad_w, grad_u, grad_k, grad_v = (x.new_empty(x.shape) for x in (w, u, k, v))
-    return grad_w, grad_u, grad_k, grad_v, k.new_empty(parts, k.shape[0], k.shape[2], dtype=torch.float32)
+    return (
+        grad_w,
+        grad_u,
+        grad_k,
+        grad_v,
+        k.new_empty(parts, k.shape[0], k.shape[2], dtype=torch.float32),
+    )
 
 
 forward.register_autograd(partial(differentiate, backward), setup_context=save)

@@ -1,9 +1,10 @@
 """Examples that are made once and kept.
 
-A generator makes any example alone, so nothing has to be kept; but what is read in every epoch should not be drawn in
-every epoch. `Generated.fill` makes a whole set, part by part, in several processes; `Generated.read` takes an example
-from its part where that is there, and makes it where not. A part is one file, written beside its place and renamed:
-there are no half parts, and filling goes on where it stopped.
+A generator makes any example alone, so nothing has to be kept; but what is read in every epoch
+should not be drawn in every epoch. `Generated.fill` makes a whole set, part by part, in several
+processes; `Generated.read` takes an example from its part where that is there, and makes it where
+not. A part is one file, written beside its place and renamed: there are no half parts, and filling
+goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -24,19 +25,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.files import data_folder
+from lookback.tasks.files import data_folder
 
 PART = 1000  # examples
 ABANDONED_SECONDS = 600.0
 POLL_SECONDS = 0.2
 Integers = NDArray[np.int64]
 Examples = tuple[NDArray[np.uint8], Integers, Integers]
-"""Tokens (examples, length), labels (examples,), and how many tokens of each are valid (examples,)."""
+"""Tokens (examples, length), labels (examples,), and how many tokens of each are valid (examples,).
+"""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """A set of examples of `length` tokens: `make(*arguments, split, rows)` makes those of the numbers `rows`."""
+    """A set of examples of `length` tokens: `make(*arguments, split, rows)` makes those of the
+    numbers `rows`.
+    """
 
     name: str
     make: Callable[..., Examples]
@@ -46,13 +50,19 @@ class Generated:
 
     @cached_property
     def folder(self) -> Path:
-        """Named by the arguments and the source of the generator's file: a changed generator finds no stale parts."""
+        """Named by the arguments and the source of the generator's file: a changed generator finds
+        no stale parts.
+        """
         source = Path(str(sys.modules[self.make.__module__].__file__)).read_bytes()
-        key = hashlib.sha256(repr((self.arguments, self.length, PART)).encode() + source).hexdigest()
+        key = hashlib.sha256(
+            repr((self.arguments, self.length, PART)).encode() + source
+        ).hexdigest()
         return data_folder() / self.name / key[:16]
 
     def read(self, split: str, rows: Integers) -> Examples:
-        """The examples of these numbers, from the parts that are there, made anew where they are not."""
+        """The examples of these numbers, from the parts that are there, made anew where they are
+        not.
+        """
         tokens = np.zeros((len(rows), self.length), dtype=np.uint8)
         labels, lengths = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=np.int64)
         absent = np.ones(len(rows), dtype=bool)
@@ -61,10 +71,16 @@ class Generated:
             if path.exists():
                 mine = rows // PART == number
                 found = _opened(path, self.length)[rows[mine] % PART]
-                tokens[mine], labels[mine], lengths[mine] = found["tokens"], found["label"], found["length"]
+                tokens[mine], labels[mine], lengths[mine] = (
+                    found["tokens"],
+                    found["label"],
+                    found["length"],
+                )
                 absent &= ~mine
         if absent.any():
-            tokens[absent], labels[absent], lengths[absent] = self.make(*self.arguments, split, rows[absent])
+            tokens[absent], labels[absent], lengths[absent] = self.make(
+                *self.arguments, split, rows[absent]
+            )
         return tokens, labels, lengths
 
     def part(self, split: str, number: int) -> Path:
@@ -78,14 +94,24 @@ class Generated:
         """
         from tqdm import tqdm
 
-        parts = [(split, number) for split, size in self.sizes.items() for number in range(-(-size // PART))]
+        parts = [
+            (split, number)
+            for split, size in self.sizes.items()
+            for number in range(-(-size // PART))
+        ]
         todo = [part for part in parts if not self.part(*part).exists()]
         _clear_away(self.folder)
         shares = [todo[first :: processes or _cores()] for first in range(processes or _cores())]
         context = get_context("spawn")
-        workers = [context.Process(target=_make_parts, args=(self, share, os.getpid())) for share in shares if share]
+        workers = [
+            context.Process(target=_make_parts, args=(self, share, os.getpid()))
+            for share in shares
+            if share
+        ]
         watched = sys.stderr.isatty()
-        with tqdm(total=len(parts), unit="part", desc=self.name, dynamic_ncols=True, disable=not watched) as bar:
+        with tqdm(
+            total=len(parts), unit="part", desc=self.name, dynamic_ncols=True, disable=not watched
+        ) as bar:
             try:
                 for worker in workers:
                     worker.start()
@@ -112,9 +138,13 @@ class Generated:
 
 
 def _make_parts(generated: Generated, parts: list[tuple[str, int]], parent: int) -> None:
-    """What one of the processes of `fill` does: its share of the parts, as long as the one that started it lives."""
+    """What one of the processes of `fill` does: its share of the parts, as long as the one that
+    started it lives.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # that one decides
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a part half written is taken away
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(1)
+    )  # so that a part half written is taken away
     for part in parts:
         if os.getppid() != parent:
             return
@@ -140,7 +170,9 @@ def save_whole(path: Path, array: NDArray[Any]) -> None:
 
 
 def _clear_away(folder: Path) -> None:
-    """Remove what a process that was killed while writing has left; what is younger may be another's work."""
+    """Remove what a process that was killed while writing has left; what is younger may be
+    another's work.
+    """
     for path in folder.glob(".*.npy.*"):
         if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
             path.unlink(missing_ok=True)
@@ -152,13 +184,19 @@ def _layout(length: int) -> np.dtype[Any]:
 
 @lru_cache(maxsize=512)
 def _opened(path: Path, length: int) -> NDArray[Any]:
-    """A part, read from the disk when asked for; raises ValueError that names the file when it is none."""
+    """A part, read from the disk when asked for; raises ValueError that names the file when it is
+    none.
+    """
     try:
         part: NDArray[Any] = np.load(path, mmap_mode="r")
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: not a whole part ({error}): delete it, and it will be made again") from None
+        raise ValueError(
+            f"{path}: not a whole part ({error}): delete it, and it will be made again"
+        ) from None
     if part.dtype != _layout(length):
-        raise ValueError(f"{path}: expected examples of {length} tokens, found {part.dtype}: delete it")
+        raise ValueError(
+            f"{path}: expected examples of {length} tokens, found {part.dtype}: delete it"
+        )
     return part
 
 

@@ -1,8 +1,9 @@
 """Text, Image and Retrieval: the tasks of Long Range Arena whose data others have published.
 
-Text and Image come from the hub through `datasets`: `lookback prefetch text` fetches the corpus once, checks it and
-saves it under data/; runs only read that. Parquet files of the same form are read where an environment variable names
-their folder. Retrieval is read from the released archive. None of these is ever replaced by something like it.
+Text and Image come from the hub through `datasets`: `lookback prefetch text` fetches the corpus
+once, checks it and saves it under data/; runs only read that. Parquet files of the same form are
+read where an environment variable names their folder. Retrieval is read from the released archive.
+None of these is ever replaced by something like it.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.files import data_folder, parquet_files
-from tasks.language import byte_symbols
-from tasks.lra.cache import Integers
-from tasks.lra.examples import BYTES, grey_values, padded_bytes, picture, text_picture
-from tasks.lra.released import PAIRS_NAMES, Pairs, read_pairs, release
-from tasks.task import AbsentCorpusError, Batch, register_task
+from lookback.tasks.files import data_folder, parquet_files
+from lookback.tasks.language import byte_symbols
+from lookback.tasks.lra.cache import Integers
+from lookback.tasks.lra.examples import BYTES, grey_values, padded_bytes, picture, text_picture
+from lookback.tasks.lra.released import PAIRS_NAMES, Pairs, read_pairs, release
+from lookback.tasks.task import AbsentCorpusError, Batch, register_task
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,12 @@ class Corpus:
         return {"train": train, "validation": self.validation, "test": self.rows["test"]}
 
 
-TEXT = Corpus("text", "stanfordnlp/imdb", "LOOKBACK_IMDB", "text", 2, {"train": 25000, "test": 25000}, 2500)
-IMAGE = Corpus("image", "uoft-cs/cifar10", "LOOKBACK_CIFAR10", "img", 10, {"train": 50000, "test": 10000}, 5000)
+TEXT = Corpus(
+    "text", "stanfordnlp/imdb", "LOOKBACK_IMDB", "text", 2, {"train": 25000, "test": 25000}, 2500
+)
+IMAGE = Corpus(
+    "image", "uoft-cs/cifar10", "LOOKBACK_CIFAR10", "img", 10, {"train": 50000, "test": 10000}, 5000
+)
 
 
 @dataclass(frozen=True)
@@ -89,15 +94,26 @@ def contents(table: Any, column: str, rows: Sequence[int] | Integers) -> list[by
 
 @cache
 def rows_of(corpus: Corpus) -> Rows:
-    """The corpus, checked; raises AbsentCorpusError where there is none, ValueError where it is not as it must be."""
+    """The corpus, checked; raises AbsentCorpusError where there is none, ValueError where it is not
+    as it must be.
+    """
     tables = _tables(corpus)
     hashes = {
-        file: tuple(hashlib.sha256(c).digest() for c in contents(table, corpus.content, np.arange(len(table))))
+        file: tuple(
+            hashlib.sha256(c).digest()
+            for c in contents(table, corpus.content, np.arange(len(table)))
+        )
         for file, table in tables.items()
     }
-    labels = {file: table.column("label").to_numpy().astype(np.int64) for file, table in tables.items()}
-    # In the order of their hashes rows are as good as shuffled, the same everywhere, and equal ones stand together.
-    order = {file: np.array(sorted(range(len(found)), key=found.__getitem__)) for file, found in hashes.items()}
+    labels = {
+        file: table.column("label").to_numpy().astype(np.int64) for file, table in tables.items()
+    }
+    # In the order of their hashes rows are as good as shuffled, the same everywhere, and equal ones
+    # stand together.
+    order = {
+        file: np.array(sorted(range(len(found)), key=found.__getitem__))
+        for file, found in hashes.items()
+    }
     held_out, train = np.split(order["train"], [corpus.validation])
     splits = {"train": train, "validation": held_out, "test": order["test"]}
     return Rows(tables, splits, labels, hashes, corpus.content)
@@ -127,9 +143,13 @@ def _read_saved(folder: Path) -> Any:
     if not paths:
         raise ValueError(f"{folder}: expected files data-*.arrow, found none")
     try:
-        return pa.concat_tables([pa.ipc.open_stream(pa.memory_map(str(path))).read_all() for path in paths])
+        return pa.concat_tables(
+            [pa.ipc.open_stream(pa.memory_map(str(path))).read_all() for path in paths]
+        )
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{folder}: expected whole files as `datasets` saves them: {error}") from None
+        raise ValueError(
+            f"{folder}: expected whole files as `datasets` saves them: {error}"
+        ) from None
 
 
 def _read_parquet(folder: Path, file: str) -> Any:
@@ -146,35 +166,51 @@ def _read_parquet(folder: Path, file: str) -> Any:
     try:
         return pa.concat_tables(tables)
     except pa.ArrowException as error:
-        raise ValueError(f"{folder}: expected {file}*.parquet to have the same columns: {error}") from None
+        raise ValueError(
+            f"{folder}: expected {file}*.parquet to have the same columns: {error}"
+        ) from None
 
 
 def check(corpus: Corpus, where: str, file: str, table: Any) -> None:
-    """Raise ValueError, with the row, unless a table has the columns, rows and labels that it must have."""
+    """Raise ValueError, with the row, unless a table has the columns, rows and labels that it must
+    have.
+    """
     import pyarrow as pa
 
     for column in (corpus.content, "label"):
         if column not in table.column_names:
-            raise ValueError(f"{where}: expected a column {column!r}, found {', '.join(table.column_names)}")
+            raise ValueError(
+                f"{where}: expected a column {column!r}, found {', '.join(table.column_names)}"
+            )
         empty = table.column(column).is_null().to_numpy()
         if empty.any():
-            raise ValueError(f"{where}: row {int(empty.argmax())}: expected a value in column {column!r}, found none")
+            raise ValueError(
+                f"{where}: row {int(empty.argmax())}: expected a value in column {column!r}, found none"
+            )
     kind = table.column(corpus.content).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_struct(kind)):
-        raise ValueError(f"{where}: expected text or images in column {corpus.content!r}, found {kind}")
+        raise ValueError(
+            f"{where}: expected text or images in column {corpus.content!r}, found {kind}"
+        )
     if not pa.types.is_integer(table.column("label").type):
-        raise ValueError(f"{where}: expected whole numbers in column 'label', found {table.column('label').type}")
+        raise ValueError(
+            f"{where}: expected whole numbers in column 'label', found {table.column('label').type}"
+        )
     labels = table.column("label").to_numpy()
     wrong = (labels < 0) | (labels >= corpus.classes)
     if wrong.any():
         row = int(wrong.argmax())
-        raise ValueError(f"{where}: row {row}: expected a label of 0 to {corpus.classes - 1}, found {labels[row]}")
+        raise ValueError(
+            f"{where}: row {row}: expected a label of 0 to {corpus.classes - 1}, found {labels[row]}"
+        )
     if len(table) != corpus.rows[file]:
         raise ValueError(f"{where}: expected {corpus.rows[file]} rows, found {len(table)}")
 
 
 def fetch(corpus: Corpus) -> None:
-    """Bring a corpus here: from the parquet files that the environment names, or from the hub; checked, then saved."""
+    """Bring a corpus here: from the parquet files that the environment names, or from the hub;
+    checked, then saved.
+    """
     import datasets
 
     if corpus.folder.is_dir():
@@ -196,13 +232,19 @@ def fetch(corpus: Corpus) -> None:
 def identity(corpus: Corpus) -> dict[str, Any]:
     """Source and hash, and how many rows stand in two splits, as they do in the corpus itself."""
     rows = rows_of(corpus)
-    digest = hashlib.sha256(b"".join(b"".join(sorted(rows.hashes[file])) for file in corpus.rows)).hexdigest()
-    found = {split: {rows.hashes[_file_of(split)][row] for row in rows.order[split]} for split in corpus.sizes}
+    digest = hashlib.sha256(
+        b"".join(b"".join(sorted(rows.hashes[file])) for file in corpus.rows)
+    ).hexdigest()
+    found = {
+        split: {rows.hashes[_file_of(split)][row] for row in rows.order[split]}
+        for split in corpus.sizes
+    }
     return {
-        "source": corpus.hub, "sha256": digest,
+        "source": corpus.hub,
+        "sha256": digest,
         "test_also_in_train": len(found["test"] & (found["train"] | found["validation"])),
         "validation_also_in_train": len(found["validation"] & found["train"]),
-    }  # fmt: skip
+    }
 
 
 @register_task(
@@ -226,10 +268,11 @@ def sample_text(rows: Tensor, length: int, split: str) -> Batch:
         tokens    I t ' s \u2423 f i n e . _ _ _
         target    1
 
-    The published setting validates on the test reviews; here a tenth of the training reviews is set aside for that.
+    The published setting validates on the test reviews; here a tenth of the training reviews is set
+    aside for that.
 
-    Tests putting bytes together into words and a verdict. Hardly tests reach: a few telling words anywhere decide most
-    reviews, and a bag of words does well.
+    Tests putting bytes together into words and a verdict. Hardly tests reach: a few telling words
+    anywhere decide most reviews, and a bag of words does well.
     """
     texts, labels, _ = rows_of(TEXT).read(split, rows.numpy())
     tokens, lengths = padded_bytes(texts, length)
@@ -260,12 +303,15 @@ def sample_image(rows: Tensor, length: int, split: str) -> Batch:
     tokens    grey values 0 to 255, the upper left one first (299 red + 587 green + 114 blue thousandths)
     target    0 airplane, 1 automobile, 2 bird, 3 cat, 4 deer, 5 dog, 6 frog, 7 horse, 8 ship, 9 truck
 
-    Tests relating pixels whose neighbours below lie 32 tokens away, without knowing that there are rows. Overfits soon:
-    regularisation decides as much as reach does. In grey, as published; colour would be another task.
+    Tests relating pixels whose neighbours below lie 32 tokens away, without knowing that there are
+    rows. Overfits soon: regularisation decides as much as reach does. In grey, as published; colour
+    would be another task.
     """
     files, labels, numbers = rows_of(IMAGE).read(split, rows.numpy())
     where = [f"{IMAGE.hub}: {_file_of(split)}: row {number}" for number in numbers]
-    tokens = np.stack([grey_values(file, 32, place) for file, place in zip(files, where, strict=True)])
+    tokens = np.stack(
+        [grey_values(file, 32, place) for file, place in zip(files, where, strict=True)]
+    )
     return Batch(torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(labels))
 
 
@@ -273,7 +319,9 @@ PAIRS = {"train": 147086, "validation": 18090, "test": 17437}
 
 
 def pairs_of(split: str) -> Pairs:
-    """The pairs of a split, from the file of that split; raises ValueError unless they are as many as they must be."""
+    """The pairs of a split, from the file of that split; raises ValueError unless they are as many
+    as they must be.
+    """
     path = release(f"tsv_data/new_aan_pairs.{PAIRS_NAMES[split]}.tsv")
     pairs = read_pairs(path)
     if len(pairs.labels) != PAIRS[split]:
@@ -305,14 +353,16 @@ def _pairs_identity() -> dict[str, Any]:
     source="LRA Retrieval: the ACL Anthology Network (Radev et al. 2013) as bytes, the released pairs",
 )
 def sample_retrieval(rows: Tensor, length: int, split: str) -> Batch:
-    """Two papers as bytes, each cut at the length and read separately by one encoder: does one cite the other?
+    """Two papers as bytes, each cut at the length and read separately by one encoder: does one cite
+    the other?
 
     tokens    W e \u2423 p a r s e ... _ _
               P a r s i n g \u2423 i s ...
     target    1
 
-    Tests keeping what a paper is about in one vector: neither is read with the other in view. Does not test reading
-    the whole paper: title and first words often suffice, and no distance can be told.
+    Tests keeping what a paper is about in one vector: neither is read with the other in view. Does
+    not test reading the whole paper: title and first words often suffice, and no distance can be
+    told.
     """
     pairs, chosen = pairs_of(split), rows.numpy()
     texts = [text for pair in pairs.read(chosen.tolist()) for text in pair]

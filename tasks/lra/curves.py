@@ -1,22 +1,25 @@
-"""Pathfinder pictures: two dashed curves among shorter ones, and two dots that may or may not end the same curve.
+"""Pathfinder pictures: two dashed curves among shorter ones, and two dots that may or may not end
+the same curve.
 
-The rule (Linsley et al. 2018, arXiv 1805.08315; drewlinsley/pathfinder with the parameters of Long Range Arena).
-A curve is a chain of bars, called paddles. Between the paddles lie joints; a joint is `margin` from the paddles on
-either side, and the next paddle's far end is drawn on a circle around the joint, with probability proportional to
-cos^2(continuity * turn), where there is room. Two paddles are never nearer than two margins, but at a joint.
+The rule (Linsley et al. 2018, arXiv 1805.08315; drewlinsley/pathfinder with the parameters of Long
+Range Arena). A curve is a chain of bars, called paddles. Between the paddles lie joints; a joint is
+`margin` from the paddles on either side, and the next paddle's far end is drawn on a circle around
+the joint, with probability proportional to cos^2(continuity * turn), where there is room. Two
+paddles are never nearer than two margins, but at a joint.
 
                       o----  ----  ----                 o  a dot, at the beginning of a curve
                                        \\                -  a paddle
                                         \\  o            the other dot ends this curve (1) or the other long one (0)
 
-Two curves grow by turns from two seeds that lie a given distance apart; when one is stuck, both are begun anew. Then
-distractors are strewn where there is room, each tried five times. Where the published code lets the last paddle of a
-curve be drawn over by others, ours does not, so that every picture has one answer. Its joints are rounded up to whole
-pixels, ours to the nearest; it draws at twice the size and shrinks with Lanczos, we count 4 x 4 points of each pixel.
-As there, distractors are drawn at the curves' contrast alone, the two long curves at that of curves times paddles.
+Two curves grow by turns from two seeds that lie a given distance apart; when one is stuck, both are
+begun anew. Then distractors are strewn where there is room, each tried five times. Where the
+published code lets the last paddle of a curve be drawn over by others, ours does not, so that every
+picture has one answer. Its joints are rounded up to whole pixels, ours to the nearest; it draws at
+twice the size and shrinks with Lanczos, we count 4 x 4 points of each pixel. As there, distractors
+are drawn at the curves' contrast alone, the two long curves at that of curves times paddles.
 
-Which pixels are taken is kept in one long integer, a bit a pixel, row after row: whether a paddle meets what is there
-is then one `&`, and most of the work is finding out that there is no room.
+Which pixels are taken is kept in one long integer, a bit a pixel, row after row: whether a paddle
+meets what is there is then one `&`, and most of the work is finding out that there is no room.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ Direction = tuple[float, float]  # down, right; of any length
 
 PADDLE_TRIES, DISTRACTOR_TRIES = 3, 5
 SAMPLES = 4  # points a pixel in each direction
-COVERED = 0.9  # of a pixel, for it to be taken: the published code lets two paddles share one up to 1.8 in all
+# of a pixel, for it to be taken: the published code lets two paddles share one up to 1.8 in all
+COVERED = 0.9
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,9 @@ class Paddle(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """Pixels, as bits: those that no other paddle's may meet, and those where no other paddle may end."""
+    """Pixels, as bits: those that no other paddle's may meet, and those where no other paddle may
+    end.
+    """
 
     near: int
     wide: int
@@ -87,7 +93,9 @@ class Taken(NamedTuple):
 
 @dataclass(frozen=True)
 class Curve:
-    """A chain of paddles; the last one hangs on `joint`, points along `heading`, and takes the pixels `last`."""
+    """A chain of paddles; the last one hangs on `joint`, points along `heading`, and takes the
+    pixels `last`.
+    """
 
     paddles: tuple[Paddle, ...]
     tail: Point
@@ -99,7 +107,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class Picture:
-    """What was drawn: grey values (side, side), whether both dots are on one curve, the long curves, and the rest."""
+    """What was drawn: grey values (side, side), whether both dots are on one curve, the long
+    curves, and the rest.
+    """
 
     image: NDArray[np.uint8]
     label: int
@@ -111,7 +121,8 @@ class Picture:
 def make(
     seed: int, length: int, contour: int, split: str, rows: Integers
 ) -> tuple[NDArray[np.uint8], Integers, Integers]:
-    """Pictures number `rows` of a split, of `length` pixels, whose long curves have `contour` paddles.
+    """Pictures number `rows` of a split, of `length` pixels, whose long curves have `contour`
+    paddles.
 
     Returns grey values (rows, length), labels (rows,), lengths (rows,).
     """
@@ -162,7 +173,9 @@ class Stamp(NamedTuple):
 
 @dataclass(frozen=True)
 class Board:
-    """A picture's pixels as bits: `stride` to a row, with an edge outside the picture all around, which is taken."""
+    """A picture's pixels as bits: `stride` to a row, with an edge outside the picture all around,
+    which is taken.
+    """
 
     setting: Setting
     margin: int
@@ -179,11 +192,17 @@ class Board:
         reach = setting.paddle_length + 2 * margin + ceil(setting.thickness)
         edge = 2 * setting.paddle_length + 3 * margin + 2  # as far as a paddle may be tried
         frames = [
-            np.pad(np.zeros((setting.side - 2 * border,) * 2, bool), edge + border, constant_values=True)
+            np.pad(
+                np.zeros((setting.side - 2 * border,) * 2, bool),
+                edge + border,
+                constant_values=True,
+            )
             for border in (setting.padding, setting.padding + margin)
         ]
         stride = setting.side + 2 * edge
-        return Board(setting, margin, reach, edge, stride, Taken(*(bits(frame, stride) for frame in frames)))
+        return Board(
+            setting, margin, reach, edge, stride, Taken(*(bits(frame, stride) for frame in frames))
+        )
 
     def place(self, point: Point) -> int:
         """Number of a pixel's bit."""
@@ -192,11 +211,21 @@ class Board:
     def stamp(self, direction: Direction) -> Stamp:
         """What a paddle of this direction takes and draws."""
         setting = self.setting
-        return stamp(setting.paddle_length, setting.thickness, self.margin, self.reach, self.stride, direction)
+        return stamp(
+            setting.paddle_length,
+            setting.thickness,
+            self.margin,
+            self.reach,
+            self.stride,
+            direction,
+        )
 
     def taken_by(self, paddle: Paddle) -> Taken:
         """The pixels that a paddle takes, where it lies on the board."""
-        mark, shift = self.stamp(paddle.direction), self.place(paddle.start) - self.reach * (self.stride + 1)
+        mark, shift = (
+            self.stamp(paddle.direction),
+            self.place(paddle.start) - self.reach * (self.stride + 1),
+        )
         return Taken(mark.near << shift, mark.wide << shift)
 
 
@@ -208,8 +237,12 @@ def bits(pixels: NDArray[np.bool_], stride: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def stamp(length: int, thickness: float, margin: int, reach: int, stride: int, direction: Direction) -> Stamp:
-    """A bar of a length and thickness, in pixels, and its margins, within `reach` of where it begins."""
+def stamp(
+    length: int, thickness: float, margin: int, reach: int, stride: int, direction: Direction
+) -> Stamp:
+    """A bar of a length and thickness, in pixels, and its margins, within `reach` of where it
+    begins.
+    """
     away = distance_to_bar(reach, length, direction) - thickness / 2
     near, wide = (share(away <= margin) >= COVERED), (share(away <= 2 * margin) >= COVERED)
     offsets = (np.argwhere(near) - reach) @ (stride, 1)
@@ -217,13 +250,17 @@ def stamp(length: int, thickness: float, margin: int, reach: int, stride: int, d
 
 
 def distance_to_bar(reach: int, length: float, direction: Direction) -> Floats:
-    """Distance to a bar that begins at (0, 0), of SAMPLES x SAMPLES points in each pixel up to `reach` away."""
+    """Distance to a bar that begins at (0, 0), of SAMPLES x SAMPLES points in each pixel up to
+    `reach` away.
+    """
     ticks = (np.arange((2 * reach + 1) * SAMPLES) + 0.5) / SAMPLES - reach - 0.5
     row, column = ticks[:, None], ticks[None, :]
     down, right = (d / hypot(*direction) for d in direction)
     along = np.clip(row * down + column * right, 0, length)
     squared = (row - along * down) ** 2 + (column - along * right) ** 2
-    return np.sqrt(np.round(squared, 9))  # points at the very edge fall the same way on every machine
+    return np.sqrt(
+        np.round(squared, 9)
+    )  # points at the very edge fall the same way on every machine
 
 
 def share(points: NDArray[np.bool_]) -> Floats:
@@ -251,12 +288,16 @@ def lighten(light: Floats, centre: Point, part: Floats) -> None:
     top, left = (max(0, c - reach) for c in centre)
     window = light[top : centre[0] + reach + 1, left : centre[1] + reach + 1]
     row, column = (max(0, reach - c) for c in centre)
-    np.maximum(window, part[row : row + window.shape[0], column : column + window.shape[1]], out=window)
+    np.maximum(
+        window, part[row : row + window.shape[0], column : column + window.shape[1]], out=window
+    )
 
 
 @lru_cache(maxsize=4096)
 def turns(radius: int, continuity: float, heading: Direction) -> tuple[tuple[Point, float], ...]:
-    """Where the end of the next paddle may lie around a joint, and how likely each place is, unnormalised."""
+    """Where the end of the next paddle may lie around a joint, and how likely each place is,
+    unnormalised.
+    """
     found = []
     for place in circle(radius):
         turn = abs((atan2(*place) - atan2(*heading) + pi) % (2 * pi) - pi)
@@ -270,34 +311,48 @@ def turns(radius: int, continuity: float, heading: Direction) -> tuple[tuple[Poi
 def circle(radius: int) -> tuple[Point, ...]:
     """Pixels of a circle around (0, 0), met by steps of a pixel along it."""
     steps = [step / radius for step in range(ceil(2 * pi * radius))]
-    return tuple(sorted({(round(radius * sin(angle)), round(radius * cos(angle))) for angle in steps}))
+    return tuple(
+        sorted({(round(radius * sin(angle)), round(radius * cos(angle))) for angle in steps})
+    )
 
 
 def extended(board: Board, curve: Curve, taken: Taken, random: Random) -> Curve | None:
-    """The curve with one more paddle, None where there is no room. `taken` is by all but the curve's last paddle."""
+    """The curve with one more paddle, None where there is no room. `taken` is by all but the
+    curve's last paddle.
+    """
     setting = board.setting
     joint = moved(curve.joint, curve.heading, setting.paddle_length + 2 * board.margin)
     corner = board.place(joint)
     ways = turns(setting.paddle_length + board.margin, setting.continuity, curve.heading)
-    open_ways = [way for way in ways if not taken.wide >> (corner + way[0][0] * board.stride + way[0][1]) & 1]
+    open_ways = [
+        way for way in ways if not taken.wide >> (corner + way[0][0] * board.stride + way[0][1]) & 1
+    ]
     total = list(accumulate(weight for _, weight in open_ways))
     for _ in range(PADDLE_TRIES if total else 0):
         drawn = random.random() * total[-1]
-        down, right = next(way[0] for way, up_to in zip(open_ways, total, strict=True) if drawn < up_to)
+        down, right = next(
+            way[0] for way, up_to in zip(open_ways, total, strict=True) if drawn < up_to
+        )
         paddle = Paddle((joint[0] + down, joint[1] + right), (-float(down), -float(right)))
         mine = board.taken_by(paddle)
         if not mine.near & taken.near:
             return replace(
-                curve, paddles=(*curve.paddles, paddle), head=paddle.start, joint=joint,
-                heading=(float(down), float(right)), last=mine,
-            )  # fmt: skip
+                curve,
+                paddles=(*curve.paddles, paddle),
+                head=paddle.start,
+                joint=joint,
+                heading=(float(down), float(right)),
+                last=mine,
+            )
     return None
 
 
 def seed_curve(board: Board, tail: Point, direction: Direction) -> Curve:
     """A curve of one paddle."""
     paddle = Paddle(tail, direction)
-    head, joint = (moved(tail, direction, by) for by in (board.setting.paddle_length, -board.margin))
+    head, joint = (
+        moved(tail, direction, by) for by in (board.setting.paddle_length, -board.margin)
+    )
     return Curve((paddle,), tail, head, joint, direction, board.taken_by(paddle))
 
 
@@ -312,10 +367,18 @@ def two_curves(board: Board, contour: int, random: Random) -> tuple[Taken, tuple
     distance = board.setting.seed_distance
     while True:
         # The first seed keeps twice the distance from every side.
-        first = tuple(2 * distance + below(board.setting.side - 4 * distance, random) for _ in range(2))
+        first = tuple(
+            2 * distance + below(board.setting.side - 4 * distance, random) for _ in range(2)
+        )
         second = moved((first[0], first[1]), any_direction(random), distance)
-        curves = [seed_curve(board, (tail[0], tail[1]), any_direction(random)) for tail in (first, second)]
-        grown = grow_by_turns(board, curves, contour, random) if not curves[0].last.near & curves[1].last.near else None
+        curves = [
+            seed_curve(board, (tail[0], tail[1]), any_direction(random)) for tail in (first, second)
+        ]
+        grown = (
+            grow_by_turns(board, curves, contour, random)
+            if not curves[0].last.near & curves[1].last.near
+            else None
+        )
         if grown:
             return grown
 
@@ -346,7 +409,9 @@ def strew(board: Board, taken: Taken, paddles: int, random: Random) -> Iterator[
                 break
 
 
-def distractor(board: Board, taken: Taken, paddles: int, random: Random) -> tuple[Taken, Curve] | None:
+def distractor(
+    board: Board, taken: Taken, paddles: int, random: Random
+) -> tuple[Taken, Curve] | None:
     """One distractor and all that is taken then; None when it is stuck."""
     direction = any_direction(random)
     tail = free_place(board, taken.near, direction, random)
@@ -362,13 +427,17 @@ def distractor(board: Board, taken: Taken, paddles: int, random: Random) -> tupl
 
 
 def free_place(board: Board, near: int, direction: Direction, random: Random) -> Point | None:
-    """A pixel where a paddle may start in this direction, each such pixel equally likely; None where there is none."""
+    """A pixel where a paddle may start in this direction, each such pixel equally likely; None
+    where there is none.
+    """
     blocked = near
     for offset in board.stamp(direction).offsets:
         blocked |= near >> offset if offset >= 0 else near << -offset
     size = board.stride * board.stride
     content = (blocked & ((1 << size) - 1)).to_bytes(-(-size // 8), "little")
-    free = np.flatnonzero(np.unpackbits(np.frombuffer(content, np.uint8), count=size, bitorder="little") == 0)
+    free = np.flatnonzero(
+        np.unpackbits(np.frombuffer(content, np.uint8), count=size, bitorder="little") == 0
+    )
     if not len(free):
         return None
     row, column = divmod(int(free[below(len(free), random)]), board.stride)

@@ -1,7 +1,8 @@
-"""Offline task of the shape of LRA's Image: digits drawn in the font that Pillow carries, on 32 x 32 grey pixels.
+"""Offline task of the shape of LRA's Image: digits drawn in the font that Pillow carries, on 32 x
+32 grey pixels.
 
-It stands beside the published task, under a name of its own, for machines without a network. Its scores say nothing
-about CIFAR-10.
+It stands beside the published task, under a name of its own, for machines without a network. Its
+scores say nothing about CIFAR-10.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.lra.examples import picture
-from tasks.task import Batch, register_task
+from lookback.tasks.lra.examples import picture
+from lookback.tasks.task import Batch, register_task
 
 SIZES = {"train": 45000, "validation": 5000, "test": 10000}
 SIDE, LARGE = 32, 64
@@ -31,22 +32,34 @@ def _glyph(digit: int) -> NDArray[np.float64]:
     from PIL import Image, ImageDraw, ImageFont
 
     image = Image.new("L", (LARGE, LARGE))
-    ImageDraw.Draw(image).text((LARGE / 2, LARGE / 2), str(digit), 255, ImageFont.load_default(LARGE), anchor="mm")
+    ImageDraw.Draw(image).text(
+        (LARGE / 2, LARGE / 2), str(digit), 255, ImageFont.load_default(LARGE), anchor="mm"
+    )
     return np.asarray(image) / 255
 
 
 def drawn(digit: int, random: Random) -> NDArray[np.uint8]:
-    """A digit of some size, place, tilt, brightness and ground, under some noise: grey values (SIDE * SIDE,)."""
+    """A digit of some size, place, tilt, brightness and ground, under some noise: grey values (SIDE
+    * SIDE,).
+    """
     scale = LARGE / (SIDE * (SMALLEST + (1 - SMALLEST) * random.random()))
     angle = radians(TILT * (2 * random.random() - 1))
     shift = [(random.random() - 0.5) * (SIDE - LARGE / scale) for _ in range(2)]
     row, column = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
     row, column = row - shift[0], column - shift[1]
     source_row = np.rint(scale * (row * cos(angle) - column * sin(angle)) + LARGE / 2).astype(int)
-    source_column = np.rint(scale * (row * sin(angle) + column * cos(angle)) + LARGE / 2).astype(int)
-    inside = (source_row >= 0) & (source_row < LARGE) & (source_column >= 0) & (source_column < LARGE)
-    cover = np.where(inside, _glyph(digit)[source_row.clip(0, LARGE - 1), source_column.clip(0, LARGE - 1)], 0)
-    ground, ink = sorted((105 * random.random(), 255 - 105 * random.random()), reverse=random.random() < 0.5)
+    source_column = np.rint(scale * (row * sin(angle) + column * cos(angle)) + LARGE / 2).astype(
+        int
+    )
+    inside = (
+        (source_row >= 0) & (source_row < LARGE) & (source_column >= 0) & (source_column < LARGE)
+    )
+    cover = np.where(
+        inside, _glyph(digit)[source_row.clip(0, LARGE - 1), source_column.clip(0, LARGE - 1)], 0
+    )
+    ground, ink = sorted(
+        (105 * random.random(), 255 - 105 * random.random()), reverse=random.random() < 0.5
+    )
     noise = np.frombuffer(random.randbytes(SIDE * SIDE), np.uint8).reshape(SIDE, SIDE) / 127.5 - 1
     grey = ground + (ink - ground) * cover + MOST_NOISE * random.random() * noise
     return np.rint(grey.clip(0, 255)).astype(np.uint8).reshape(-1)
@@ -54,7 +67,9 @@ def drawn(digit: int, random: Random) -> NDArray[np.uint8]:
 
 @cache
 def _identity() -> dict[str, Any]:
-    digest = hashlib.sha256(b"".join(np.rint(255 * _glyph(digit)).astype(np.uint8).tobytes() for digit in range(10)))
+    digest = hashlib.sha256(
+        b"".join(np.rint(255 * _glyph(digit)).astype(np.uint8).tobytes() for digit in range(10))
+    )
     return {"source": "digits in Pillow's own font", "glyphs_sha256": digest.hexdigest()}
 
 
@@ -73,17 +88,20 @@ def _identity() -> dict[str, Any]:
     source="Lookback's own: grey pictures of the shape of LRA Image, with digits drawn in them",
 )
 def sample_digit_image(rows: Tensor, length: int, split: str) -> Batch:
-    """A digit somewhere in 32 x 32 grey pixels, small or large, tilted, bright or dark, under noise: which one?
+    """A digit somewhere in 32 x 32 grey pixels, small or large, tilted, bright or dark, under
+    noise: which one?
 
     tokens    grey values 0 to 255, the upper left one first
     target    0 to 9
 
-    Tests putting strokes together that lie rows of 32 tokens apart, without a network. Does not test what photographs
-    do: its scores say nothing about CIFAR-10.
+    Tests putting strokes together that lie rows of 32 tokens apart, without a network. Does not
+    test what photographs do: its scores say nothing about CIFAR-10.
     """
     tokens, labels = [], []
     for row in rows.tolist():
-        random = Random(int.from_bytes(hashlib.sha256(f"digit-image {split} {row}".encode()).digest(), "little"))
+        random = Random(
+            int.from_bytes(hashlib.sha256(f"digit-image {split} {row}".encode()).digest(), "little")
+        )
         labels.append(int(random.random() * 10))
         tokens.append(drawn(labels[-1], random))
     return Batch(torch.from_numpy(np.stack(tokens).astype(np.int64)), torch.tensor(labels))

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from tasks.lra import trees
-from tasks.lra.cache import Examples, Generated
-from tasks.lra.examples import as_batch, generated_identity
-from tasks.lra.released import LISTOPS_NAMES, digest_of, read_listops, release
-from tasks.task import SPLITS, Batch, register_task
+from lookback.tasks.lra import trees
+from lookback.tasks.lra.cache import Examples, Generated
+from lookback.tasks.lra.examples import as_batch, generated_identity
+from lookback.tasks.lra.released import LISTOPS_NAMES, digest_of, read_listops, release
+from lookback.tasks.task import SPLITS, Batch, register_task
 
 SIZES = {"train": 96000, "validation": 2000, "test": 2000}
 SYMBOLS = [*"0123456789", *(f"[{name}" for name in trees.OPERATORS), "]", "_"]
@@ -36,7 +36,11 @@ def _identity(released: bool, data_seed: int) -> dict[str, Any]:
 
 
 def _sizes(released: bool, data_seed: int) -> dict[str, int]:
-    return {split: len(_released(split, PUBLISHED_LENGTH)[1]) for split in SPLITS} if released else SIZES
+    return (
+        {split: len(_released(split, PUBLISHED_LENGTH)[1]) for split in SPLITS}
+        if released
+        else SIZES
+    )
 
 
 def _fetch(length: int, released: bool, data_seed: int) -> None:
@@ -58,19 +62,24 @@ def _fetch(length: int, released: bool, data_seed: int) -> None:
     fetch=_fetch,
     source="ListOps: Nangia and Bowman 2018 (arXiv 1804.06028), the rule of google-research/long-range-arena",
 )
-def sample_listops(rows: Tensor, length: int, split: str, *, released: bool = False, data_seed: int = 0) -> Batch:
-    """An expression in prefix form, longer than a quarter of the length and shorter than that; the answer is its value.
+def sample_listops(
+    rows: Tensor, length: int, split: str, *, released: bool = False, data_seed: int = 0
+) -> Batch:
+    """An expression in prefix form, longer than a quarter of the length and shorter than that; the
+    answer is its value.
 
         tokens    [MAX 4 3 [MIN 2 3 ] 1 0 [MED 1 5 8 9 2 ] ] _ _ _
         target    5
 
-    Operators MIN, MAX, MED (integer part of the median) and SM (sum modulo 10), nested up to ten deep. At length 2000
-    that is the published rule; its generator has no seed, so its files cannot be made again, but with `released` they
-    are read where LOOKBACK_LRA names them. `data_seed` draws another set by the same rule.
+    Operators MIN, MAX, MED (integer part of the median) and SM (sum modulo 10), nested up to ten
+    deep. At length 2000 that is the published rule; its generator has no seed, so its files cannot
+    be made again, but with `released` they are read where LOOKBACK_LRA names them. `data_seed`
+    draws another set by the same rule.
 
-    Tests reading a hierarchy of operators over a thousand tokens and more. Does not test all of an expression: an
-    outer MIN or MAX makes much of it irrelevant, labels 0 and 9 are twice as common as others, and no distance can be
-    told. In the RWKV paper's table a Transformer has 0.36 and S4 0.60 (Peng et al. 2023, arXiv 2305.13048).
+    Tests reading a hierarchy of operators over a thousand tokens and more. Does not test all of an
+    expression: an outer MIN or MAX makes much of it irrelevant, labels 0 and 9 are twice as common
+    as others, and no distance can be told. In the RWKV paper's table a Transformer has 0.36 and S4
+    0.60 (Peng et al. 2023, arXiv 2305.13048).
     """
     if not released:
         return as_batch(generated(data_seed, length).read(split, rows.numpy()))

@@ -20,20 +20,33 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.files import data_folder
-from tasks.lra.cache import Examples, Integers
-from tasks.lra.examples import grey_values
-from tasks.task import AbsentCorpusError
+from lookback.tasks.files import data_folder
+from lookback.tasks.lra.cache import Examples, Integers
+from lookback.tasks.lra.examples import grey_values
+from lookback.tasks.task import AbsentCorpusError
 
-LISTOPS_NAMES = {"train": "basic_train.tsv", "validation": "basic_val.tsv", "test": "basic_test.tsv"}
+LISTOPS_NAMES = {
+    "train": "basic_train.tsv",
+    "validation": "basic_val.tsv",
+    "test": "basic_test.tsv",
+}
 PAIRS_NAMES = {"train": "train", "validation": "eval", "test": "test"}
-LISTOPS_SIGNS = {**{str(digit): digit for digit in range(10)}, "[MIN": 10, "[MAX": 11, "[MED": 12, "[SM": 13, "]": 14}
+LISTOPS_SIGNS = {
+    **{str(digit): digit for digit in range(10)},
+    "[MIN": 10,
+    "[MAX": 11,
+    "[MED": 12,
+    "[SM": 13,
+    "]": 14,
+}
 KNOWN_EMPTY = ("pathfinder32", "curv_baseline", "imgs/0", "sample_172.png")
 """An empty file of the release: left out, and said so. Any other image that is none is an error."""
 
 
 def release(inside: str) -> Path:
-    """A file or folder of the unpacked release; raises AbsentCorpusError that says where it is looked for."""
+    """A file or folder of the unpacked release; raises AbsentCorpusError that says where it is
+    looked for.
+    """
     folder = Path(os.environ.get("LOOKBACK_LRA") or data_folder() / "lra_release")
     if not (folder / inside).exists():
         raise AbsentCorpusError(
@@ -44,7 +57,9 @@ def release(inside: str) -> Path:
 
 
 def read_listops(path: Path, length: int) -> Examples:
-    """All rows of a ListOps file; raises ValueError on anything but the published form, or over `length` tokens."""
+    """All rows of a ListOps file; raises ValueError on anything but the published form, or over
+    `length` tokens.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
@@ -54,13 +69,17 @@ def read_listops(path: Path, length: int) -> Examples:
             f"{path}: row 1: expected the header Source<tab>Target, found {lines[0][:40] if lines else ''!r}"
         )
     if len(lines) < 2:
-        raise ValueError(f"{path}: row 2: expected an expression and its value, found the end of the file")
+        raise ValueError(
+            f"{path}: row 2: expected an expression and its value, found the end of the file"
+        )
     tokens = np.full((len(lines) - 1, length), 15, dtype=np.uint8)
     labels, lengths = np.zeros(len(tokens), dtype=np.int64), np.zeros(len(tokens), dtype=np.int64)
     for row, line in enumerate(lines[1:]):
         signs, labels[row] = _listops_row(f"{path}: row {row + 2}", line)
         if len(signs) > length:
-            raise ValueError(f"{path}: row {row + 2}: expected at most {length} tokens, found {len(signs)}")
+            raise ValueError(
+                f"{path}: row {row + 2}: expected at most {length} tokens, found {len(signs)}"
+            )
         tokens[row, : len(signs)], lengths[row] = signs, len(signs)
     return tokens, labels, lengths
 
@@ -85,7 +104,9 @@ def _listops_row(where: str, line: str) -> tuple[list[int], int]:
 
 @dataclass(frozen=True)
 class Pairs:
-    """A file of labelled pairs of documents, read row by row where needed: it is larger than it need be in memory."""
+    """A file of labelled pairs of documents, read row by row where needed: it is larger than it
+    need be in memory.
+    """
 
     path: Path
     starts: Integers  # of the rows, in bytes; one more for the end of the file
@@ -97,14 +118,18 @@ class Pairs:
         with self.path.open("rb") as file:
             for row in rows:
                 file.seek(self.starts[row])
-                columns = file.read(self.starts[row + 1] - self.starts[row]).rstrip(b"\r\n").split(b"\t")
+                columns = (
+                    file.read(self.starts[row + 1] - self.starts[row]).rstrip(b"\r\n").split(b"\t")
+                )
                 found.append((columns[3], columns[4]))
         return found
 
 
 @lru_cache(maxsize=3)
 def read_pairs(path: Path) -> Pairs:
-    """Go through a file of pairs once, checking every row; raises ValueError with the row where it is not one."""
+    """Go through a file of pairs once, checking every row; raises ValueError with the row where it
+    is not one.
+    """
     starts, labels = [0], []
     with path.open("rb") as file:
         for row, line in enumerate(file, start=1):
@@ -115,9 +140,13 @@ def read_pairs(path: Path) -> Pairs:
                 )
             if columns[0] not in (b"0", b"1", b"0.0", b"1.0"):
                 shown = columns[0][:20].decode(errors="replace")
-                raise ValueError(f"{path}: row {row}: expected a label of 0.0 or 1.0, found {shown!r}")
+                raise ValueError(
+                    f"{path}: row {row}: expected a label of 0.0 or 1.0, found {shown!r}"
+                )
             if not line.endswith(b"\n"):
-                raise ValueError(f"{path}: row {row}: expected a line that ends, found the end of a truncated file")
+                raise ValueError(
+                    f"{path}: row {row}: expected a line that ends, found the end of a truncated file"
+                )
             starts.append(starts[-1] + len(line))
             labels.append(int(float(columns[0])))
     if not labels:
@@ -137,12 +166,20 @@ class Images:
 
 @lru_cache(maxsize=8)
 def list_images(folder: Path) -> Images:
-    """Every image of a folder such as pathfinder32/curv_contour_length_14, in the order of batches and rows."""
-    metadata = sorted((folder / "metadata").glob("*.npy"), key=lambda path: (len(path.stem), path.stem))
+    """Every image of a folder such as pathfinder32/curv_contour_length_14, in the order of batches
+    and rows.
+    """
+    metadata = sorted(
+        (folder / "metadata").glob("*.npy"), key=lambda path: (len(path.stem), path.stem)
+    )
     if not metadata:
         raise ValueError(f"{folder / 'metadata'}: expected files 0.npy, 1.npy, ..., found none")
     named = [image for path in metadata for image in _metadata_rows(path)]
-    kept = [(file, label) for file, label in named if (folder.parent.name, folder.name, *file) != KNOWN_EMPTY]
+    kept = [
+        (file, label)
+        for file, label in named
+        if (folder.parent.name, folder.name, *file) != KNOWN_EMPTY
+    ]
     files = tuple("/".join(file) for file, _ in kept)
     return Images(folder, files, np.array([label for _, label in kept]), len(named) - len(kept))
 
@@ -164,15 +201,21 @@ def _metadata_rows(path: Path) -> Iterator[tuple[tuple[str, str], int]]:
 
 
 def read_images(folder: str, side: int, digest: str, split: str, rows: Integers) -> Examples:
-    """Images number `rows` of a split, side x side, as rows of grey values; `digest` is of the metadata."""
+    """Images number `rows` of a split, side x side, as rows of grey values; `digest` is of the
+    metadata.
+    """
     images = list_images(Path(folder))
     numbers = rows + split_start(len(images.files), split)
-    tokens = np.stack([read_image(Path(folder) / images.files[number], side, number) for number in numbers])
+    tokens = np.stack(
+        [read_image(Path(folder) / images.files[number], side, number) for number in numbers]
+    )
     return tokens, images.labels[numbers], np.full(len(rows), side * side)
 
 
 def read_image(path: Path, side: int, row: int) -> NDArray[np.uint8]:
-    """Grey values of one image, (side * side,); raises ValueError when it is not a whole PNG of this size."""
+    """Grey values of one image, (side * side,); raises ValueError when it is not a whole PNG of
+    this size.
+    """
     where = f"{path}: image {row}"
     if not path.is_file():
         raise ValueError(f"{where}: expected a PNG of {side} x {side}, found no file")
@@ -188,7 +231,9 @@ def split_sizes(count: int) -> dict[str, int]:
 def split_start(count: int, split: str) -> int:
     """The place of a split's first image among all `count`, in the order of the files."""
     sizes = split_sizes(count)
-    return {"train": 0, "validation": sizes["train"], "test": sizes["train"] + sizes["validation"]}[split]
+    return {"train": 0, "validation": sizes["train"], "test": sizes["train"] + sizes["validation"]}[
+        split
+    ]
 
 
 @lru_cache(maxsize=16)

@@ -1,7 +1,8 @@
-"""Offline tasks of the shape of LRA's Text and Retrieval, made from the source of Python's own standard library.
+"""Offline tasks of the shape of LRA's Text and Retrieval, made from the source of Python's own
+standard library.
 
-They stand beside the published tasks, under names of their own, for machines without a network. Their scores say
-nothing about IMDB or AAN.
+They stand beside the published tasks, under names of their own, for machines without a network.
+Their scores say nothing about IMDB or AAN.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.language import byte_symbols, standard_library_files
-from tasks.lra.examples import BYTES, padded_bytes, text_picture
-from tasks.task import SPLITS, Batch, register_task
+from lookback.tasks.language import byte_symbols, standard_library_files
+from lookback.tasks.lra.examples import BYTES, padded_bytes, text_picture
+from lookback.tasks.task import SPLITS, Batch, register_task
 
 SIZES = {"train": 20000, "validation": 1000, "test": 2000}
 TABLES = {"encodings", "pydoc_data"}  # no code to speak of
@@ -46,7 +47,11 @@ class Files:
 @cache
 def _files(split: str) -> Files:
     root = Path(sysconfig.get_paths()["stdlib"])
-    paths = [p for p in standard_library_files(root)[split] if not TABLES.intersection(p.relative_to(root).parts)]
+    paths = [
+        p
+        for p in standard_library_files(root)[split]
+        if not TABLES.intersection(p.relative_to(root).parts)
+    ]
     texts = [tuple(path.read_bytes().splitlines(keepends=True)) for path in paths]
     kept = tuple(lines for lines in texts if len(lines) >= FEWEST_LINES)
     return Files(kept, tuple(accumulate(sum(map(len, lines)) for lines in kept)))
@@ -54,15 +59,21 @@ def _files(split: str) -> Files:
 
 @cache
 def _identity() -> dict[str, Any]:
-    digest = hashlib.sha256(b"".join(line for split in SPLITS for lines in _files(split).lines for line in lines))
+    digest = hashlib.sha256(
+        b"".join(line for split in SPLITS for lines in _files(split).lines for line in lines)
+    )
     return {
-        "source": "Python standard library", "revision": platform.python_version(), "sha256": digest.hexdigest(),
+        "source": "Python standard library",
+        "revision": platform.python_version(),
+        "sha256": digest.hexdigest(),
         "files": {split: len(_files(split).lines) for split in SPLITS},
-    }  # fmt: skip
+    }
 
 
 def passage(lines: tuple[bytes, ...], length: int, random: Random) -> list[bytes]:
-    """Consecutive lines, as many as fit into some bytes between an eighth of `length` and all of it; one at least."""
+    """Consecutive lines, as many as fit into some bytes between an eighth of `length` and all of
+    it; one at least.
+    """
     room = length * SHORTEST ** random.random()
     first = int(random.random() * max(1, len(lines) - FEWEST_LINES // 4))
     found = [lines[first]]
@@ -108,10 +119,12 @@ def sample_source_text(rows: Tensor, length: int, split: str) -> Batch:
         tokens    d e f \u2423 f ( x ) : \\n \u2423 \u2423 r e t u r n \u2423 x _ _
         target    1 when the lines stand as in the file, 0 when they are shuffled
 
-    An eighth of the length to all of it, filled up with PAD. Files of the library belong to one split each.
+    An eighth of the length to all of it, filled up with PAD. Files of the library belong to one
+    split each.
 
-    Tests whether lines far apart are seen to belong together, without a network. Indentation from line to line gives
-    much of it away, so that it does not test long reach alone; its scores say nothing about IMDB.
+    Tests whether lines far apart are seen to belong together, without a network. Indentation from
+    line to line gives much of it away, so that it does not test long reach alone; its scores say
+    nothing about IMDB.
     """
     files, texts, labels = _files(split), [], []
     for label, random in _each("source-text", rows, split, length):
@@ -146,8 +159,8 @@ def sample_source_retrieval(rows: Tensor, length: int, split: str) -> Batch:
               r e . s u b ( _ _ _ _        from the second half of it, or of another
     target    1 for one file, 0 for two
 
-    Tests keeping what a document is about in one vector: neither passage is read with the other in view. Does not
-    test comparing them word by word; its scores say nothing about AAN.
+    Tests keeping what a document is about in one vector: neither passage is read with the other in
+    view. Does not test comparing them word by word; its scores say nothing about AAN.
     """
     files, texts, labels = _files(split), [], []
     for label, random in _each("source-retrieval", rows, split, length):
@@ -158,7 +171,9 @@ def sample_source_retrieval(rows: Tensor, length: int, split: str) -> Batch:
         texts += [b"".join(passage(half, length, random)) for half in halves]
         labels.append(label)
     tokens, lengths = padded_bytes(texts, length)
-    return Batch(tokens.unflatten(0, (-1, 2)), torch.tensor(labels), lengths=lengths.unflatten(0, (-1, 2)))
+    return Batch(
+        tokens.unflatten(0, (-1, 2)), torch.tensor(labels), lengths=lengths.unflatten(0, (-1, 2))
+    )
 
 
 def _another(files: Files, here: int, random: Random) -> int:

@@ -1,14 +1,16 @@
 """ListOps expressions, drawn by the published rule, thousands a second.
 
-The rule (google-research/long-range-arena, lra_benchmarks/data/listops.py). A node at depth 1 to 9 is an operator with
-probability 1/4, else a digit; at depth 10 it is a digit. Digits are even in 0..9; operators even in MIN, MAX, MED, SM,
-with 2 to 10 children, evenly. The length counts operators, digits and closing brackets. A tree is kept when its length
-lies strictly between 500 and 2000 (8.2 % are); we write n/4 and n, so that the task exists at any length n.
+The rule (google-research/long-range-arena, lra_benchmarks/data/listops.py). A node at depth 1 to 9
+is an operator with probability 1/4, else a digit; at depth 10 it is a digit. Digits are even in
+0..9; operators even in MIN, MAX, MED, SM, with 2 to 10 children, evenly. The length counts
+operators, digits and closing brackets. A tree is kept when its length lies strictly between 500 and
+2000 (8.2 % are); we write n/4 and n, so that the task exists at any length n.
 
     [MAX 4 3 [MIN 2 3 ] 1 0 [MED 1 5 8 9 2 ] ]  =  5
 
-Every node has a random word of its own, a hash of (tree, number of the node in breadth-first order). So a tree can be
-measured first, and be drawn in full only when it is kept, and any tree can be drawn without those before it.
+Every node has a random word of its own, a hash of (tree, number of the node in breadth-first
+order). So a tree can be measured first, and be drawn in full only when it is kept, and any tree can
+be drawn without those before it.
 """
 
 from __future__ import annotations
@@ -38,11 +40,14 @@ class Level:
     children: Integers  # how many; 0 for a digit
 
 
-def make(seed: int, longest: int, split: str, rows: Integers) -> tuple[NDArray[np.uint8], Integers, Integers]:
-    """Expressions number `rows` of a split, each longer than a quarter of `longest` and shorter than that.
+def make(
+    seed: int, longest: int, split: str, rows: Integers
+) -> tuple[NDArray[np.uint8], Integers, Integers]:
+    """Expressions number `rows` of a split, each longer than a quarter of `longest` and shorter
+    than that.
 
-    Returns tokens (rows, longest), padded with PAD; values (rows,), 0 to 9; lengths (rows,). Each split and seed has a
-    stream of its own, and so has each `longest`.
+    Returns tokens (rows, longest), padded with PAD; values (rows,), 0 to 9; lengths (rows,). Each
+    split and seed has a stream of its own, and so has each `longest`.
     """
     tokens = np.full((len(rows), longest), PAD, dtype=np.uint8)
     values, lengths = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=np.int64)
@@ -56,7 +61,9 @@ def make(seed: int, longest: int, split: str, rows: Integers) -> tuple[NDArray[n
 
 
 def mixed(word: Words) -> Words:
-    """A bijection of 64-bit words whose output looks random (the finaliser of SplitMix64, Steele et al. 2014)."""
+    """A bijection of 64-bit words whose output looks random (the finaliser of SplitMix64, Steele et
+    al. 2014).
+    """
     word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return word ^ (word >> np.uint64(31))
@@ -69,12 +76,16 @@ def numbered(key: Words, number: Integers | Words) -> Words:
 
 def stream_keys(stream: str, rows: Integers) -> Words:
     """A 64-bit key for each example of a stream: (rows,)."""
-    base = np.frombuffer(hashlib.sha256(stream.encode()).digest()[:8], dtype="<u8").astype(np.uint64)
+    base = np.frombuffer(hashlib.sha256(stream.encode()).digest()[:8], dtype="<u8").astype(
+        np.uint64
+    )
     return numbered(base, np.asarray(rows))
 
 
 def kept(keys: Words, shortest: int, longest: int) -> Words:
-    """For each example's key, that of the first of its tries whose tree has a length within the bounds."""
+    """For each example's key, that of the first of its tries whose tree has a length within the
+    bounds.
+    """
     found = np.zeros_like(keys)
     missing, tried = np.arange(len(keys)), 0
     while len(missing):
@@ -96,7 +107,9 @@ def measure(keys: Words, longest: int) -> Integers:
         counts = np.bincount(tree, minlength=len(keys))
         children = children_of(node_words(keys, tree, counts, drawn), depth)
         drawn += counts
-        lengths += counts + np.bincount(tree[children > 0], minlength=len(keys))  # an operator has a bracket too
+        lengths += counts + np.bincount(
+            tree[children > 0], minlength=len(keys)
+        )  # an operator has a bracket too
         children[lengths[tree] >= longest] = 0
         tree = np.repeat(tree, children)
     return lengths
@@ -113,23 +126,31 @@ def grow(keys: Words) -> list[Level]:
         children = children_of(word, depth)
         digit = (word & np.uint64(0xFFFFFF)) * np.uint64(10) >> np.uint64(24)
         operator = MIN + (word >> np.uint64(60) & np.uint64(3))
-        levels.append(Level(tree, np.where(children > 0, operator, digit).astype(np.int64), children))
+        levels.append(
+            Level(tree, np.where(children > 0, operator, digit).astype(np.int64), children)
+        )
         drawn += counts
         tree = np.repeat(tree, children)
     return levels
 
 
 def node_words(keys: Words, tree: Integers, counts: Integers, drawn: Integers) -> Words:
-    """The random word of each node of a level: `counts` nodes of each tree, behind `drawn` of earlier levels."""
+    """The random word of each node of a level: `counts` nodes of each tree, behind `drawn` of
+    earlier levels.
+    """
     first = np.cumsum(counts) - counts - drawn
     return numbered(keys[tree], np.arange(len(tree)) - first[tree])
 
 
 def children_of(word: Words, depth: int) -> Integers:
-    """How many children each node has: none, or 2 to 10 where the top two bits of its word are zero (a quarter)."""
+    """How many children each node has: none, or 2 to 10 where the top two bits of its word are zero
+    (a quarter).
+    """
     if depth == MAX_DEPTH:
         return np.zeros(len(word), dtype=np.int64)
-    count = 2 + ((word >> np.uint64(24) & np.uint64(0xFFFFFF)) * np.uint64(MAX_CHILDREN - 1) >> np.uint64(24))
+    count = 2 + (
+        (word >> np.uint64(24) & np.uint64(0xFFFFFF)) * np.uint64(MAX_CHILDREN - 1) >> np.uint64(24)
+    )
     return np.where(word >> np.uint64(62) == 0, count, 0).astype(np.int64)
 
 
@@ -149,7 +170,10 @@ def apply(operator: Integers, count: Integers, below: Integers) -> Integers:
     """The value of each operator on its children: the next `count` of the values `below`."""
     first = np.cumsum(count) - count
     results = np.minimum.reduceat(below, first)
-    for sign, found in ((MAX, np.maximum.reduceat(below, first)), (SM, np.add.reduceat(below, first) % 10)):
+    for sign, found in (
+        (MAX, np.maximum.reduceat(below, first)),
+        (SM, np.add.reduceat(below, first) % 10),
+    ):
         results = np.where(operator == sign, found, results)
     chosen = operator == MED
     results[chosen] = medians(first[chosen], count[chosen], below)
@@ -157,7 +181,9 @@ def apply(operator: Integers, count: Integers, below: Integers) -> Integers:
 
 
 def medians(first: Integers, count: Integers, below: Integers) -> Integers:
-    """Integer part of the median of each group of values (of an even number, the mean of the two in the middle)."""
+    """Integer part of the median of each group of values (of an even number, the mean of the two in
+    the middle).
+    """
     place = np.arange(MAX_CHILDREN)
     index = np.minimum(first[:, None] + place, len(below) - 1)
     ordered = np.sort(np.where(place < count[:, None], below[index], 10), axis=1)
@@ -166,7 +192,9 @@ def medians(first: Integers, count: Integers, below: Integers) -> Integers:
 
 
 def write(levels: list[Level], tokens: NDArray[np.uint8]) -> Integers:
-    """Write each tree into its row of `tokens` in the order in which it is read; the length of each."""
+    """Write each tree into its row of `tokens` in the order in which it is read; the length of
+    each.
+    """
     spans = subtree_lengths(levels)
     position = np.zeros(len(tokens), dtype=np.int64)
     for level, span, below in zip(levels, spans, [*spans[1:], None], strict=True):

@@ -1,0 +1,294 @@
+"""One cell over several processes, a GPU each: every one trains on its rows of each batch.
+
+torch's launcher (what torchrun is) starts them, DistributedDataParallel adds up their gradients.
+All hold the whole model and make the whole batch, which is a function of its number, so that they
+know without asking how many answers all of them are asked for: the loss is the mean over these, as
+in one process, and not a mean of means.
+
+Where a model does not fit in each of them, its weights, their gradients and the optimizer's moments
+are split (`shard`, torch's FSDP2): a block's weights come together when it is asked, and part
+again.
+
+In one process alone, the usual case, every function here gives back what it is given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
+
+from lookback.models.model import SequenceModel
+
+Value = TypeVar("Value")
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+SEEDS = 1 << 20  # more than there are processes, or steps of a run
+
+
+def launch(work: Callable[..., None], processes: int, folder: Path, *arguments: object) -> int:
+    """Call `work` with these arguments in so many new processes, each of which sees one GPU alone;
+    wait for all.
+
+    Returns 0, or the exit code of the first that ended badly, a signal's number negative; the
+    others were ended then. Asked to stop by SIGTERM, this process asks all of them, waits, and
+    returns what stands for that signal.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import (  # a tenth of a second that few cells need
+        LaunchConfig,
+        elastic_launch,
+    )
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id="lookback",
+        max_restarts=0,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        virtual_local_rank=True,
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
+        signals_to_handle="SIGTERM",
+    )
+    try:
+        elastic_launch(config, work)(*arguments)
+    except SignalException as error:
+        return -error.sigval
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode
+    return 0
+
+
+_talk: distributed.ProcessGroup | None = None  # on CPUs, for what is no gradient
+
+
+@contextlib.contextmanager
+def joined(device: str, seconds: float) -> Iterator[None]:
+    """Within it, the processes that `launch` started are one group; none waits for another longer
+    than `seconds`.
+    """
+    global _talk
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)  # all are on this machine
+    timeout = timedelta(seconds=seconds)
+    distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timeout)
+    _talk = distributed.new_group(backend="gloo", timeout=timeout)
+    try:
+        yield
+    finally:
+        _talk = None
+        distributed.destroy_process_group()
+
+
+def count() -> int:
+    """Processes that train this cell together."""
+    return 1 if _talk is None else distributed.get_world_size()
+
+
+def rank() -> int:
+    """Which of them this is, from 0 on."""
+    return 0 if _talk is None else distributed.get_rank()
+
+
+def agreed(*flags: bool) -> list[bool]:
+    """The flags as the first process has them: where all do not decide alike, they wait for each
+    other for ever.
+    """
+    if _talk is None:
+        return list(flags)
+    said = torch.tensor(flags, dtype=torch.uint8)
+    distributed.broadcast(said, 0, group=_talk)
+    return [bool(flag) for flag in said]
+
+
+def total(value: float) -> float:
+    """The sum over all processes."""
+    if _talk is None:
+        return value
+    summed = torch.tensor(value, dtype=torch.float64)
+    distributed.all_reduce(summed, group=_talk)
+    return summed.item()
+
+
+def mean(value: Tensor | float) -> Tensor | float:
+    """The mean over all processes of a number."""
+    return value if _talk is None else total(float(value)) / count()
+
+
+def of_all(value: Value) -> list[Value]:
+    """What every process has, in the order of their ranks; in any but the first, an empty list."""
+    if _talk is None:
+        return [value]
+    found: list[Any] | None = [None] * count() if rank() == 0 else None
+    distributed.gather_object(value, found, 0, group=_talk)
+    return found or []
+
+
+def of_first(make: Callable[[], Value]) -> Value:
+    """What the first process makes, in all of them."""
+    if _talk is None:
+        return make()
+    said: list[Any] = [make() if rank() == 0 else None]
+    distributed.broadcast_object_list(said, 0, group=_talk)
+    return said[0]
+
+
+def check_alike(step: int) -> None:
+    """Raise RuntimeError where processes stand at different steps: one could not read what another
+    did.
+    """
+    if _talk is not None and total(step) != count() * step:
+        raise RuntimeError(
+            f"process {rank()} stands at step {step}, and another elsewhere: expected one checkpoint"
+        )
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if _talk is not None:
+        distributed.barrier(group=_talk)
+
+
+def share(rows: int) -> tuple[int, int]:
+    """Of a batch, the first row that this process trains on, and the one behind its last."""
+    return rank() * rows // count(), (rank() + 1) * rows // count()
+
+
+def seed(cell_seed: int, step: int) -> None:
+    """Have torch draw what is drawn in training, of dropout above all, anew for this step and
+    process.
+
+    So a run goes on alike after a stop, with nothing kept of any process but the first; one process
+    keeps its state.
+    """
+    if _talk is not None:
+        torch.manual_seed(((cell_seed * SEEDS + step) * SEEDS + rank()) % (1 << 63))
+
+
+class Spread(DistributedDataParallel):
+    """A model whose gradients are means over all processes, asked as the model itself is."""
+
+    @property
+    def classes(self) -> int | None:
+        return self.module.classes
+
+
+def spread(model: SequenceModel, shard: bool = False) -> SequenceModel | Spread:
+    """The model, to be trained: with the same gradients in all processes, where there are several.
+
+    With `shard` its parameters are replaced by this process's part of them; an optimizer is to be
+    made afterwards.
+    """
+    if _talk is None:
+        return model
+    if not shard:
+        return Spread(
+            model,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=True,  # as where sequences are shorter than a model's interval
+        )
+    from torch.distributed.device_mesh import (
+        init_device_mesh,  # half a second that few cells need, as below
+    )
+    from torch.distributed.fsdp import fully_shard
+
+    said = {
+        name: dict(vars(parameter)) for name, parameter in model.named_parameters()
+    }  # of decay, above all
+    for module in model.modules():
+        if isinstance(
+            module, nn.RNNBase
+        ):  # cuDNN would lay its weights out anew, where nobody gathers them any more
+            module.flatten_parameters = _as_they_are  # type: ignore[method-assign]
+    mesh = init_device_mesh(model.embedding.weight.device.type, (count(),))
+    for block in (*model.blocks, *model.backward_blocks):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)  # in place, with new parameters
+    for name, parameter in model.named_parameters():
+        vars(parameter).update(said[name])
+    return model
+
+
+def _as_they_are() -> None:
+    """In place of nn.LSTM's own flatten_parameters."""
+
+
+def gathered(tree: Value) -> Value:
+    """What was split, whole and on the CPU of the first process, None in all others; all else as it
+    is.
+
+    All processes ask for it together.
+    """
+    if _talk is None:
+        return tree
+    from torch.distributed.tensor import DTensor
+
+    def of(x: Any) -> Any:
+        if not isinstance(x, DTensor):
+            return x
+        full = x.full_tensor()
+        return full.cpu() if rank() == 0 else None
+
+    return tree_map(of, tree)
+
+
+def split(whole: Tensor, like: Tensor) -> Tensor:
+    """Of what every process has whole this one's part, where `like` is split; what is given
+    otherwise.
+    """
+    if _talk is None:
+        return whole
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(
+        whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+    )
+
+
+def split_state(content: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's state, as every process has it whole, with the moments of what is split split
+    alike.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        number: {key: split(x, like) if x.shape == like.shape else x for key, x in moments.items()}
+        for number, moments in content["state"].items()
+        for like in [parameters[number]]
+    }
+    return {**content, "state": state}
+
+
+def whole(model: SequenceModel, make: Callable[[], SequenceModel]) -> SequenceModel:
+    """The model, to be asked by each process on its own: where it is split, another that `make`
+    makes, of its weights.
+
+    All processes ask for it together.
+    """
+    if _talk is None:
+        return model
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(model, FSDPModule):
+        return model
+    with torch.random.fork_rng(devices=()):
+        same = make()
+    own = same.state_dict()
+    for name, part in model.state_dict().items():
+        own[name].copy_(part.full_tensor() if isinstance(part, DTensor) else part)
+    return same
