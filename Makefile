@@ -4,6 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 SCALE ?= small
 READY := $(VENV)/.ready
+# uv installs in seconds; it is given pip's own settings, which it does not read.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+export UV_EXTRA_INDEX_URL ?= $(PIP_EXTRA_INDEX_URL)
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 .DEFAULT_GOAL := help
 .PHONY: help environment bench test test-slow test-gpu smoke lint format pictures cards report speed doctor clean \
@@ -17,7 +21,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "Lookback needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet uv
+	$(UV) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 environment: $(READY) ## make the environment in .venv, with the pinned packages
@@ -50,7 +55,8 @@ test-oldest: $(READY) ## run tests with the oldest versions that pyproject.toml 
 lint: $(READY) ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	@mkdir -p .typing && ln -sfn .. .typing/lookback  # mypy must see tasks/ and models/ under the import name
+	MYPYPATH=.typing $(BIN)/mypy -p lookback.tasks -p lookback.models -p lookback.benchmarks
 
 format: $(READY) ## put files into the common format
 	$(BIN)/ruff check --fix .
@@ -105,32 +111,12 @@ cards: $(READY) ## make the page of the tasks' spec cards anew: docs/tasks.md
 	@$(BIN)/python -m lookback.benchmarks.describe.task_page
 
 speed: $(READY) ## measure operators, training steps and samplers beside their peers
-	@$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt --editable '.[dev,peers]'
+	@$(UV) --constraint constraints.txt --editable '.[dev,peers]'
 	@$(BIN)/python -m lookback.benchmarks.speed.report
 
-ifdef PACK
-GPU_READY := $(PACK)/site
-GPU_PYTHON := PYTHONPATH=$(abspath $(PACK)/site) $(PYTHON)
-$(PACK)/site: $(PACK)/pack.txt
-	rm -rf $@ $@.new && mkdir -p $@.new
-	$(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --target $@.new $(wildcard $(PACK)/wheels/*.whl)
-	mv $@.new $@
-else
-GPU_READY := $(READY)
-GPU_PYTHON := $(BIN)/python
-endif
-BUDGET ?= 480
-DEVICE ?= cuda
-RESULTS ?= results
-
-.PHONY: gpu gpu-pack
-gpu: $(GPU_READY) ## measure all that a GPU is wanted for, in stages that go on later (STAGE=cost, BUDGET=480, PACK=folder)
-	@$(GPU_PYTHON) -m lookback.benchmarks.gpu $(STAGE) --budget $(BUDGET) --device $(DEVICE) --scale $(SCALE) \
-	    --results $(RESULTS) $(if $(PACK),--pack $(PACK))
-
-gpu-pack: $(READY) ## pack what a GPU machine without network lacks (HAVE=its pip list, LIMIT=64M, TO=gpu-pack)
-	@$(BIN)/python -m lookback.benchmarks.gpu_pack --to $(or $(TO),gpu-pack) $(if $(HAVE),--have $(HAVE)) \
-	    $(if $(LIMIT),--limit $(LIMIT)) $(if $(TARGET_PYTHON),--python $(TARGET_PYTHON))
+.PHONY: gpu
+gpu: $(READY) ## the suites that a GPU is wanted for, one after another; the same command goes on (docs/gpu.md)
+	for suite in cost recall copying tracking language; do $(BIN)/lookback run $$suite --device cuda --scale paper || exit; done
 
 report: $(READY) ## make reports/ anew from results/
 	@$(BIN)/lookback report

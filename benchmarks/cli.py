@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from lookback.benchmarks.describe.lists import Entry, catalogue
-from lookback.benchmarks.suite import DEFAULT_SCALE, narrow, read_suite, scaled, suite_names
+from lookback.benchmarks.suite import DEFAULT_SCALE, read_suite, scaled, select, suite_names
 
 app = typer.Typer(
     help="How far back can a sequence model look, and what does it pay for it?",
@@ -173,8 +173,8 @@ def run(
     ] = None,
 ) -> None:
     """Measure every cell of a suite that has no record yet."""
-    from lookback.benchmarks.measure.cell import absent_data, check
-    from lookback.benchmarks.plan.match_widths import matched
+    from lookback.benchmarks.measure.cell import absent_data, check, resolve_options
+    from lookback.benchmarks.plan.match_widths import match_widths
     from lookback.benchmarks.plugins import load_plugins
     from lookback.benchmarks.run.runner import Runner
 
@@ -185,8 +185,8 @@ def run(
     )
     cells = chosen.cells
     for field, values in (("task", task), ("model", model), ("length", length), ("seed", seed)):
-        cells = narrow(cells, field, values) if values else cells
-    chosen = matched(dataclasses.replace(chosen, cells=cells), tolerance)
+        cells = select(cells, field, values) if values else cells
+    chosen = match_widths(dataclasses.replace(chosen, cells=cells), tolerance)
     for cell in chosen.cells:
         check(
             cell.model_copy(update={"device": "cpu"}) if dry_run or engine != Engine.local else cell
@@ -195,7 +195,11 @@ def run(
     _say_left_out(list(absent.values()))
     cells = tuple(cell for cell in chosen.cells if cell not in absent)
     runner = Runner(
-        results, dataclasses.replace(chosen, cells=cells), plugins=plugin or [], threads=threads
+        results,
+        dataclasses.replace(chosen, cells=cells),
+        plugins=plugin or [],
+        threads=threads,
+        options={cell: resolve_options(cell) for cell in cells},
     )
     if dry_run:
         from lookback.benchmarks.plan.dry_run import make_plan

@@ -39,11 +39,12 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from lookback.benchmarks.record import (
+    CELL_TYPES,
     LIST_FIELDS,
     SUITE_NAME,
-    Cell,
+    AnyCell,
     Name,
-    Value,
+    StrictModel,
     make_cell,
     one_line,
 )
@@ -60,7 +61,7 @@ FIRST = (
 )  # slowest to change; models alternate at each length
 
 
-class Match(Value):
+class Match(StrictModel):
     """What makes the suite's models comparable; see lookback.benchmarks.plan.match_widths, which
     works the widths out.
     """
@@ -94,7 +95,7 @@ class Suite:
 
     name: str
     title: str
-    cells: tuple[Cell, ...]
+    cells: tuple[AnyCell, ...]
     match: Match | None = None
 
 
@@ -203,7 +204,7 @@ def _match(path: Path, content: Mapping[str, Any], scale: str) -> Match | None:
         raise ValueError(f"{path}: match: {told}") from None
 
 
-def _cells(path: Path, content: Mapping[str, Any], scale: str, device: str) -> Iterator[Cell]:
+def _cells(path: Path, content: Mapping[str, Any], scale: str, device: str) -> Iterator[AnyCell]:
     for number, grid in enumerate(content["grid"], start=1):
         if scale not in grid.get("scales", [scale]):
             continue
@@ -216,9 +217,22 @@ def _cells(path: Path, content: Mapping[str, Any], scale: str, device: str) -> I
             raise ValueError(f"{path}: grid {number}: {error}") from None
         for values in multiply(fields):
             try:
-                yield make_cell({"device": device, **values})
+                yield make_cell({"device": device, **_of_its_kind(values, grid)})
             except ValueError as error:
                 raise ValueError(f"{path}: grid {number}: {error}") from None
+
+
+def _of_its_kind(values: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the fields that the defaults or the scale set for cells of the other kind.
+
+    What a grid itself sets is kept: if its kind has no such field, that is the user's error.
+    """
+    own_fields = CELL_TYPES[values["kind"]].model_fields if values.get("kind") in CELL_TYPES else {}
+    all_fields = {name for cell_type in CELL_TYPES.values() for name in cell_type.model_fields}
+    other_fields = all_fields - set(own_fields) if own_fields else set()
+    return {
+        name: value for name, value in values.items() if name in grid or name not in other_fields
+    }
 
 
 def _layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,31 +283,25 @@ def _choices(key: str, value: Any) -> Sequence[Any]:
     return value if many or key not in LIST_FIELDS else [value]
 
 
-def narrow(cells: Sequence[Cell], field: str, values: Sequence[Any]) -> tuple[Cell, ...]:
-    """The cells that have these values in a field; a value that none has takes the place of those
-    that are there.
+def select(cells: Sequence[AnyCell], field: str, values: Sequence[Any]) -> tuple[AnyCell, ...]:
+    """Return the cells whose field has one of these values.
 
-    So `--model rwkv` selects, and `--model mine` runs a model of the user's own wherever the suite
-    runs others. The options of what is replaced do not go with it.
+    A value that no cell has replaces the value of every cell: `--model rwkv` selects, and `--model
+    mine` runs a user's own model wherever the suite runs others. The options of a replaced task or
+    model are dropped.
     """
-    chosen: list[Cell] = []
+    chosen: list[AnyCell] = []
     for value in values:
-        there = [cell for cell in cells if getattr(cell, field) == value]
-        replaced = {
-            field: value,
-            **({f"{field}_options": {}} if field in ("task", "model") else {}),
-        }
-        chosen += there or [
-            make_cell({**cell.model_dump(), **replaced, **_begun(cell, replaced)}) for cell in cells
-        ]
+        matching = [cell for cell in cells if getattr(cell, field) == value]
+        chosen += matching or [_replace(cell, field, value) for cell in cells]
     return tuple(dict.fromkeys(chosen))
 
 
-def _begun(cell: Cell, replaced: Mapping[str, Any]) -> dict[str, Any]:
-    """Training does not begin longer than the length that takes the place of the cell's."""
-    length = replaced.get("length", cell.length)
-    return (
-        {"first_length": None}
-        if cell.first_length is not None and cell.first_length > length
-        else {}
-    )
+def _replace(cell: AnyCell, field: str, value: Any) -> AnyCell:
+    """Return the cell with another task, model, length or seed."""
+    fields = {**cell.model_dump(), field: value}
+    if field in ("task", "model"):
+        fields[f"{field}_options"] = {}
+    if (fields.get("start_length") or 0) > fields["length"]:
+        fields["start_length"] = None
+    return make_cell(fields)

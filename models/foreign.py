@@ -23,12 +23,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import register_pytree_node
 
 from lookback.models.contract import CLOSE, TRIED
-from lookback.models.model import Recipe, register_family
+from lookback.models.model import ArchitectureSpec, register_family
 
 CACHES = ("past_key_values", "cache_params", "state")
 """What a stack calls what it keeps of the past, as an argument and in what it gives back."""
 
-WHOLE = Recipe(whole=True)
+WHOLE = ArchitectureSpec(is_full_stack=True)
 FRAMES = (
     "hidden_size",
     "num_hidden_layers",
@@ -390,8 +390,8 @@ Found = tuple[type, type]
 @register_family(
     "hf", "any causal language model of transformers, with fresh weights: hf:llama, hf:mamba, ..."
 )
-def of_transformers(kind: str) -> tuple[type[nn.Module], Recipe, dict[str, Any]]:
-    """Block, recipe and defaults of a `model_type` of transformers; raises ValueError where it has
+def of_transformers(kind: str) -> tuple[type[nn.Module], ArchitectureSpec, dict[str, Any]]:
+    """Block, spec and defaults of a `model_type` of transformers; raises ValueError where it has
     none.
     """
     name = f"hf:{kind}"
@@ -414,8 +414,10 @@ def of_transformers(kind: str) -> tuple[type[nn.Module], Recipe, dict[str, Any]]
     "fla",
     "any model of flash-linear-attention, on a GPU: fla:rwkv7, fla:gated_deltanet, fla:gla, ...",
 )
-def of_flash_linear_attention(kind: str) -> tuple[type[nn.Module], Recipe, dict[str, Any]]:
-    """Block, recipe and defaults of a type of flash-linear-attention; raises ValueError where it
+def of_flash_linear_attention(
+    kind: str,
+) -> tuple[type[nn.Module], ArchitectureSpec, dict[str, Any]]:
+    """Block, spec and defaults of a type of flash-linear-attention; raises ValueError where it
     has none.
     """
     name = f"fla:{kind}"
@@ -440,7 +442,7 @@ def _pairs(library: Any) -> dict[str, Found]:
 
 def _stack(
     name: str, known: Mapping[str, Any], find: Callable[[], Found]
-) -> tuple[type[nn.Module], Recipe, dict[str, Any]]:
+) -> tuple[type[nn.Module], ArchitectureSpec, dict[str, Any]]:
     family, _, kind = name.partition(":")
     if kind not in known:
         near = difflib.get_close_matches(kind, known) or sorted(known)
@@ -450,10 +452,12 @@ def _stack(
     return _made(name, find)
 
 
-_FOUND: dict[str, tuple[type[nn.Module], Recipe, dict[str, Any]]] = {}
+_FOUND: dict[str, tuple[type[nn.Module], ArchitectureSpec, dict[str, Any]]] = {}
 
 
-def _made(name: str, find: Callable[[], Found]) -> tuple[type[nn.Module], Recipe, dict[str, Any]]:
+def _made(
+    name: str, find: Callable[[], Found]
+) -> tuple[type[nn.Module], ArchitectureSpec, dict[str, Any]]:
     if name not in _FOUND:
         configuration, language_model = find()
         block = type(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lookback.models.lean import normed, parts, product
-from lookback.models.reading import DIRECTIONS, POOLINGS, joined, pooled, turned
+from lookback.models.reading import DIRECTIONS, POOLINGS, pair_features, pool, reverse_valid
 
 State = Any
 """What a block keeps between positions: tensors and numbers in tuples, lists and dicts."""
@@ -38,19 +38,19 @@ def small_normal(weight: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ArchitectureSpec:
     """What an architecture asks of the frame around its blocks and of the optimiser.
 
     `learning_rate_scale` multiplies the learning rate of the parameters whose last name it holds.
-    An architecture that comes `whole` has all its layers in one block, with the norm behind them
-    and a method `drop` for the dropout.
+    An architecture that with `is_full_stack` has all its layers in one block, with the norm behind
+    them and a method `drop` for the dropout.
     """
 
     embedding_norm: bool = False
     embedding_init: Callable[[Tensor], None] = small_normal
     head_init: Callable[[Tensor], None] = small_normal
     learning_rate_scale: Mapping[str, float] = field(default_factory=dict)
-    whole: bool = False
+    is_full_stack: bool = False
 
 
 class SequenceModel(nn.Module):
@@ -66,7 +66,7 @@ class SequenceModel(nn.Module):
     def __init__(
         self,
         block: type[nn.Module],
-        recipe: Recipe,
+        spec: ArchitectureSpec,
         vocabulary: int,
         classes: int | None,
         width: int,
@@ -74,16 +74,20 @@ class SequenceModel(nn.Module):
         options: Mapping[str, Any],
         pooling: str = "last",
         direction: str = "causal",
-        documents: int = 1,
+        sequences_per_example: int = 1,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        _check_reading(classes, pooling, direction, documents)
-        self.recipe, self.classes = recipe, classes
-        self.pooling, self.documents, self.dropout = pooling, documents, nn.Dropout(dropout)
+        _check_reading(classes, pooling, direction, sequences_per_example)
+        self.spec, self.classes = spec, classes
+        self.pooling, self.sequences_per_example, self.dropout = (
+            pooling,
+            sequences_per_example,
+            nn.Dropout(dropout),
+        )
         self.embedding = nn.Embedding(vocabulary, width)
-        self.embedding_norm = nn.LayerNorm(width) if recipe.embedding_norm else nn.Identity()
-        layers = 1 if recipe.whole else depth
+        self.embedding_norm = nn.LayerNorm(width) if spec.embedding_norm else nn.Identity()
+        layers = 1 if spec.is_full_stack else depth
         self.blocks = nn.ModuleList(
             block(width, layer, depth, **options) for layer in range(layers)
         )
@@ -91,13 +95,13 @@ class SequenceModel(nn.Module):
             block(width, layer, depth, **options)
             for layer in range(layers if direction == "bidirectional" else 0)
         )
-        self.norm = nn.Identity() if recipe.whole else nn.LayerNorm(width)
+        self.norm = nn.Identity() if spec.is_full_stack else nn.LayerNorm(width)
         self.head = nn.Linear(
-            width if documents == 1 else 4 * width, classes or vocabulary, bias=False
+            width if sequences_per_example == 1 else 4 * width, classes or vocabulary, bias=False
         )
-        recipe.embedding_init(self.embedding.weight)
-        recipe.head_init(self.head.weight)
-        if recipe.whole and dropout:
+        spec.embedding_init(self.embedding.weight)
+        spec.head_init(self.head.weight)
+        if spec.is_full_stack and dropout:
             for stack in (*self.blocks, *self.backward_blocks):
                 stack.drop(self.dropout)
 
@@ -117,30 +121,34 @@ class SequenceModel(nn.Module):
         """
         if self.classes:
             return self.head(self.features(tokens, lengths))
-        x = self.through(self.blocks, self.embed(tokens))  # (batch, length, width)
-        return self.answer(x if asked is None else x.flatten(0, 1)[asked])
+        x = self.run_blocks(self.blocks, self.embed(tokens))  # (batch, length, width)
+        return self.logits(x if asked is None else x.flatten(0, 1)[asked])
 
     def features(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
         """What the head sees of each sequence, (batch, width), or of each pair of documents,
         (batch, 4 width).
         """
-        if self.documents > 1:
+        if self.sequences_per_example > 1:
             lengths = None if lengths is None else lengths.flatten()
         x = self.embed(tokens.flatten(0, -2))  # (sequences, length, width)
-        features = self.kept_of(self.blocks, x, lengths)
+        features = self.encode(self.blocks, x, lengths)
         if len(self.backward_blocks):
-            features = features + self.kept_of(self.backward_blocks, turned(x, lengths), lengths)
+            features = features + self.encode(
+                self.backward_blocks, reverse_valid(x, lengths), lengths
+            )
         return (
-            features if self.documents == 1 else joined(features.unflatten(0, (-1, self.documents)))
+            features
+            if self.sequences_per_example == 1
+            else pair_features(features.unflatten(0, (-1, self.sequences_per_example)))
         )
 
-    def kept_of(self, blocks: nn.ModuleList, x: Tensor, lengths: Tensor | None) -> Tensor:
+    def encode(self, blocks: nn.ModuleList, x: Tensor, lengths: Tensor | None) -> Tensor:
         """What a stack makes of a sequence, (sequences, length, width) -> (sequences, width)."""
-        return pooled(self.norm(self.through(blocks, x)), lengths, self.pooling)
+        return pool(self.norm(self.run_blocks(blocks, x)), lengths, self.pooling)
 
-    def through(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
+    def run_blocks(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
         """A stack of blocks, (batch, length, width) -> same; with dropout in training."""
-        dropping = self.training and self.dropout.p and not self.recipe.whole
+        dropping = self.training and self.dropout.p and not self.spec.is_full_stack
         for block in blocks:
             x = x + self.dropout(block(x) - x) if dropping else block(x)
         return x
@@ -149,7 +157,7 @@ class SequenceModel(nn.Module):
         """Tokens (...,) -> what the first block reads (..., width)."""
         return self.embedding_norm(self.embedding(tokens))
 
-    def answer(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor) -> Tensor:
         """What the last block gives (..., width) -> logits (..., vocabulary or classes)."""
         return self.head(self.norm(x))
 
@@ -173,7 +181,7 @@ class SequenceModel(nn.Module):
             x, after = block.step(x, before)
             following.append(after)
         return product(
-            layers["head"], x if self.recipe.whole else normed(layers["norm"], x)
+            layers["head"], x if self.spec.is_full_stack else normed(layers["norm"], x)
         ), following
 
     def prefill(self, tokens: Tensor) -> tuple[Tensor, list[State]]:
@@ -189,10 +197,10 @@ class SequenceModel(nn.Module):
             # type: ignore[operator]
             x, after = block.prefill(x) if hasattr(block, "prefill") else step_through(block, x)
             state.append(after)
-        return self.answer(x[:, -1]), state
+        return self.logits(x[:, -1]), state
 
     def _check_streams(self) -> None:
-        if self.pooling != "last" or len(self.backward_blocks) or self.documents > 1:
+        if self.pooling != "last" or len(self.backward_blocks) or self.sequences_per_example > 1:
             raise ValueError(
                 "this model answers on whole sequences (pooling 'mean', direction 'bidirectional' or pairs of "
                 "documents), not position by position"
@@ -204,7 +212,7 @@ class SequenceModel(nn.Module):
         """
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
-            scale = self.recipe.learning_rate_scale.get(name.rpartition(".")[2], 1.0)
+            scale = self.spec.learning_rate_scale.get(name.rpartition(".")[2], 1.0)
             decay = parameter.ndim >= 2 and not getattr(parameter, "_no_weight_decay", False)
             groups.setdefault((scale, decay), []).append(parameter)
         return [
@@ -213,13 +221,15 @@ class SequenceModel(nn.Module):
         ]
 
 
-def _check_reading(classes: int | None, pooling: str, direction: str, documents: int) -> None:
+def _check_reading(
+    classes: int | None, pooling: str, direction: str, sequences_per_example: int
+) -> None:
     if pooling not in POOLINGS or direction not in DIRECTIONS:
         raise ValueError(
             f"pooling {pooling!r} and direction {direction!r}: expected one of {', '.join(POOLINGS)}, and one of "
             f"{', '.join(DIRECTIONS)}"
         )
-    if classes is None and (pooling, direction, documents) != ("last", "causal", 1):
+    if classes is None and (pooling, direction, sequences_per_example) != ("last", "causal", 1):
         raise ValueError(
             "pooling, direction and documents are for tasks of one label a sequence: here positions are asked"
         )
@@ -250,17 +260,17 @@ def parameter_count(model: nn.Module) -> int:
 @dataclass(frozen=True)
 class _Registration:
     block: type[nn.Module]
-    recipe: Recipe
+    spec: ArchitectureSpec
     defaults: dict[str, Any]
 
 
 _MODELS: dict[str, _Registration] = {}
-Found = tuple[type[nn.Module], Recipe, dict[str, Any]]
+Found = tuple[type[nn.Module], ArchitectureSpec, dict[str, Any]]
 _FAMILIES: dict[str, Callable[[str], Found]] = {}
 Block = TypeVar("Block", bound=type[nn.Module])
 
 
-def register_model(name: str, recipe: Recipe | None = None) -> Callable[[Block], Block]:
+def register_model(name: str, spec: ArchitectureSpec | None = None) -> Callable[[Block], Block]:
     """Register a block under a name; raises ValueError when the name is malformed or taken, or this
     is no block.
 
@@ -295,7 +305,7 @@ def register_model(name: str, recipe: Recipe | None = None) -> Callable[[Block],
             raise ValueError(f"model {name!r}: {wanted}: {error}") from error
         options = inspect.signature(block.__init__).parameters.values()
         defaults = {p.name: p.default for p in options if p.kind is p.KEYWORD_ONLY}
-        _MODELS[name] = _Registration(block, recipe or Recipe(), defaults)
+        _MODELS[name] = _Registration(block, spec or ArchitectureSpec(), defaults)
         return block
 
     return decorate
@@ -304,7 +314,7 @@ def register_model(name: str, recipe: Recipe | None = None) -> Callable[[Block],
 def register_family(
     prefix: str, summary: str
 ) -> Callable[[Callable[[str], Found]], Callable[[str], Found]]:
-    """Register a function that finds the models called PREFIX:NAME: block, recipe and defaults of a
+    """Register a function that finds the models called PREFIX:NAME: block, spec and defaults of a
     NAME.
 
     It raises ValueError for a NAME it does not have. `summary` is a line for `lookback list`.
@@ -361,7 +371,7 @@ def build_model(
     depth: int,
     pooling: str = "last",
     direction: str = "causal",
-    documents: int = 1,
+    sequences_per_example: int = 1,
     dropout: float = 0.0,
     **options: Any,
 ) -> SequenceModel:
@@ -378,7 +388,7 @@ def build_model(
         )
     return SequenceModel(
         found.block,
-        found.recipe,
+        found.spec,
         vocabulary,
         classes,
         width,
@@ -386,7 +396,7 @@ def build_model(
         options,
         pooling,
         direction,
-        documents,
+        sequences_per_example,
         dropout,
     )
 

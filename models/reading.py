@@ -13,7 +13,7 @@ POOLINGS = ("last", "mean")
 DIRECTIONS = ("causal", "bidirectional")
 
 
-def turned(x: Tensor, lengths: Tensor | None) -> Tensor:
+def reverse_valid(x: Tensor, lengths: Tensor | None) -> Tensor:
     """The valid part of each sequence back to front, its padding left where it is: (batch, length,
     width) -> same.
 
@@ -26,7 +26,7 @@ def turned(x: Tensor, lengths: Tensor | None) -> Tensor:
     return x.gather(1, torch.where(behind >= 0, behind, position)[:, :, None].expand_as(x))
 
 
-def pooled(x: Tensor, lengths: Tensor | None, pooling: str) -> Tensor:
+def pool(x: Tensor, lengths: Tensor | None, pooling: str) -> Tensor:
     """One vector a sequence, (batch, length, width) -> (batch, width): its last valid one, or the
     mean of all valid.
     """
@@ -38,7 +38,7 @@ def pooled(x: Tensor, lengths: Tensor | None, pooling: str) -> Tensor:
     return torch.where(valid[:, :, None], x, 0).sum(1) / lengths[:, None]
 
 
-def joined(features: Tensor) -> Tensor:
+def pair_features(features: Tensor) -> Tensor:
     """Features of two documents, (batch, 2, width), as one vector: both, their product, their
     difference (4 widths).
     """

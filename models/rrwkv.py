@@ -27,7 +27,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from lookback.models.lean import own, parts, product
 from lookback.models.model import register_model
 from lookback.models.rwkv import (
-    RECIPE,
+    SPEC,
     ChannelMix,
     RWKVBlock,
     TimeMix,
@@ -336,7 +336,7 @@ class RetrospectiveChannelMix(ChannelMix):
         )
 
 
-@register_model("rrwkv", RECIPE)
+@register_model("rrwkv", SPEC)
 class RRWKVBlock(RWKVBlock):
     """RWKV's block, whose mixes see mediums where the options ask for it.
 

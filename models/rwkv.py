@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lookback.models.lean import normed, own, parts, product
-from lookback.models.model import Recipe, register_model
+from lookback.models.model import ArchitectureSpec, register_model
 from lookback.models.wkv import WKVState, empty_state, wkv, wkv_step
 
 
@@ -186,7 +186,7 @@ def _head_init(weight: Tensor) -> None:
     nn.init.orthogonal_(weight, gain=0.5 * max(1.0, out / into) ** 0.5)
 
 
-RECIPE = Recipe(
+SPEC = ArchitectureSpec(
     embedding_norm=True,
     embedding_init=_embedding_init,
     head_init=_head_init,
@@ -197,7 +197,7 @@ RECIPE = Recipe(
 RWKVState = tuple[Any, Any]  # of the time-mix and of the channel-mix
 
 
-@register_model("rwkv", RECIPE)
+@register_model("rwkv", SPEC)
 class RWKVBlock(nn.Module):
     """A layer: time-mix, then channel-mix, each behind its norm. It has no options."""
 

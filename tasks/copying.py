@@ -47,7 +47,7 @@ def _ask_for(symbols: Tensor, where: Tensor, length: int, alphabet: int) -> Batc
 @register_task(
     "copy",
     vocabulary=lambda symbols, alphabet: alphabet + 2,
-    constant_score=lambda symbols, alphabet: 1 / alphabet,
+    baseline_score=lambda symbols, alphabet: 1 / alphabet,
     lengths=LENGTHS,
     shortest=_shortest,
     symbols=letters,
@@ -84,7 +84,7 @@ def sample_copy(
 @register_task(
     "selective_copy",
     vocabulary=lambda symbols, alphabet: alphabet + 2,
-    constant_score=lambda symbols, alphabet: 1 / alphabet,
+    baseline_score=lambda symbols, alphabet: 1 / alphabet,
     lengths=LENGTHS,
     shortest=_shortest,
     symbols=letters,

@@ -53,7 +53,7 @@ def _mqar_shortest(pairs: int, vocabulary: int, power: float, random_filler: boo
 @register_task(
     "mqar",
     vocabulary=lambda pairs, vocabulary, power, random_filler: vocabulary,
-    constant_score=lambda pairs, vocabulary, power, random_filler: 2 / vocabulary,
+    baseline_score=lambda pairs, vocabulary, power, random_filler: 2 / vocabulary,
     lengths=(64, 128, 256, 512),
     shortest=_mqar_shortest,
     multiple=2,
@@ -120,7 +120,7 @@ def _recall_shortest(pairs: int, alphabet: int) -> int:
 @register_task(
     "recall",
     vocabulary=lambda pairs, alphabet: 2 * alphabet + 1,
-    constant_score=lambda pairs, alphabet: 1 / alphabet,
+    baseline_score=lambda pairs, alphabet: 1 / alphabet,
     lengths=(64, 128, 256, 512, 1024, 2048, 4096),
     shortest=_recall_shortest,
     symbols=_recall_symbols,
@@ -165,7 +165,7 @@ def sample_recall(
 @register_task(
     "needle",
     vocabulary=lambda alphabet: alphabet + 1,
-    constant_score=lambda alphabet: 1 / alphabet,
+    baseline_score=lambda alphabet: 1 / alphabet,
     lengths=(64, 128, 256, 512, 1024, 2048, 4096),
     shortest=3,
     symbols=lambda alphabet: [f"v{i}" for i in range(alphabet)] + ["?"],

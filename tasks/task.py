@@ -2,7 +2,7 @@
 
 A task is registered where it is defined, once, by its own name::
 
-    @register_task("parity", vocabulary=2, constant_score=0.5, lengths=(40, 80), source="...")
+    @register_task("parity", vocabulary=2, baseline_score=0.5, lengths=(40, 80), source="...")
     def sample_parity(batch_size: int, length: int, generator: torch.Generator) -> Batch: ...
 
 Keyword-only parameters of the sampler are the task's options. A sampler that reads a corpus takes
@@ -56,7 +56,7 @@ class Batch:
         None  # (batch,) or (batch, 2): valid tokens, where sequences are padded
     )
 
-    def asked(self) -> Tensor:
+    def target_indices(self) -> Tensor:
         """Flat indices, int64, of the targets that are asked for."""
         return (self.targets.flatten() != IGNORE).nonzero().squeeze(1)
 
@@ -74,7 +74,7 @@ class Task:
     """A registered task with its options filled in: its card, and its batches.
 
     `score` names the unit of results: "accuracy" (a fraction, higher is better) or "bits per byte"
-    (lower is better); `constant_score` is what the best answer that never looks at the input
+    (lower is better); `baseline_score` is what the best answer that never looks at the input
     reaches, in that unit. `symbols` is the readable form of each token id, `answers` that of each
     target (the same, unless the answers are of another kind). `sizes` counts the examples of each
     split, where they are finite, and is empty where they are drawn without end.
@@ -86,7 +86,7 @@ class Task:
     vocabulary: int
     classes: int | None
     score: str
-    constant_score: float
+    baseline_score: float
     lengths: tuple[int, ...]
     shortest: int
     multiple: int
@@ -94,7 +94,7 @@ class Task:
     symbols: Sequence[str]
     answers: Sequence[str]
     sizes: dict[str, int]
-    documents: int
+    sequences_per_example: int
     exact: bool
     picture: Callable[[Tensor], str] | None
     reads_split: bool = field(repr=False)
@@ -201,7 +201,7 @@ def register_task(
     name: str,
     *,
     vocabulary: int | Callable[..., int],
-    constant_score: float | Callable[..., float],
+    baseline_score: float | Callable[..., float],
     lengths: tuple[int, ...],
     source: str,
     symbols: Callable[..., Sequence[str]],
@@ -213,17 +213,17 @@ def register_task(
     exact: bool = False,
     data: Callable[..., dict[str, Any]] | None = None,
     sizes: Mapping[str, int] | Callable[..., Mapping[str, int]] | None = None,
-    documents: int = 1,
+    sequences_per_example: int = 1,
     picture: Callable[[Tensor], str] | None = None,
     fetch: Fetch | None = None,
 ) -> Callable[[Sampler], Sampler]:
     """Register a sampler under a name; raises ValueError when the name is malformed or taken.
 
     Args:
-        vocabulary: number of token ids. This and `constant_score`, `shortest`, `symbols`,
+        vocabulary: number of token ids. This and `baseline_score`, `shortest`, `symbols`,
         `answers`, `data` and
             `sizes` may be functions of the task's options, given by keyword.
-        constant_score: what the best constant answer scores. lengths: lengths at which the task is
+        baseline_score: what the best constant answer scores. lengths: lengths at which the task is
         commonly asked. source: the paper or code that states the rule. symbols: readable form of
         each token id; `answers` likewise of each target, when they differ. classes: number of
         labels when one label a sequence is asked; None when positions are asked. score: "accuracy"

@@ -24,7 +24,7 @@ def _distances(tokens: Tensor) -> Tensor:
 @register_task(
     "parity",
     vocabulary=2,
-    constant_score=0.5,
+    baseline_score=0.5,
     lengths=(40, 80, 160, 320),
     symbols=lambda: ["0", "1"],
     source="Parity check: Deletang et al. 2022 (arXiv 2207.02098), asked at every position",
@@ -68,7 +68,7 @@ def _running_product(tokens: Tensor, table: Tensor) -> Tensor:
 @register_task(
     "permutations",
     vocabulary=120,
-    constant_score=1 / 120,
+    baseline_score=1 / 120,
     lengths=(16, 32, 64, 128, 256),
     symbols=lambda: ["".join(map(str, p)) for p in _group()[0]],
     source="Word problem of S5: Merrill et al. 2024 (arXiv 2404.08819), after Barrington 1989",

@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: processes that te
 import pytest
 import torch
 
-from lookback.benchmarks.record import Cell
+from lookback.benchmarks.record import Cell, LearnCell
 
 torch.set_num_threads(1)
 
@@ -23,15 +23,15 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
-def one_yardstick(monkeypatch: pytest.MonkeyPatch) -> None:
+def one_reference_workload(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cells of tests say nothing of a machine's speed."""
-    monkeypatch.setattr("lookback.benchmarks.measure.cost.YARDSTICKS", 1)
+    monkeypatch.setattr("lookback.benchmarks.measure.cost.REFERENCE_RUNS", 1)
 
 
 @pytest.fixture
 def cell() -> Cell:
     """A cell of `learn` that takes a second."""
-    return Cell(
+    return LearnCell(
         kind="learn",
         task="copy",
         model="rwkv",

@@ -95,7 +95,7 @@ class Killed(Plain):
 @register_task(
     "last-token",
     vocabulary=4,
-    constant_score=0.25,
+    baseline_score=0.25,
     lengths=(16,),
     source="a test",
     symbols=lambda: list("abcd"),

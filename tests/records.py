@@ -1,10 +1,12 @@
 """Records made up for tests of what reads records."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from lookback.benchmarks.record import (
     Cell,
+    CostCell,
     CostNumbers,
     CurvePoint,
     DistanceScore,
@@ -18,8 +20,15 @@ from lookback.benchmarks.record import (
     Timing,
 )
 
+
+def as_cost(cell: Cell, changes: Mapping[str, Any] = MappingProxyType({})) -> CostCell:
+    """Return a cost cell with the fields that it shares with another cell, some of them changed."""
+    shared = {name: getattr(cell, name) for name in Cell.model_fields}
+    return CostCell(**{**shared, "kind": "cost", **changes})
+
+
 FACTS = TaskFacts(
-    vocabulary=10, classes=None, score="accuracy", constant_score=0.125, source="made up | here"
+    vocabulary=10, classes=None, score="accuracy", baseline_score=0.125, source="made up | here"
 )
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from lookback.benchmarks.measure import checkpoint
 from lookback.benchmarks.measure.step import make_model, make_optimizer
 from lookback.benchmarks.plugins import load_plugins
-from lookback.benchmarks.record import Cell, Machine, Record, make_cell
+from lookback.benchmarks.record import LearnCell, Machine, Record, make_cell
 from lookback.benchmarks.report import make_reports
 from lookback.benchmarks.storage import read_record, read_records, write_record
 from lookback.benchmarks.suite import read_suite, scaled
@@ -27,9 +27,9 @@ from lookback.models.model import model_names
 from lookback.tasks import corpus
 from lookback.tasks.lra.released import read_listops, read_pairs
 from lookback.tasks.task import get_task, task_names
-from tests.records import FACTS, cost_record, learn_record
+from tests.records import FACTS, as_cost, cost_record, learn_record
 
-CELL = Cell(
+CELL = LearnCell(
     kind="learn",
     task="copy",
     model="rwkv",
@@ -200,7 +200,7 @@ RECORDS = [
     json.loads(record.model_dump_json())
     for record in (
         learn_record(CELL),
-        cost_record(CELL.model_copy(update={"kind": "cost", "test_lengths": ()})),
+        cost_record(as_cost(CELL, {"test_lengths": ()})),
     )
 ]
 
@@ -427,7 +427,7 @@ def test_a_strangers_checkpoint_runs_no_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = make_model(CELL, get_task(CELL.task))
-    optimizer = make_optimizer(model, CELL)
+    optimizer = make_optimizer(model, CELL.learning_rate, CELL.weight_decay)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     places = [tmp_path / f"went-off-{number}" for number in range(4)]
     newest, older = (tmp_path / name for name in checkpoint.NAMES)
@@ -470,7 +470,7 @@ def test_a_checkpoint_of_other_content_changes_nothing(
     tmp_path: Path, wrong: dict[str, Any]
 ) -> None:
     model = make_model(CELL, get_task(CELL.task))
-    optimizer = make_optimizer(model, CELL)
+    optimizer = make_optimizer(model, CELL.learning_rate, CELL.weight_decay)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     other = {name: tensor + 1 for name, tensor in before.items()}
     sound = {
@@ -518,7 +518,7 @@ def strangers(text: str) -> list[Record]:
                         "task_options": {"way": text},
                         "model_options": {"option": text, text: 1} if model == "rwkv" else {},
                         "test_lengths": () if number else (24, 48),
-                        "first_length": None,
+                        "start_length": None,
                     }
                 )
                 record = make(cell)

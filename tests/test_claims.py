@@ -22,6 +22,7 @@ from lookback.benchmarks.record import (
     Score,
     TaskFacts,
     Timing,
+    make_cell,
 )
 from lookback.benchmarks.report import claims, make_all, make_named
 from lookback.benchmarks.report.claims import CLAIMS, Claim
@@ -33,7 +34,7 @@ from tests.records import FACTS, asked, record, trained
 
 LENGTHS = [256 * 2**k for k in range(6)]
 BITS = TaskFacts(
-    vocabulary=256, classes=None, score="bits per byte", constant_score=4.0, source="made up"
+    vocabulary=256, classes=None, score="bits per byte", baseline_score=4.0, source="made up"
 )
 FARTHER, RECALLS = "RRWKV looks farther", "RWKV recalls less"
 
@@ -67,7 +68,7 @@ def priced(
     """
     made = []
     for length in lengths:
-        cell = Cell.model_validate(
+        cell = make_cell(
             {
                 "kind": "cost",
                 "task": "python",
@@ -102,7 +103,7 @@ def priced(
 
 
 def learner(model: str, seed: int, task: str = "recall", **fields: object) -> Cell:
-    return Cell.model_validate(
+    return make_cell(
         {
             "kind": "learn",
             "task": task,
@@ -229,7 +230,10 @@ def test_as_cheap_is_within_a_tenth(factor: float, verdict: str) -> None:
 def test_both_forms_are_one_function_but_for_rounding() -> None:
     def compared(*apart: float | None, **fields: object) -> list[Record]:
         cells = [learner("rwkv", seed, **fields) for seed in range(len(apart))]
-        return [trained(cell, [], forms_apart=one) for cell, one in zip(cells, apart, strict=True)]
+        return [
+            trained(cell, [], parallel_recurrent_difference=one)
+            for cell, one in zip(cells, apart, strict=True)
+        ]
 
     name = "RWKV's parallel form"
     (found,) = found_of(name, compared(2e-6, 5e-6, 1e-6))

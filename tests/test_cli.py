@@ -172,7 +172,6 @@ BROKEN = '[[grid]]\nkind = "learn"\ntask = "copy"\nmodle = "rwkv"\n'
             ["run", "quick", "--plugin", "TAKEN"],
             "'rwkv' is already registered by lookback.models.rwkv",
         ),
-        (["run", "quick", "--plugin", "CLASH"], "lies beside a package named 'tasks'"),
         (["describe", "nothing"], "nothing is called 'nothing'"),
         (["list", "things"], "'things' is not one of 'tasks', 'models', 'suites'"),
         (["run", "quick", "--length", "abc"], "Invalid value for '--length'"),

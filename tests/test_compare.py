@@ -23,7 +23,7 @@ from lookback.benchmarks.report.compare import (
     compare,
     difference_interval,
 )
-from tests.records import FACTS, cost_record, learn_record, record, score, trained
+from tests.records import FACTS, as_cost, cost_record, learn_record, record, score, trained
 
 
 def folder(path: Path, records: Iterable[Record]) -> Path:
@@ -44,7 +44,7 @@ def both(
 
 
 def costs(cell: Cell) -> Cell:
-    return cell.model_copy(update={"kind": "cost"})
+    return as_cost(cell)
 
 
 def seeds(cell: Cell, correct: Sequence[int], **changes: Any) -> list[Record]:
@@ -213,10 +213,19 @@ def test_seeds_that_all_differ_alike_are_judged_by_their_answers(
     ],
 )
 def test_a_slow_machine_is_told_from_a_slow_model(
-    tmp_path: Path, cell: Cell, time: float, yardstick: float | None, verdict: str, noted: bool
+    tmp_path: Path,
+    cell: Cell,
+    time: float,
+    reference_seconds: float | None,
+    verdict: str,
+    noted: bool,
 ) -> None:
-    a = timed(cell, 0.5, 0.49, 0.51, yardstick=1.0)
-    found = both(tmp_path, [a], [timed(cell, time, 0.98 * time, 1.02 * time, yardstick=yardstick)])
+    a = timed(cell, 0.5, 0.49, 0.51, reference_seconds=1.0)
+    found = both(
+        tmp_path,
+        [a],
+        [timed(cell, time, 0.98 * time, 1.02 * time, reference_seconds=reference_seconds)],
+    )
     assert verdicts(found, "time") == {verdict} and found.changed == (verdict == "changed")
     assert all(bool(row.note) == noted for row in found.rows if row.quantity.endswith("time"))
 

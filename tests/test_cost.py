@@ -21,6 +21,7 @@ from lookback.benchmarks.record import Cell, CostNumbers
 from lookback.benchmarks.storage import read_record, record_files
 from lookback.models.model import build_model, parameter_count
 from lookback.tasks.task import get_task
+from tests.records import as_cost
 
 FLOAT = 4
 ROOT = Path(__file__).parent.parent
@@ -36,7 +37,7 @@ def run_elsewhere(cell: Cell, folder: Path, threads: int = 1, data_limit: int = 
         "from lookback.benchmarks.record import Cell; from lookback.benchmarks.run.runner import Runner; from lookback.benchmarks.suite import Suite\n"
         "cell, folder, plugin, threads, limit = json.loads(sys.argv[1])\n"
         "if limit: resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))\n"
-        "suite = Suite('suite', '', (Cell.model_validate(cell),))\n"
+        "suite = Suite('suite', '', (make_cell(cell),))\n"
         "sys.exit(Runner(Path(folder), suite, plugins=[plugin], threads=threads).run())"
     )
     asked = json.dumps([cell.model_dump(mode="json"), str(folder), PLUGIN, threads, data_limit])
@@ -103,7 +104,7 @@ def test_the_count_agrees_with_another_counter() -> None:
 
 @pytest.mark.parametrize("model", ["rwkv", "transformer"])
 def test_the_same_run_counts_the_same(cell: Cell, model: str) -> None:
-    cell = cell.model_copy(update={"kind": "cost", "model": model, "length": 64, "repeats": 2})
+    cell = as_cost(cell, {"model": model, "length": 64, "repeats": 2})
     first, again = (cost(cell, get_task("copy"), lambda *_: None) for _ in range(2))
     for name in ("training", "prefill", "decode"):
         assert first.phases[name].peak_bytes == again.phases[name].peak_bytes
@@ -111,7 +112,7 @@ def test_the_same_run_counts_the_same(cell: Cell, model: str) -> None:
 
 
 def test_phases_hold_what_they_must(cell: Cell) -> None:
-    cell = cell.model_copy(update={"kind": "cost", "length": 64, "repeats": 5})
+    cell = as_cost(cell, {"length": 64, "repeats": 5})
     numbers = cost(cell, get_task("copy"), lambda *_: None)
     assert set(numbers.phases) == {"training", "prefill", "decode"} and not numbers.failed
     weights = numbers.parameters * FLOAT
@@ -133,10 +134,7 @@ def test_memory_of_decoding_is_constant_where_the_state_is(
     cell: Cell, model: str, constant: bool
 ) -> None:
     """To the byte: nothing of what was read before is kept alive by a view."""
-    cells = [
-        cell.model_copy(update={"kind": "cost", "model": model, "length": n, "repeats": 1})
-        for n in (64, 1024)
-    ]
+    cells = [as_cost(cell, {"model": model, "length": n, "repeats": 1}) for n in (64, 1024)]
     short, long = (
         cost(c, get_task("copy"), lambda *_: None).phases["decode"].peak_bytes for c in cells
     )
@@ -158,7 +156,7 @@ def test_scratch_inside_our_operator_is_counted() -> None:
 def test_out_of_memory_is_a_result_of_one_phase(
     cell: Cell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cell = cell.model_copy(update={"kind": "cost", "repeats": 1})
+    cell = as_cost(cell, {"repeats": 1})
 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -172,9 +170,7 @@ def test_a_machine_that_is_full_is_a_result_of_one_phase(cell: Cell, tmp_path: P
     """Length x length numbers of 4 bytes do not fit into the gigabyte that there is; prefill steps,
     and fits.
     """
-    cell = cell.model_copy(
-        update={"kind": "cost", "model": "all-to-all", "length": 16384, "batch_size": 1}
-    )
+    cell = as_cost(cell, {"model": "all-to-all", "length": 16384, "batch_size": 1})
     numbers = run_elsewhere(
         cell.model_copy(update={"repeats": 1, "width": 4}), tmp_path, data_limit=1 << 30
     )
@@ -231,7 +227,7 @@ def test_a_phase_that_does_not_end_leaves_time_for_the_others(
     cell: Cell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cost_module, "training_step", lambda *_: time.sleep(3600))
-    cell = cell.model_copy(update={"kind": "cost", "repeats": 1, "time_limit": 8.0})
+    cell = as_cost(cell, {"repeats": 1, "time_limit": 8.0})
     numbers = cost(cell, get_task("copy"), lambda *_: None)
     assert numbers.failed == {"training": "timeout"} and set(numbers.phases) == {
         "prefill",
@@ -257,7 +253,7 @@ def test_compiled_cells_compile_prefill_and_step_too(
         return function
 
     monkeypatch.setattr(torch, "compile", watched)
-    cell = cell.model_copy(update={"kind": "cost", "repeats": 1, "depth": 2})
+    cell = as_cost(cell, {"repeats": 1, "depth": 2})
     model = build_model("rwkv", 10, width=16, depth=2)
     monkeypatch.setattr(cost_module, "make_model", lambda *_: model)
     assert not cost(cell, get_task("copy"), lambda *_: None).failed and compiled == []
@@ -303,9 +299,7 @@ def expected_flops(
 @pytest.mark.parametrize("model", ["transformer", "rwkv", "rrwkv", "lstm"])
 def test_operations_are_those_of_the_formulas(cell: Cell, model: str) -> None:
     sizes = {"width": 32, "depth": 2, "length": 72, "batch_size": 1}
-    cell = cell.model_copy(
-        update={"kind": "cost", "task": "python", "model": model, "repeats": 1, **sizes}
-    )
+    cell = as_cost(cell, {"task": "python", "model": model, "repeats": 1, **sizes})
     phases = cost(cell, get_task("python"), lambda *_: None).phases
     training, prefill, decode = expected_flops(
         model, 32, 2, 72, 72 + 3
@@ -315,9 +309,7 @@ def test_operations_are_those_of_the_formulas(cell: Cell, model: str) -> None:
 
 
 def test_fresh_processes_and_other_threads_count_the_same(cell: Cell, tmp_path: Path) -> None:
-    cell = cell.model_copy(
-        update={"kind": "cost", "model": "rrwkv", "length": 40, "repeats": 2, "generate": True}
-    )
+    cell = as_cost(cell, {"model": "rrwkv", "length": 40, "repeats": 2, "generate": True})
     first, again = (run_elsewhere(cell, tmp_path / str(threads), threads) for threads in (1, 2))
     for name in ("training", "prefill", "decode"):
         counted = [(run.phases[name].peak_bytes, run.phases[name].flops) for run in (first, again)]
@@ -362,7 +354,7 @@ def test_attention_with_a_graph_for_each_length_meets_only_one(
         return prepare(name, *given)
 
     monkeypatch.setattr(cost_module, "_prepare", watched)
-    cost(cell.model_copy(update={"kind": "cost", "repeats": 1}), get_task("copy"), lambda *_: None)
+    cost(as_cost(cell, {"repeats": 1}), get_task("copy"), lambda *_: None)
     assert seen == {"training": True, "prefill": True, "decode": False}
 
 
@@ -390,11 +382,11 @@ def test_a_machine_whose_speed_changes_under_a_phase_is_noticed(
     yardsticks = iter([1.0, after] * 3)
     monkeypatch.setattr(cost_module, "yardstick", lambda device: next(yardsticks))
     monkeypatch.setattr(cost_module, "_time_cpu", lambda work, repeats: [1.0] * 5)
-    phases = cost(
-        cell.model_copy(update={"kind": "cost"}), get_task("copy"), lambda *_: None
-    ).phases
+    phases = cost(as_cost(cell), get_task("copy"), lambda *_: None).phases
     assert [phase.seconds.noisy for phase in phases.values()] == [noisy] * 3
-    assert all(phase.yardstick == pytest.approx((1 + after) / 2) for phase in phases.values())
+    assert all(
+        phase.reference_seconds == pytest.approx((1 + after) / 2) for phase in phases.values()
+    )
 
 
 def test_alive_in_holds_weights_and_moments() -> None:

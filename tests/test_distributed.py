@@ -49,13 +49,13 @@ BASE = {
 LABEL = {**BASE, "task": "listops", "length": 64, "test_lengths": []}
 CELLS = {
     "growing": make_cell(
-        {**BASE, "model": "rwkv", "length": 40, "first_length": 20, "reach": True}
+        {**BASE, "model": "rwkv", "length": 40, "start_length": 20, "reach": True}
     ),
     "two layers": make_cell({**BASE, "model": "rrwkv", "depth": 2}),
     "several rates": make_cell(
         {**BASE, "model": "transformer", "learning_rates": [1e-3, 1e-2], "steps": 12}
     ),
-    "until solved": make_cell({**BASE, "model": "lstm", "stop_at": 0.08, "validations": 10}),
+    "until solved": make_cell({**BASE, "model": "lstm", "target_score": 0.08, "validations": 10}),
     "bits": make_cell(
         {**BASE, "task": "python", "model": "transformer", "length": 32, "batch_size": 3}
     ),
@@ -104,7 +104,7 @@ def kept_here() -> list[int]:
     next(iter(model.blocks.parameters()))._no_weight_decay = True
     undecayed = [p.shape for p in model.parameters() if getattr(p, "_no_weight_decay", False)]
     split = parallel.spread(model, shard=True)
-    optimizer = make_optimizer(split, cell)
+    optimizer = make_optimizer(split, cell.learning_rate, cell.weight_decay)
     training_step(split, optimizer, task.batch("train", 0, 0, 5, cell.length), cell, 0)
     kept = sum(parameter.to_local().numel() for parameter in split.parameters())
     assert (

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from lookback.benchmarks.record import Cell
+from lookback.benchmarks.record import make_cell
 from lookback.benchmarks.report import make_named
 from lookback.benchmarks.report.enwik8 import differences, make_table, our_rows, published_rows
 from lookback.benchmarks.storage import write_record
@@ -24,7 +24,7 @@ def record_of(score: float, **fields: object):
         "depth": 12,
         "length": 1024,
     }
-    record = learn_record(Cell.model_validate({**basis, "batch_size": 16, "steps": 1000, **fields}))
+    record = learn_record(make_cell({**basis, "batch_size": 16, "steps": 1000, **fields}))
     outcome = record.outcome
     tests = tuple(test.model_copy(update={"score": score}) for test in outcome.learn.tests)
     changed = {

@@ -149,7 +149,6 @@ def finished(folder: Path) -> dict[Path, bytes]:
 
 def kill(folder: Path, runner: subprocess.Popen[str], whom: str, moment: str, wait: float) -> None:
     """Kill -9 a runner or its cell's process some time after a moment, where there still is one."""
-    # noqa: E731
     reached = lambda: runner.poll() is not None or list(folder.glob(f"*/.work/*/{MOMENTS[moment]}"))
     wait_until(reached, moment)
     time.sleep(wait)
@@ -247,7 +246,7 @@ STAGES = {
 }
 
 
-def stop_at(folder: Path, cell: Cell, stage: str, number: signal.Signals) -> tuple[int, bool]:
+def target_score(folder: Path, cell: Cell, stage: str, number: signal.Signals) -> tuple[int, bool]:
     """Run a cell here and send this process a signal when the cell is at a stage; the exit code,
     and whether sent.
     """
@@ -274,7 +273,7 @@ def stop_at(folder: Path, cell: Cell, stage: str, number: signal.Signals) -> tup
 
 def check_stop(folder: Path, stage: str, number: signal.Signals, said: Callable[[], str]) -> None:
     cell = tiny("unhurried", steps=6, validations=2, test_lengths=[32])
-    code, sent = stop_at(folder, cell, stage, number)
+    code, sent = target_score(folder, cell, stage, number)
     assert sent and code == 128 + number
     assert "interrupted; the same command goes on from here" in said()
     assert not processes_of(folder)
@@ -632,7 +631,7 @@ def test_what_a_kill_leaves_beside_a_record_is_no_record(tmp_path: Path, cell: C
 
 def trained(cell: Cell) -> tuple[object, object]:
     model = make_model(cell, get_task(cell.task))
-    return model, make_optimizer(model, cell)
+    return model, make_optimizer(model, cell.learning_rate, cell.weight_decay)
 
 
 def test_torn_checkpoints_give_the_one_before_or_the_beginning(

@@ -22,7 +22,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from lookback.benchmarks.describe import browser
-from lookback.benchmarks.record import Cell, Outcome, Record
+from lookback.benchmarks.record import Cell, LearnCell, Outcome, Record
 from lookback.benchmarks.report import frames, make_reports, style
 from lookback.benchmarks.report.costs import costs_of
 from lookback.benchmarks.report.drawing import inline_svg
@@ -33,7 +33,7 @@ from lookback.benchmarks.report.page import make_page
 from lookback.benchmarks.report.prose import prose
 from lookback.benchmarks.report.tradeoff import points_of
 from lookback.benchmarks.storage import write_record
-from tests.records import FACTS, cost_record, learn_record, record, score, trained
+from tests.records import FACTS, as_cost, cost_record, learn_record, record, score, trained
 
 ROOT = Path(__file__).parent.parent
 EVIL = '<script>window.stolen = 1</script><img src="https://evil.example/x.png" onerror="window.stolen = 2">'
@@ -89,7 +89,7 @@ def records(cell: Cell) -> list[Record]:
             for seed in (0, 1, 2)
         ]
         for length in (256, 512, 1024, 2048):
-            costs = named.model_copy(update={"kind": "cost", "length": length})
+            costs = as_cost(named, {"length": length})
             slow = 1e-4 * length ** (2 if model == "transformer" else 1)
             found.append(cost_record(costs, slow, failed=model == "transformer" and length == 2048))
     broken = cell.model_copy(update={"model": "broken"})
@@ -111,7 +111,7 @@ def make(folder: Path) -> None:
     """Reports of the records above, of a task and a device of bad intent: as if nothing had been
     checked before.
     """
-    cell = Cell(
+    cell = LearnCell(
         kind="learn",
         task="copy",
         model="rwkv",
@@ -383,7 +383,7 @@ def test_the_headline_is_that_of_the_scores(cell: Cell) -> None:
 
 
 def test_fewer_bits_are_the_better_ones(cell: Cell) -> None:
-    bits = FACTS.model_copy(update={"score": "bits per byte", "constant_score": 4.5})
+    bits = FACTS.model_copy(update={"score": "bits per byte", "baseline_score": 4.5})
     tests = {"rwkv": 2.25, "lstm": 3.5}
     found = []
     for model, value in tests.items():
@@ -420,9 +420,7 @@ def test_gaps_are_what_others_have(cell: Cell) -> None:
         for model, seeds in (("rwkv", (0, 1)), ("lstm", (0,)))
         for seed in seeds
     ]
-    found.append(
-        cost_record(cell.model_copy(update={"kind": "cost", "model": "rwkv", "length": 64}))
-    )
+    found.append(cost_record(as_cost(cell, {"model": "rwkv", "length": 64})))
     rows = missing_table(found).to_dict("records")
     assert [(row["model"], row["what"], row["there are"]) for row in rows] == [
         ("lstm", "learn", "1 of 2")

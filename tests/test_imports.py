@@ -30,9 +30,20 @@ ALLOWED = {
     f"{B}.speed": MEASURED | {f"{B}.measure", f"{B}.run", f"{B}.suite", f"{B}.report"},
     f"{B}.cli": {B},
 }
-"""The row of a module is the longest name here that holds it; it may import what its row lists, and its own room."""
+"""The row of a module is the longest name here that holds it; it may import what its row lists, and
+its own room.
+"""
 
-NO_TORCH = ("record", "storage", "suite", "machine", "run.runner", "run.ray_engine", "report", "cli")
+NO_TORCH = (
+    "record",
+    "storage",
+    "suite",
+    "machine",
+    "run.runner",
+    "run.ray_engine",
+    "report",
+    "cli",
+)
 
 
 def modules() -> dict[str, Path]:
@@ -62,7 +73,9 @@ def row_of(module: str) -> str:
     if module in ("lookback", "lookback.tasks", "lookback.models"):
         return module
     rows = [row for row in ALLOWED if row != "lookback" and holds(row, module)]
-    assert rows or module == B, f"{module} has no row in tests/test_imports.py: say what it may import"
+    assert rows or module == B, (
+        f"{module} has no row in tests/test_imports.py: say what it may import"
+    )
     return max(rows, key=len, default=B)
 
 

@@ -422,7 +422,7 @@ def test_the_bigram_model_is_counted():
 def test_the_bigram_model_lies_between_a_constant_answer_and_none():
     task = get_task("python")
     bits = bigram_bits(task, 256, 64)
-    assert 2.5 < bits < task.constant_score - 0.5
+    assert 2.5 < bits < task.baseline_score - 0.5
     assert bits == pytest.approx(bigram_bits(task, 256, 512), abs=0.15)
 
 

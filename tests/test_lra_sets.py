@@ -13,10 +13,10 @@ from torch import nn
 from lookback.benchmarks.describe.pictures import PLACE, pathfinder_grid
 from lookback.benchmarks.describe.spec import doubles, histogram
 from lookback.benchmarks.measure.evaluate import evaluate
-from lookback.benchmarks.measure.step import answers, make_model
-from lookback.benchmarks.record import Cell
+from lookback.benchmarks.measure.step import logits_and_targets, make_model
+from lookback.benchmarks.record import CostCell, LearnCell
 from lookback.models.model import build_model, model_names
-from lookback.models.reading import joined, pooled, turned
+from lookback.models.reading import pair_features, pool, reverse_valid
 from lookback.tasks.lra.source import _files
 from lookback.tasks.task import Batch, get_task
 
@@ -66,7 +66,7 @@ def test_other_splits_are_gone_through_once_in_one_order(split):
 @pytest.mark.parametrize(("asked", "scored"), [(5, 5), (32, 32), (70, 70), (10**6, 75)])
 def test_the_whole_test_set_can_be_scored(asked, scored):
     task = numbered_set({"train": 103, "validation": 9, "test": 75})
-    cell = Cell(
+    cell = LearnCell(
         kind="learn", task="source-text", model="lstm", width=8, depth=1, length=256, batch_size=4
     )
     score = evaluate(make_model(cell, task), cell, task, "test", 256, asked)
@@ -80,7 +80,9 @@ def test_cards_agree_with_batches(name):
     task = get_task(name)
     length = min(task.lengths)
     batch = task.batch("validation", 0, 0, 4, length)
-    shape = (4, length) if task.documents == 1 else (4, task.documents, length)
+    shape = (
+        (4, length) if task.sequences_per_example == 1 else (4, task.sequences_per_example, length)
+    )
     assert (
         batch.tokens.shape == shape
         and batch.targets.shape == (4,)
@@ -108,23 +110,30 @@ def test_source_passages_come_from_the_files_of_their_split():
     assert whole[batch.targets == 1].all() and whole[batch.targets == 0].float().mean() < 0.2
 
 
-def tiny(name, pooling, direction, documents=1):
+def tiny(name, pooling, direction, sequences_per_example=1):
     torch.manual_seed(0)
     model = build_model(
-        name, 20, 3, width=32, depth=2, pooling=pooling, direction=direction, documents=documents
+        name,
+        20,
+        3,
+        width=32,
+        depth=2,
+        pooling=pooling,
+        direction=direction,
+        sequences_per_example=sequences_per_example,
     )
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)  # blocks begin as nothing, and nothing would leak
     return model.double().eval()
 
 
-@pytest.mark.parametrize("documents", [1, 2])
+@pytest.mark.parametrize("sequences_per_example", [1, 2])
 @pytest.mark.parametrize(("pooling", "direction"), READINGS)
 @pytest.mark.parametrize("name", model_names())
-def test_padding_never_leaks(name, pooling, direction, documents):
+def test_padding_never_leaks(name, pooling, direction, sequences_per_example):
     """Other padding, and more of it, changes no answer."""
-    model = tiny(name, pooling, direction, documents)
-    shape = (5, 30) if documents == 1 else (5, documents, 30)
+    model = tiny(name, pooling, direction, sequences_per_example)
+    shape = (5, 30) if sequences_per_example == 1 else (5, sequences_per_example, 30)
     tokens, lengths = torch.randint(20, shape), torch.randint(1, 31, shape[:-1])
     longer = torch.randint(20, (*shape[:-1], 37))
     longer[..., :30] = torch.where(torch.arange(30) < lengths[..., None], tokens, longer[..., :30])
@@ -148,7 +157,9 @@ def test_a_bidirectional_reading_depends_on_the_beginning_read_last(name):
     model = tiny(name, "last", "bidirectional")
     tokens = torch.randint(20, (1, 12))
     with torch.no_grad():
-        backward = model.kept_of(model.backward_blocks, turned(model.embed(tokens), None), None)
+        backward = model.encode(
+            model.backward_blocks, reverse_valid(model.embed(tokens), None), None
+        )
         by_hand = model.embed(tokens).flip(1)
         for block in model.backward_blocks:
             by_hand = block(by_hand)
@@ -158,27 +169,30 @@ def test_a_bidirectional_reading_depends_on_the_beginning_read_last(name):
 
 def test_turned_leaves_padding_where_it_is():
     x = torch.arange(10.0).reshape(2, 5, 1)
-    assert turned(x, torch.tensor([3, 5]))[..., 0].tolist() == [[2, 1, 0, 3, 4], [9, 8, 7, 6, 5]]
-    assert turned(turned(x, torch.tensor([2, 4])), torch.tensor([2, 4])).equal(x)
+    assert reverse_valid(x, torch.tensor([3, 5]))[..., 0].tolist() == [
+        [2, 1, 0, 3, 4],
+        [9, 8, 7, 6, 5],
+    ]
+    assert reverse_valid(reverse_valid(x, torch.tensor([2, 4])), torch.tensor([2, 4])).equal(x)
 
 
 def test_pooled_counts_valid_positions_alone():
     x = torch.tensor([[1.0, 2.0, float("nan")], [3.0, 4.0, 8.0]])[..., None]
-    assert pooled(x, torch.tensor([2, 3]), "mean")[:, 0].tolist() == [1.5, 5.0]
-    assert pooled(x, torch.tensor([2, 1]), "last")[:, 0].tolist() == [2.0, 3.0]
+    assert pool(x, torch.tensor([2, 3]), "mean")[:, 0].tolist() == [1.5, 5.0]
+    assert pool(x, torch.tensor([2, 1]), "last")[:, 0].tolist() == [2.0, 3.0]
 
 
 def test_two_documents_are_joined_as_published():
     features = torch.tensor([[[1.0, 2.0], [3.0, 5.0]]])
-    assert joined(features).tolist() == [[1, 2, 3, 5, 3, 10, -2, -3]]
+    assert pair_features(features).tolist() == [[1, 2, 3, 5, 3, 10, -2, -3]]
 
 
 def test_both_documents_go_through_one_encoder():
-    model = tiny("rwkv", "mean", "causal", documents=2)
+    model = tiny("rwkv", "mean", "causal", sequences_per_example=2)
     pair, lengths = torch.randint(20, (3, 2, 16)), torch.randint(1, 17, (3, 2))
-    one = [model.kept_of(model.blocks, model.embed(pair[:, i]), lengths[:, i]) for i in range(2)]
+    one = [model.encode(model.blocks, model.embed(pair[:, i]), lengths[:, i]) for i in range(2)]
     assert torch.allclose(
-        model.head(joined(torch.stack(one, 1))), model(pair, lengths=lengths), atol=1e-12
+        model.head(pair_features(torch.stack(one, 1))), model(pair, lengths=lengths), atol=1e-12
     )
 
 
@@ -191,7 +205,7 @@ def test_readings_that_cannot_be_are_refused():
         with pytest.raises(ValueError, match="whole sequences"):
             tiny("rwkv", pooling, direction).prefill(torch.zeros(1, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match="cost"):
-        Cell(
+        CostCell(
             kind="cost",
             task="listops",
             model="rwkv",
@@ -213,11 +227,11 @@ def test_cells_of_old_keep_their_ids():
         "length": 64,
         "batch_size": 1,
     }
-    assert Cell(**old).id == Cell(**old, pooling="last", direction="causal").id
+    assert LearnCell(**old).id == LearnCell(**old, pooling="last", direction="causal").id
     assert (
-        Cell(**old).id
-        != Cell(**old, pooling="mean").id
-        != Cell(**old, direction="bidirectional").id
+        LearnCell(**old).id
+        != LearnCell(**old, pooling="mean").id
+        != LearnCell(**old, direction="bidirectional").id
     )
 
 
@@ -227,7 +241,7 @@ def test_one_label_a_sequence_is_learnt():
     """
     task = get_task("source-text")
     for pooling, direction in READINGS:
-        cell = Cell(
+        cell = LearnCell(
             kind="learn",
             task="source-text",
             model="rwkv",
@@ -249,7 +263,7 @@ def test_one_label_a_sequence_is_learnt():
         model = make_model(cell, task)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         for _ in range(60):
-            loss = nn.functional.cross_entropy(*answers(model, batch, cell))
+            loss = nn.functional.cross_entropy(*logits_and_targets(model, batch, cell))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

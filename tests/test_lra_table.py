@@ -9,7 +9,7 @@ import pytest
 
 from lookback.benchmarks.measure.cell import absent_data, check
 from lookback.benchmarks.measure.train import learn
-from lookback.benchmarks.record import Cell
+from lookback.benchmarks.record import Cell, make_cell
 from lookback.benchmarks.report import make_named
 from lookback.benchmarks.report.html import read_card
 from lookback.benchmarks.report.lra import (
@@ -39,7 +39,7 @@ def lra_cell(task: str = "listops", **fields: object) -> Cell:
         "batch_size": 32,
         "steps": 6,
     }
-    return Cell.model_validate({**basis, "task": task, "pooling": "mean", **fields})
+    return make_cell({**basis, "task": task, "pooling": "mean", **fields})
 
 
 def test_every_published_number_has_a_source() -> None:

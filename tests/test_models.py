@@ -191,7 +191,7 @@ def test_dropout_leaves_out_its_share_of_what_layers_add_and_nothing_when_scored
             parameter.add_(torch.randn_like(parameter))
     x = model.embed(tokens(8, 64))
     added = model.blocks[0](x) - x
-    dropped = model.through(model.blocks, x) - x
+    dropped = model.run_blocks(model.blocks, x) - x
     assert (dropped == 0).double().mean().item() == pytest.approx(0.25, abs=0.02)
     kept = dropped != 0
     assert close(dropped[kept], added[kept] / 0.75)

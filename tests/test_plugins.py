@@ -45,7 +45,7 @@ class MeanBlock(nn.Module):
         return x + self.mix(total / count), (total, count)
 
 
-@register_task("acme-first", vocabulary=4, constant_score=0.25, lengths=(16,), source="Acme",
+@register_task("acme-first", vocabulary=4, baseline_score=0.25, lengths=(16,), source="Acme",
                symbols=lambda: list("abcd"))
 def sample_first(batch_size, length, generator):
     """Say the first token, again and again.

@@ -13,7 +13,7 @@ from lookback.benchmarks.measure.memory import LiveBytes, alive_in
 from lookback.benchmarks.measure.step import make_model, make_optimizer, training_step
 from lookback.benchmarks.plan.dry_run import duration, human, make_plan, too_big, without_too_big
 from lookback.benchmarks.plan.estimate import need, state_bytes, step_flops
-from lookback.benchmarks.record import Cell, Machine
+from lookback.benchmarks.record import Cell, Machine, make_cell
 from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.storage import read_record, record_files, write_record
 from lookback.benchmarks.suite import Suite
@@ -35,7 +35,7 @@ def small(model: str, **fields: object) -> Cell:
         "batch_size": 2,
         "repeats": 1,
     }
-    return Cell.model_validate({**given, "model": model, **fields})
+    return make_cell({**given, "model": model, **fields})
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -47,7 +47,7 @@ def test_predicted_bytes_are_those_measured(model: str, shape: dict[str, int]) -
     task = get_task("copy")
     net = make_model(cell, task).train()
     optimizer, batch = (
-        make_optimizer(net, cell),
+        make_optimizer(net, cell.learning_rate, cell.weight_decay),
         task.batch("train", 0, 0, cell.batch_size, cell.length),
     )
     for _ in range(2):

@@ -17,10 +17,10 @@ from lookback.benchmarks.measure.gradient_reach import (
     reach,
     squared_gradients,
 )
-from lookback.benchmarks.record import Cell, ReachBin, Record
+from lookback.benchmarks.record import Cell, LearnCell, ReachBin, Record
 from lookback.benchmarks.report.reach import parts, path, reach_table, shares_of, summary
 from lookback.benchmarks.storage import read_record, record_files
-from lookback.models.model import Recipe, SequenceModel, build_model, model_names
+from lookback.models.model import ArchitectureSpec, SequenceModel, build_model, model_names
 from lookback.tasks.task import IGNORE, Batch, Task, get_task
 from tests.records import learn_record
 
@@ -54,7 +54,7 @@ class Window(nn.Module):
 
 def toy(block: type[nn.Module], classes: int | None = 3, **options: Any) -> SequenceModel:
     torch.manual_seed(0)
-    return SequenceModel(block, Recipe(), 16, classes, WIDTH, 1, {}, **options)
+    return SequenceModel(block, ArchitectureSpec(), 16, classes, WIDTH, 1, {}, **options)
 
 
 def noisy(name: str, vocabulary: int = 16, **options: Any) -> SequenceModel:
@@ -100,7 +100,7 @@ def cell(length: int = 32, **fields: Any) -> Cell:
         "depth": 1,
         "batch_size": 2,
     }
-    return Cell(**{**given, "length": length, "reach": True, **fields})
+    return LearnCell(**{**given, "length": length, "reach": True, **fields})
 
 
 def of_bin(part: ReachBin) -> range:
@@ -137,7 +137,7 @@ def test_the_estimate_is_the_norm_of_the_jacobian(name: str, options: dict[str, 
     tokens, position, draws = torch.randint(16, (1, 7)), 5, 8000
 
     def answer(x: Tensor) -> Tensor:
-        logits = model.answer(model.through(model.blocks, x))[0, position]
+        logits = model.logits(model.run_blocks(model.blocks, x))[0, position]
         return logits - logits.mean()
 
     jacobian = torch.autograd.functional.jacobian(answer, model.embed(tokens))
@@ -242,7 +242,7 @@ def test_where_shares_are_no_numbers_there_are_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"pooling": "mean"}, {"direction": "bidirectional"}, {"documents": 2}]
+    "options", [{"pooling": "mean"}, {"direction": "bidirectional"}, {"sequences_per_example": 2}]
 )
 def test_answers_of_no_one_position_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from lookback.benchmarks.record import Cell, Outcome, Record
+from lookback.benchmarks.record import Cell, Outcome, Record, make_cell
 from lookback.benchmarks.storage import read_record, record_files, write_atomically, write_record
 from tests.records import learn_record
 
@@ -24,14 +24,14 @@ def test_a_cell_refuses_what_it_does_not_know(cell: Cell) -> None:
         {"test_lengths": (0,)},
         {"kind": "lern"},
     ):
-        with pytest.raises(ValidationError):
-            Cell.model_validate({**fields, **wrong})
+        with pytest.raises(ValueError, match="expected|unknown field|greater|not"):
+            make_cell({**fields, **wrong})
     with pytest.raises(ValidationError):
         cell.steps = 3  # type: ignore[misc]
 
 
 def test_equal_cells_have_equal_ids_and_others_have_not(cell: Cell) -> None:
-    assert Cell.model_validate(json.loads(cell.model_dump_json())).id == cell.id
+    assert make_cell(json.loads(cell.model_dump_json())).id == cell.id
     for change in (
         {"seed": 1},
         {"width": 17},
@@ -46,7 +46,7 @@ def test_equal_cells_have_equal_ids_and_others_have_not(cell: Cell) -> None:
 def test_a_field_at_its_default_does_not_change_the_id(cell: Cell) -> None:
     """So fields that are added later leave the ids of older records as they are."""
     assert "weight_decay" not in cell.canonical()
-    assert Cell.model_validate({**cell.model_dump(), "weight_decay": 0.01}).id == cell.id
+    assert make_cell({**cell.model_dump(), "weight_decay": 0.01}).id == cell.id
 
 
 def test_records_read_as_written(tmp_path: Path, cell: Cell) -> None:
@@ -86,7 +86,7 @@ def test_a_failed_write_leaves_the_old_content_and_nothing_else(
         (lambda text: text[: len(text) // 2], "Invalid JSON"),
         (lambda text: "", "Invalid JSON"),
         (lambda text: text.replace('"schema_version": 1', '"schema_version": 0'), "schema_version"),
-        (lambda text: text.replace('"steps": 6', '"steps": 7', 1), "is not that of the cell"),
+        (lambda text: text.replace('"steps": 6', '"steps": 7', 1), "does not match the cell"),
         (lambda text: text.replace('"seconds"', '"secs"', 1), "secs: unknown field"),
     ],
 )

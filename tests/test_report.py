@@ -25,7 +25,7 @@ from lookback.benchmarks.report.statistics import t_interval, wilson_interval
 from lookback.benchmarks.report.style import RC, in_order, looks, panels, using
 from lookback.benchmarks.report.tables import latex, number, safe, size, tex
 from lookback.benchmarks.storage import write_record
-from tests.records import cost_record, learn_record, record
+from tests.records import as_cost, cost_record, learn_record, record
 
 ROOT = Path(__file__).parent.parent
 
@@ -225,7 +225,7 @@ def test_one_kind_of_cell_is_enough(tmp_path: Path, cell: Cell) -> None:
         "One seed" in made.path.read_text()
         and not (made.path.parent / "cost-by-length.svg").exists()
     )
-    write_record(tmp_path / "cost", cost_record(cell.model_copy(update={"kind": "cost"})))
+    write_record(tmp_path / "cost", cost_record(as_cost(cell)))
     (made,) = make_reports(tmp_path / "cost", tmp_path / "reports2", ["suite"])
     assert not (made.path.parent / "score-by-length.svg").exists()
 

@@ -21,6 +21,7 @@ from lookback.benchmarks.record import (
     Score,
     TaskFacts,
     Trial,
+    make_cell,
 )
 from lookback.benchmarks.report import distance, extrapolation, figures, frames, learning, training
 from lookback.benchmarks.report.about import facts, matched, model_table, sizes_beside, waited
@@ -29,12 +30,12 @@ from lookback.benchmarks.report.statistics import halfway
 from tests.records import asked, learn_record, record, score, trained
 
 LANGUAGE = TaskFacts(
-    vocabulary=256, classes=None, score="bits per byte", constant_score=4.0, source="made up"
+    vocabulary=256, classes=None, score="bits per byte", baseline_score=4.0, source="made up"
 )
 
 
 def of(cell: Cell, **fields: object) -> Cell:
-    return Cell.model_validate({**cell.model_dump(), **fields})
+    return make_cell({**cell.model_dump(), **fields})
 
 
 def rows(table: pd.DataFrame, *columns: str) -> list[tuple[object, ...]]:
@@ -105,7 +106,7 @@ def test_pooled_bins_keep_order_and_answers(found: list[tuple[int, int]]) -> Non
         DistanceScore(low=2**i, high=2 ** (i + 1) - 1, correct=min(c, n), count=n)
         for i, (c, n) in enumerate(found)
     ]
-    pooled = distance.pooled(bins, enough=100)
+    pooled = distance.pool(bins, enough=100)
     assert all(one.count >= 100 for one in pooled)
     assert all(one.high < two.low for one, two in itertools.pairwise(pooled))
     judged = [b for b in bins if pooled and b.high <= pooled[-1].high]
@@ -370,7 +371,7 @@ def test_better_follows_the_direction_of_the_score(
 ) -> None:
     """0.1, 0.2, 0.3: 0.2 with 4.303 * 0.1 / sqrt(3) = 0.248 to either side, which holds zero."""
     facts_of_task = task or TaskFacts(
-        vocabulary=9, classes=None, score="accuracy", constant_score=0.1, source="made up"
+        vocabulary=9, classes=None, score="accuracy", baseline_score=0.1, source="made up"
     )
     (row,) = learning.difference_table(frames.scores(pair(cell, facts_of_task, gains))).to_dict(
         "records"

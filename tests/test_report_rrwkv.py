@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lookback.benchmarks.record import Cell, Outcome, Record, TaskFacts
+from lookback.benchmarks.record import Cell, Outcome, Record, TaskFacts, make_cell
 from lookback.benchmarks.report import make_named
 from lookback.benchmarks.report.rrwkv import (
     by_suite,
@@ -25,13 +25,13 @@ from tests.records import FACTS, asked, cost_record, learn_record, record, score
 
 ROOT = Path(__file__).parent.parent
 LANGUAGE = TaskFacts(
-    vocabulary=256, classes=None, score="bits per byte", constant_score=4.0, source="made up"
+    vocabulary=256, classes=None, score="bits per byte", baseline_score=4.0, source="made up"
 )
 
 
 def of(cell: Cell, **fields: object) -> Cell:
     tuned = {"learning_rates": (1e-3, 1e-2)}
-    return Cell.model_validate({**cell.model_dump(), "test_lengths": (24,), **tuned, **fields})
+    return make_cell({**cell.model_dump(), "test_lengths": (24,), **tuned, **fields})
 
 
 def runs(

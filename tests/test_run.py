@@ -14,6 +14,7 @@ from lookback.benchmarks.record import Cell, Outcome
 from lookback.benchmarks.run.runner import Runner, cores, default_threads
 from lookback.benchmarks.storage import read_record, record_files
 from lookback.benchmarks.suite import Suite
+from tests.records import as_cost
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = str(Path(__file__).parent / "plugin_models.py")
@@ -57,8 +58,7 @@ def test_a_cell_that_hangs_is_ended(
 
 
 def test_tasks_and_costs_of_a_plugin(cell: Cell, tmp_path: Path) -> None:
-    changed = {"task": "last-token", "model": "plain", "kind": "cost", "repeats": 2}
-    found = outcome(cell.model_copy(update=changed), tmp_path)
+    found = outcome(as_cost(cell, {"task": "last-token", "model": "plain", "repeats": 2}), tmp_path)
     assert (
         found.cost is not None
         and found.cost.state_bytes == 0

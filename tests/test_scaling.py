@@ -14,7 +14,16 @@ from matplotlib import pyplot as plt
 from scipy import stats
 
 from lookback.benchmarks.plan.estimate import state_bytes, step_flops
-from lookback.benchmarks.record import Cell, CostNumbers, Generated, Outcome, Phase, Record, Timing
+from lookback.benchmarks.record import (
+    Cell,
+    CostNumbers,
+    Generated,
+    Outcome,
+    Phase,
+    Record,
+    Timing,
+    make_cell,
+)
 from lookback.benchmarks.report import costs, generation, growth, make_named, papers
 from lookback.benchmarks.report.parts import Part
 from lookback.benchmarks.report.published import published
@@ -239,7 +248,7 @@ def test_theory_knows_ours_and_nothing_of_others() -> None:
 
 def cell(model: str, length: int, **fields: object) -> Cell:
     basis = {"kind": "cost", "task": "python", "width": 8, "depth": 2, "batch_size": 1}
-    return Cell.model_validate({**basis, "model": model, "length": length, **fields})
+    return make_cell({**basis, "model": model, "length": length, **fields})
 
 
 def timing(seconds: float, noisy: bool = False) -> Timing:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lookback.benchmarks.plan.match_widths import matched, nearest
-from lookback.benchmarks.record import Cell
-from lookback.benchmarks.suite import Match, Suite, narrow, read_suite
+from lookback.benchmarks.plan.match_widths import match_widths, nearest
+from lookback.benchmarks.record import Cell, make_cell
+from lookback.benchmarks.suite import Match, Suite, read_suite, select
 from lookback.models.model import build_model, parameter_count, state_bytes
 
 OTHERS = ("rwkv", "rrwkv", "lstm")
@@ -25,7 +25,7 @@ def cell(model: str, **fields: object) -> Cell:
         "batch_size": 1,
         "repeats": 1,
     }
-    return Cell.model_validate({**given, "model": model, **fields})
+    return make_cell({**given, "model": model, **fields})
 
 
 def width(
@@ -37,7 +37,7 @@ def width(
     **fields: object,
 ) -> int:
     match = Match.model_validate({"by": by, "to": to, "tolerance": tolerance, "multiple": multiple})
-    return matched(Suite("s", "s", (cell(model, **fields),), match)).cells[0].width
+    return match_widths(Suite("s", "s", (cell(model, **fields),), match)).cells[0].width
 
 
 def parameters(model: str, width: int) -> int:
@@ -147,7 +147,9 @@ def test_models_of_a_users_own_are_matched(tmp_path: Path) -> None:
         "width = 64\ndepth = 2\nlength = [128, 256]\nbatch_tokens = 512\n"
     )
     suite = read_suite(str(path))
-    cells = matched(Suite("s", "s", narrow(suite.cells, "model", ["plain"]), suite.match)).cells
+    cells = match_widths(
+        Suite("s", "s", select(suite.cells, "model", ["plain"]), suite.match)
+    ).cells
     assert len(cells) == 2 and len({c.width for c in cells}) == 1
     assert parameters("plain", cells[0].width) == pytest.approx(
         parameters("transformer", 64), rel=0.02

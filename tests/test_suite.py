@@ -6,7 +6,7 @@ import pytest
 
 from lookback.benchmarks.measure.cell import check
 from lookback.benchmarks.record import Cell
-from lookback.benchmarks.suite import Match, multiply, narrow, read_suite, suite_names, suite_path
+from lookback.benchmarks.suite import Match, multiply, read_suite, select, suite_names, suite_path
 
 GOOD = """
 title = "A suite"
@@ -162,12 +162,12 @@ def test_narrowing_to_a_length_works_the_batch_out_anew(tmp_path: Path) -> None:
     cells = read_suite(
         suite_file(tmp_path, GOOD.replace("batch_size = 2", "batch_tokens = 256"))
     ).cells
-    assert {(c.length, c.batch_size) for c in narrow(cells, "length", [32, 512])} == {
+    assert {(c.length, c.batch_size) for c in select(cells, "length", [32, 512])} == {
         (32, 8),
         (512, 1),
     }
-    growing = [cell.model_copy(update={"first_length": 48}) for cell in cells]
-    assert {(c.length, c.first_length) for c in narrow(growing, "length", [32, 96])} == {
+    growing = [cell.model_copy(update={"start_length": 48}) for cell in cells]
+    assert {(c.length, c.start_length) for c in select(growing, "length", [32, 96])} == {
         (32, None),
         (96, 48),
     }
@@ -175,15 +175,15 @@ def test_narrowing_to_a_length_works_the_batch_out_anew(tmp_path: Path) -> None:
 
 def test_narrow_selects_what_is_there_and_puts_in_what_is_not(tmp_path: Path) -> None:
     cells = read_suite(suite_file(tmp_path, GOOD), "paper").cells
-    assert {cell.model for cell in narrow(cells, "model", ["lstm"])} == {"lstm"}
-    mine = narrow(cells, "model", ["mine"])
+    assert {cell.model for cell in select(cells, "model", ["lstm"])} == {"lstm"}
+    mine = select(cells, "model", ["mine"])
     assert {cell.model for cell in mine} == {"mine"} and all(
         not cell.model_options for cell in mine
     )
     assert len(mine) == 4 + 1  # each task and length once, and the other grid's
-    assert {cell.length for cell in narrow(cells, "length", [512, 64])} == {512, 64}
+    assert {cell.length for cell in select(cells, "length", [512, 64])} == {512, 64}
     with pytest.raises(ValueError, match="task: "):
-        narrow(cells, "task", ["../copy"])
+        select(cells, "task", ["../copy"])
 
 
 def scales(name: str) -> list[str]:

@@ -103,10 +103,10 @@ def test_no_constant_answer_beats_the_one_stated(name: str) -> None:
     ]
     targets = torch.cat([b.targets.flatten() for b in batches])
     counts = torch.bincount(targets[targets != IGNORE])
-    spread = 5 * (task.constant_score * (1 - task.constant_score) / counts.sum().item()) ** 0.5
+    spread = 5 * (task.baseline_score * (1 - task.baseline_score) / counts.sum().item()) ** 0.5
     best = counts.max().item() / counts.sum().item()
-    assert best < task.constant_score + spread + 20 / counts.sum().item()
-    assert best > task.constant_score - spread
+    assert best < task.baseline_score + spread + 20 / counts.sum().item()
+    assert best > task.baseline_score - spread
 
 
 @pytest.mark.parametrize("name", POINTING)
@@ -273,7 +273,7 @@ def test_impossible_lengths_are_told() -> None:
 def test_a_taken_name_is_told() -> None:
     card = {
         "vocabulary": 2,
-        "constant_score": 0.5,
+        "baseline_score": 0.5,
         "lengths": (4,),
         "source": "",
         "symbols": lambda: ["0", "1"],
@@ -301,7 +301,7 @@ def test_the_value_seen_last_is_right_near_by_as_the_card_says(
     distance = batch.distances[asked]
     passes = {
         low: right[(distance >= low) & (distance < low + width)].double().mean()
-        > halfway(task.constant_score)
+        > halfway(task.baseline_score)
         for octave in (8, 16, 32, 64, 128)
         for low, width in ((octave, octave // 2), (octave * 3 // 2, octave // 2))
     }

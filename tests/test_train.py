@@ -12,17 +12,17 @@ from lookback.benchmarks.measure.evaluate import (
     by_position,
     evaluate,
     fingerprints,
-    forms_apart,
+    parallel_recurrent_difference,
 )
 from lookback.benchmarks.measure.step import (
-    answers,
     learning_rate,
+    logits_and_targets,
     make_model,
     make_optimizer,
     training_step,
 )
 from lookback.benchmarks.measure.train import InterruptedRunError, NotFiniteError, batches, learn
-from lookback.benchmarks.record import Cell, LearnNumbers, make_cell
+from lookback.benchmarks.record import Cell, LearnCell, LearnNumbers, make_cell
 from lookback.tasks.task import IGNORE, Batch, get_task
 
 
@@ -111,7 +111,7 @@ RATES = (1e-3, 3e-2, 1e30)
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cell, LearnNumbers]:
-    cell = Cell(
+    cell = LearnCell(
         kind="learn",
         task="copy",
         task_options={"symbols": 3, "alphabet": 2},
@@ -171,7 +171,7 @@ def test_training_ends_when_validation_is_solved(
         update={"learning_rates": (), "learning_rate": 3e-3, "steps": 400, "validations": 40}
     )
     whole = learned(cell, tmp_path / "whole")
-    early = learned(cell.model_copy(update={"stop_at": 0.9}), tmp_path / "early")
+    early = learned(cell.model_copy(update={"target_score": 0.9}), tmp_path / "early")
     met = next(point for point in whole.curve if point.validation >= 0.9)
     assert early.steps == met.step < whole.steps and untimed(
         early.curve[-1].model_dump()
@@ -198,12 +198,12 @@ def test_batches_made_ahead_are_those_of_the_task(cell: Cell) -> None:
 
 def test_lengths_grow_over_the_first_half(cell: Cell) -> None:
     task = get_task("mqar", {"pairs": 2, "vocabulary": 32})
-    cell = cell.model_copy(update={"first_length": 12, "length": 32, "steps": 20})
+    cell = cell.model_copy(update={"start_length": 12, "length": 32, "steps": 20})
     lengths = [batch.tokens.shape[1] for batch, _ in batches(cell, task, 0)]
     assert lengths[0] == 12 and lengths[5] == 22 and set(lengths[10:]) == {32}
     assert lengths == sorted(lengths) and all(length % 2 == 0 for length in lengths)  # of mqar
-    with pytest.raises(ValueError, match="first_length 33: expected at most the length, 32"):
-        make_cell({**cell.model_dump(), "first_length": 33})
+    with pytest.raises(ValueError, match="start_length 33: expected at most the length, 32"):
+        make_cell({**cell.model_dump(), "start_length": 33})
 
 
 def test_time_outside_the_step_is_part_of_all(cell: Cell, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_compiled_blocks_learn_the_same(cell: Cell, tmp_path: Path) -> None:
 
 def test_models_learn_what_a_few_steps_can_teach(tmp_path: Path) -> None:
     """Copying three symbols over a short gap is learned in seconds; the constant answer has 0.5."""
-    cell = Cell(
+    cell = LearnCell(
         kind="learn",
         task="copy",
         task_options={"symbols": 3, "alphabet": 2},
@@ -258,7 +258,13 @@ def test_the_loss_is_the_mean_over_what_is_asked(cell: Cell) -> None:
             if target != IGNORE:
                 scores = [math.exp(x) for x in logits[row, position].tolist()]
                 by_hand.append(-math.log(scores[target] / sum(scores)))
-    loss = training_step(model, make_optimizer(model, cell), batch, cell, 0)
+    loss = training_step(
+        model,
+        make_optimizer(model, cell.learning_rate, cell.weight_decay),
+        batch,
+        cell,
+        learning_rate(cell, 0),
+    )
     assert float(loss) == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
 
 
@@ -364,7 +370,7 @@ def test_learning_rate_rises_then_falls_as_a_cosine(cell: Cell) -> None:
 
 def test_optimizer_groups_follow_the_architecture(cell: Cell) -> None:
     model = make_model(cell, get_task("copy"))
-    optimizer = make_optimizer(model, cell.model_copy(update={"weight_decay": 0.5}))
+    optimizer = make_optimizer(model, cell.learning_rate, weight_decay=0.5)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -378,7 +384,7 @@ def test_classes_are_asked_once_a_sequence(cell: Cell) -> None:
     object.__setattr__(task, "classes", 3)
     model = make_model(cell, task)
     batch = Batch(torch.randint(10, (5, 24)), torch.tensor([0, 1, 2, 0, 1]))
-    logits, targets = answers(model, batch, cell)
+    logits, targets = logits_and_targets(model, batch, cell)
     assert logits.shape == (5, 3) and targets.shape == (5,)
 
 
@@ -397,7 +403,7 @@ def test_both_forms_of_a_model_are_compared(
         torch.nn.init.normal_(
             parameter, std=0.3
         )  # no part of it is idle, as some are before training
-    apart = forms_apart(model, cell, task)
+    apart = parallel_recurrent_difference(model, cell, task)
     assert apart is not None and apart < 1e-5
     step = type(model).step
     monkeypatch.setattr(
@@ -405,11 +411,11 @@ def test_both_forms_of_a_model_are_compared(
         "step",
         lambda self, token, _: step(self, token, self.initial_state(len(token))),
     )
-    forgetful = forms_apart(model, cell, task)
+    forgetful = parallel_recurrent_difference(model, cell, task)
     assert forgetful is not None and forgetful > 1e-2
     with torch.no_grad():
         model.head.weight.fill_(math.nan)
-    assert forms_apart(model, cell, task) is None
+    assert parallel_recurrent_difference(model, cell, task) is None
 
 
 def test_a_model_without_a_recurrent_form_has_none_to_compare(cell: Cell) -> None:
@@ -418,4 +424,4 @@ def test_a_model_without_a_recurrent_form_has_none_to_compare(cell: Cell) -> Non
         ({"pooling": "mean", "direction": "bidirectional"}, get_task("listops")),
     ):
         other = cell.model_copy(update=update)
-        assert forms_apart(make_model(other, task), other, task) is None
+        assert parallel_recurrent_difference(make_model(other, task), other, task) is None

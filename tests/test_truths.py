@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lookback.benchmarks.measure.train import learn
-from lookback.benchmarks.record import Cell, LearnNumbers
+from lookback.benchmarks.record import LearnCell, LearnNumbers
 from lookback.models.model import model_names
 from lookback.tasks.task import get_task
 from tests.bigram import bigram_bits
@@ -22,19 +22,19 @@ FRAME: dict[str, Any] = {
     "learning_rate": 3e-3,
     "steps": 700,
     "validations": 20,
-    "stop_at": 0.995,
+    "target_score": 0.995,
 }
 MQAR = {
     "task": "mqar",
     "task_options": {"pairs": 4, "vocabulary": 64},
     "length": 64,
-    "first_length": 16,
+    "start_length": 16,
 }
-PARITY = {"task": "parity", "length": 40, "first_length": 4, "test_lengths": (20, 40, 160)}
+PARITY = {"task": "parity", "length": 40, "start_length": 4, "test_lengths": (20, 40, 160)}
 
 
 def trained(folder: Path, **fields: Any) -> LearnNumbers:
-    cell = Cell(**{**FRAME, **fields})
+    cell = LearnCell(**{**FRAME, **fields})
     return learn(
         cell, get_task(cell.task, cell.task_options), folder, lambda *_: None, lambda: False
     )
@@ -77,7 +77,7 @@ def test_every_model_knows_more_of_python_than_pairs_of_bytes_tell(
         batch_size=8,
         steps=400,
         validations=2,
-        stop_at=None,
+        target_score=None,
         test_examples=64,
     )
     assert scores(numbers)[256] < bigram_bits(get_task("python"), 256, 64) - 0.3

@@ -64,9 +64,9 @@ def _data(task: Task) -> tuple[dict[str, Any], list[str]]:
 
 
 def _constant(task: Task) -> str:
-    if math.isnan(task.constant_score):
+    if math.isnan(task.baseline_score):
         return "what a constant answer has is known once the data are here"
-    return f"a constant answer has {task.constant_score:.4g}"
+    return f"a constant answer has {task.baseline_score:.4g}"
 
 
 def _other_lengths(task: Task) -> str:

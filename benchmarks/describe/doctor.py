@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lookback.benchmarks.machine import machine, versions
-from lookback.benchmarks.record import Cell
+from lookback.benchmarks.record import LearnCell
 
 PINS = Path(__file__).parents[2] / "constraints.txt"
 OPTIONAL = {
@@ -83,7 +83,7 @@ def _kernels(model: str, device: str) -> str:
     from lookback.tasks.task import get_task
 
     precision = "bfloat16" if device == "cuda" else "float32"
-    cell = Cell.model_validate(
+    cell = LearnCell.model_validate(
         {
             "kind": "learn",
             "task": "copy",

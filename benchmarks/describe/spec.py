@@ -24,7 +24,7 @@ SHOWN = 1200  # characters of a document
 def spec(task: Task) -> str:
     """What can be said of a task of one label a sequence from the first examples of each split."""
     length = task.lengths[0]
-    count = max(8, min(MOST_EXAMPLES, MOST_TOKENS // (length * task.documents)))
+    count = max(8, min(MOST_EXAMPLES, MOST_TOKENS // (length * task.sequences_per_example)))
     looked = {
         split: _first(task, split, length, min(count, size)) for split, size in task.sizes.items()
     }

@@ -116,7 +116,7 @@ def _asked(task: Task, batch: Batch | None) -> str:
     if task.classes:
         read = (
             "both documents are read, each by itself"
-            if task.documents > 1
+            if task.sequences_per_example > 1
             else "the sequence is read"
         )
         return f"one of {task.classes} labels, once {read}: " + " ".join(
@@ -133,9 +133,9 @@ def _asked(task: Task, batch: Batch | None) -> str:
 
 
 def _constant(task: Task) -> str:
-    if math.isnan(task.constant_score):
+    if math.isnan(task.baseline_score):
         return "known once the data are here"
-    return f"{task.constant_score:.4g}"
+    return f"{task.baseline_score:.4g}"
 
 
 def _distances(batch: Batch | None) -> str:

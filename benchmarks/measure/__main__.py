@@ -19,7 +19,7 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import NoReturn
 
 import torch
 
@@ -28,7 +28,7 @@ from lookback.benchmarks.measure import parallel
 from lookback.benchmarks.measure.cell import measure
 from lookback.benchmarks.measure.train import InterruptedRunError
 from lookback.benchmarks.plugins import load_plugins
-from lookback.benchmarks.record import Cell
+from lookback.benchmarks.record import AnyCell, Job
 from lookback.benchmarks.storage import write_atomically
 
 INTERRUPTED = 75  # exit code: stopped as asked, to be gone on with
@@ -49,7 +49,7 @@ class Reporter:
             os.write(self.descriptor, (json.dumps([done, total, what]) + "\n").encode())
 
 
-def limit_memory(cell: Cell) -> None:
+def limit_memory(cell: AnyCell) -> None:
     """Have torch say that there is no more before this process has taken the machine's memory from
     everybody else.
 
@@ -75,94 +75,91 @@ def _die_with(parent: int) -> None:
 
 
 def main() -> None:
-    """Measure the cell of the job that the command line names, and write its outcome."""
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    _die_with(job["parent"])
-    if job["cell"]["processes"] > 1:
-        _in_several(job)
-        return
+    """Measure the cell of the job file that the command line names, and write its outcome."""
+    job = Job.model_validate_json(Path(sys.argv[1]).read_bytes())
+    _die_with(job.parent)
+    if job.cell.processes > 1:
+        _measure_in_several_processes(job)
+
     stop = [False]
-    cell = _prepare(job, stop)
+    _prepare(job, stop)
     try:
-        outcome = measure(cell, Path(job["folder"]), Reporter(job["progress"]), stop)
+        outcome = measure(job.cell, job.folder, Reporter(job.progress), stop)
     except InterruptedRunError:
         sys.exit(INTERRUPTED)
-    write_atomically(Path(job["outcome"]), outcome.model_dump_json())
+    write_atomically(job.outcome, outcome.model_dump_json())
 
 
-def _prepare(job: dict[str, Any], stop: list[bool]) -> Cell:
-    """Make this process ready to measure a job's cell: asked to stop, it notes so in `stop`."""
-    cell = Cell.model_validate(job["cell"])
+def _prepare(job: Job, stop: list[bool]) -> None:
+    """Set up signals, threads, numerics, memory and plug-ins; SIGTERM sets `stop[0]`."""
+    cell = job.cell
 
-    def asked_to_stop(number: int, frame: FrameType | None) -> None:
+    def request_stop(number: int, frame: FrameType | None) -> None:
         stop[0] = True
         if cell.kind == "cost":  # has nothing to save
             sys.exit(INTERRUPTED)
 
-    signal.signal(signal.SIGTERM, asked_to_stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the runner decides
-    torch.set_num_threads(max(1, job["threads"] // cell.processes))
-    torch.backends.cuda.matmul.fp32_precision = "ieee"  # float32 is float32: no TF32, in any model
+    signal.signal(signal.SIGTERM, request_stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the runner decides what Ctrl-C means
+    torch.set_num_threads(max(1, job.threads // cell.processes))
+
+    # float32 means float32 in every model: no TF32.
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.backends.cudnn.rnn.fp32_precision = "ieee"  # type: ignore[attr-defined]
-    # cuDNN's attention makes a graph for every new length, tens of milliseconds each; costs alone
-    # keep to one length
+
+    # cuDNN's attention compiles a graph for every new length, at tens of milliseconds each. Only a
+    # cost cell keeps to one length.
     torch.backends.cuda.enable_cudnn_sdp(cell.kind == "cost")
+
     limit_memory(cell)
-    load_plugins(job["plugins"])
+    load_plugins([str(plugin) for plugin in job.plugins])
     if cell.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when CUDA starts
         torch.use_deterministic_algorithms(True)
-    return cell
 
 
-def _in_several(job: dict[str, Any]) -> None:
-    """Measure a job's cell in as many processes as it asks for; this one ends as the first of them
-    that ended badly.
-    """
-    launched = {**job, "parent": os.getpid()}
-    with Connection(job["progress"], readable=False) as progress:
-        code = parallel.launch(
-            _part, job["cell"]["processes"], Path(job["folder"]), launched, progress
-        )
+def _measure_in_several_processes(job: Job) -> NoReturn:
+    """Measure a cell in the processes that it asks for; exit as the first that failed did."""
+    job = job.model_copy(update={"parent": os.getpid()})
+    with Connection(job.progress, readable=False) as progress:
+        code = parallel.launch(_run_rank, job.cell.processes, job.folder, job, progress)
     if code < 0:
-        with contextlib.suppress(OSError):  # of SIGKILL nobody can
+        with contextlib.suppress(OSError):  # SIGKILL has no handler to reset
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     sys.exit(code)
 
 
-def _part(job: dict[str, Any], progress: Connection) -> None:
-    """What each of several processes does. The first says how it went, or else the one that went
-    wrong.
+def _run_rank(job: Job, progress: Connection) -> None:
+    """Measure the cell as one of several processes.
+
+    Rank 0 writes the outcome, or the rank that failed first.
     """
-    _die_with(job["parent"])
+    _die_with(job.parent)
     stop = [False]
-    cell = _prepare(job, stop)
-    with parallel.joined(cell.device, cell.time_limit):
+    _prepare(job, stop)
+    with parallel.process_group(job.cell.device, job.cell.time_limit):
         first = parallel.rank() == 0
+        report = Reporter(progress.fileno()) if first else _no_progress
         try:
-            outcome = measure(
-                cell, Path(job["folder"]), Reporter(progress.fileno()) if first else _silent, stop
-            )
+            outcome = measure(job.cell, job.folder, report, stop)
         except InterruptedRunError:
             return
-        failed = outcome.status in ("error", "oom")
-        if (
-            outcome.status == "error"
-        ):  # perhaps only because another process ended: that one is noticed meanwhile
+
+        if outcome.status == "error":
+            # Perhaps only because another process ended; torch's launcher notices that one meanwhile.
             time.sleep(ECHO_SECONDS)
-        if failed and (
-            stop[0] or Path(job["outcome"]).exists()
-        ):  # another was first to say what is wrong
-            return
+        failed = outcome.status in ("error", "oom")
+        if failed and (stop[0] or job.outcome.exists()):
+            return  # another process has reported its error
         if first or failed:
-            write_atomically(Path(job["outcome"]), outcome.model_dump_json())
+            write_atomically(job.outcome, outcome.model_dump_json())
         if failed:
-            os._exit(1)  # at once: the others may wait for this process in vain
+            os._exit(1)  # without cleaning up: the others may wait for this process in vain
 
 
-def _silent(done: int, total: int, what: str) -> None:
-    """Progress of a process that nobody watches."""
+def _no_progress(done: int, total: int, description: str) -> None:
+    """Ignore progress; only rank 0 reports it."""
 
 
 if __name__ == "__main__":

@@ -14,53 +14,81 @@ import torch
 
 from lookback.benchmarks.measure.cost import cost, out_of_memory
 from lookback.benchmarks.measure.memory import LiveBytes
-from lookback.benchmarks.measure.step import Progress, answers, make_model, model_of, precision
+from lookback.benchmarks.measure.step import (
+    Progress,
+    logits_and_targets,
+    make_model,
+    model_of,
+    precision,
+)
 from lookback.benchmarks.measure.train import InterruptedRunError, NotFiniteError, learn
-from lookback.benchmarks.record import Cell, Outcome, Status, TaskFacts
+from lookback.benchmarks.record import (
+    AnyCell,
+    Cell,
+    LearnCell,
+    Outcome,
+    ResolvedOptions,
+    Status,
+    TaskFacts,
+)
 from lookback.models.contract import check_contract
-from lookback.models.model import parameter_count
+from lookback.models.model import model_options, parameter_count
 from lookback.tasks.task import AbsentCorpusError, Task, get_task
 
 KERNEL_TOKENS = 1024  # read to see which operators a `cost` cell calls
 
 
-def check(cell: Cell) -> int:
-    """Raise ValueError when the cell asks for what does not exist; the number of parameters of its
-    model otherwise.
+def check(cell: AnyCell) -> int:
+    """Return the number of parameters of a cell's model.
+
+    Raises ValueError if the cell asks for a task, model, option, length or device that does not exist.
     """
     task = get_task(cell.task, cell.task_options)
-    learning = (*cell.test_lengths, *([cell.first_length] if cell.first_length else []))
-    for length in (cell.length, *(learning if cell.kind == "learn" else ())):
+    for length in _lengths(cell):
         task.check_length(length)
     if cell.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("the torch installed here sees no CUDA GPU: use --device cpu")
-    _check_processes(cell)
-    if cell.kind == "cost" and task.documents > 1:
+
+    if cell.kind == "cost" and task.sequences_per_example > 1:
         raise ValueError(
-            f"task {task.name!r} has pairs of documents: a `cost` cell measures one sequence at a time"
+            f"task {task.name!r} asks about pairs: a `cost` cell measures one sequence at a time"
         )
+    if cell.kind == "learn":
+        _check_processes(cell)
+
     with torch.device("meta"):
         return parameter_count(model_of(cell, task))
 
 
-def _check_processes(cell: Cell) -> None:
-    """Raise ValueError where so many processes cannot train the cell together."""
-    several = f"processes = {cell.processes}: expected"
-    if cell.kind == "cost" and cell.processes > 1:
-        raise ValueError(f"{several} 1, for a `cost` cell measures one process on one GPU")
-    if cell.shard and cell.processes == 1:
-        raise ValueError(f"{several} at least 2, for `shard` splits the model over them")
+def _lengths(cell: AnyCell) -> list[int]:
+    """Return every length that a cell draws sequences of."""
+    lengths = [cell.length]
+    if cell.kind == "learn":
+        lengths += cell.test_lengths
+        if cell.start_length:
+            lengths.append(cell.start_length)
+    return lengths
+
+
+def _check_processes(cell: LearnCell) -> None:
+    """Raise ValueError if this many processes cannot train the cell together."""
+    message = f"processes = {cell.processes}: expected at most one"
     if cell.processes > cell.batch_size:
-        raise ValueError(
-            f"{several} at most one for each of the {cell.batch_size} sequences of a batch"
-        )
-    if cell.device == "cuda" and cell.processes > torch.cuda.device_count():
-        raise ValueError(
-            f"{several} at most one for each of the {torch.cuda.device_count()} GPUs that torch sees here"
-        )
+        raise ValueError(f"{message} for each of the {cell.batch_size} sequences of a batch")
+    gpus = torch.cuda.device_count()
+    if cell.device == "cuda" and cell.processes > gpus:
+        raise ValueError(f"{message} for each of the {gpus} GPUs that torch sees here")
 
 
-def absent_data(cells: Iterable[Cell]) -> dict[Cell, str]:
+def resolve_options(cell: AnyCell) -> ResolvedOptions:
+    """Return every option of a cell's task and model, defaults included."""
+    return ResolvedOptions(
+        task=get_task(cell.task, cell.task_options).options,
+        model={**model_options(cell.model), **cell.model_options},
+    )
+
+
+def absent_data(cells: Iterable[AnyCell]) -> dict[AnyCell, str]:
     """The cells whose task's data are not on this machine, each with the line that says how to get
     them.
     """
@@ -84,7 +112,7 @@ def _how_to_get(cell: Cell) -> str:
     return ""
 
 
-def measure(cell: Cell, folder: Path, progress: Progress, stop: list[bool]) -> Outcome:
+def measure(cell: AnyCell, folder: Path, progress: Progress, stop: list[bool]) -> Outcome:
     """The outcome of a cell; everything that can happen to it, but an interruption, is one."""
     facts = None
     kernels: tuple[str, ...] = ()
@@ -122,19 +150,19 @@ def _facts(task: Task) -> TaskFacts:
         vocabulary=task.vocabulary,
         classes=task.classes,
         score=task.score,
-        constant_score=task.constant_score,
+        baseline_score=task.baseline_score,
         source=task.source,
         data=task.data,
     )
 
 
-def kernels_of(cell: Cell, task: Task) -> tuple[str, ...]:
+def kernels_of(cell: AnyCell, task: Task) -> tuple[str, ...]:
     """The operators for attention, WKV and LSTM that one forward pass of the cell really calls."""
     batch = task.batch("train", cell.seed, 0, 1, cell.length)
     model = make_model(cell, task)
     with LiveBytes() as watch, torch.no_grad():
         if cell.kind == "learn":
-            answers(model, batch, cell)
+            logits_and_targets(model, batch, cell)
         else:  # a beginning will do: longer sequences are there to cost much
             with contextlib.suppress(MemoryError, RuntimeError), precision(cell):
                 model(batch.tokens[:, :KERNEL_TOKENS].to(cell.device))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lookback.benchmarks.measure import parallel
-from lookback.benchmarks.record import Cell
+from lookback.benchmarks.record import LearnCell
 from lookback.models.model import SequenceModel
 
 NAMES = ("checkpoint.pt", "checkpoint.before.pt")
@@ -36,7 +36,11 @@ class State:
 
 
 def save(
-    folder: Path, model: SequenceModel, optimizer: torch.optim.Optimizer, state: State, cell: Cell
+    folder: Path,
+    model: SequenceModel,
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    cell: LearnCell,
 ) -> None:
     """Write a checkpoint, keeping the one before it, which serves when this one turns out torn.
 
@@ -46,8 +50,8 @@ def save(
     """
     content = {
         "cell": _alone(cell),
-        "model": parallel.gathered(model.state_dict()),
-        "optimizer": parallel.gathered(optimizer.state_dict()),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
         "random": torch.get_rng_state(),
         "random_cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
         "state": {**vars(state), "loss_sum": float(state.loss_sum), "seen": torch.cat(state.seen)},
@@ -70,14 +74,16 @@ def save(
     fresh.replace(newest)
 
 
-def _alone(cell: Cell) -> str:
+def _alone(cell: LearnCell) -> str:
     """What the checkpoints of a cell say of it: nothing of the number of processes, any of which
     may go on.
     """
-    return cell.model_copy(update={"processes": 1, "shard": False}).canonical()
+    return cell.model_copy(update={"processes": 1}).canonical()
 
 
-def load(folder: Path, model: SequenceModel, optimizer: torch.optim.Optimizer, cell: Cell) -> State:
+def load(
+    folder: Path, model: SequenceModel, optimizer: torch.optim.Optimizer, cell: LearnCell
+) -> State:
     """Go on from the newest checkpoint that can be read and is this cell's, or from the beginning.
 
     Nothing in a file is executed: torch reads tensors, numbers and texts of it, and refuses all
@@ -120,7 +126,7 @@ def _check(path: Path) -> None:
             raise ValueError(f"{damaged} in it is damaged")
 
 
-def _state(content: dict[str, Any], model: SequenceModel, cell: Cell) -> State:
+def _state(content: dict[str, Any], model: SequenceModel, cell: LearnCell) -> State:
     """Where the run of a checkpoint stands; raises ValueError when it is not one of this cell and
     model.
     """
@@ -140,12 +146,9 @@ def _state(content: dict[str, Any], model: SequenceModel, cell: Cell) -> State:
 def _resume(
     content: dict[str, Any], model: SequenceModel, optimizer: torch.optim.Optimizer
 ) -> None:
-    parts = {
-        name: parallel.split(content["model"][name], like)
-        for name, like in model.state_dict().items()
-    }
-    model.load_state_dict(parts)
-    optimizer.load_state_dict(parallel.split_state(content["optimizer"], optimizer))
+    """Load weights, moments and the states of the random generators from a checkpoint."""
+    model.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
     torch.set_rng_state(content["random"].cpu())
     if content["random_cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(content["random_cuda"][0].cpu())

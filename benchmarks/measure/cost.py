@@ -30,11 +30,13 @@ from lookback.benchmarks.measure.step import (
     to_device,
     training_step,
 )
-from lookback.benchmarks.record import Cell, CostNumbers, Generated, Phase, Status, Timing
+from lookback.benchmarks.record import CostCell, CostNumbers, Generated, Phase, Status, Timing
 from lookback.models.model import SequenceModel, parameter_count, state_bytes
 from lookback.tasks.task import Batch, Task
 
 PHASES = ("training", "prefill", "decode")
+LEARNING_RATE = 1e-5  # of the training steps, which repeat one batch; no result depends on it
+WEIGHT_DECAY = 0.01
 NOISY = 0.1  # of the median, between the quartiles
 CPU_WARMUP = 2  # runs
 GPU_WARMUP = 10  # runs, and a second at least: clocks rise, workspaces are made
@@ -46,12 +48,12 @@ GENERATION_SECONDS = (
 GENERATIONS = 3
 WARM_TOKENS = 16  # generated before the clock starts, and read before decode is warmed up
 ENERGY_SECONDS = 2.0  # the driver's counter moves ten times a second or so
-YARDSTICKS = 50  # runs of the yardstick, of which the median counts
+REFERENCE_RUNS = 50  # runs of the yardstick, of which the median counts
 
 Run = Callable[[], Any]
 
 
-def cost(cell: Cell, task: Task, progress: Progress) -> CostNumbers:
+def cost(cell: CostCell, task: Task, progress: Progress) -> CostNumbers:
     """Measure every phase. One that fails for memory or time is noted as such, others are measured
     all the same.
 
@@ -171,16 +173,16 @@ class Work:
     state_bytes: int = 0  # of what decoding goes on from
 
 
-def _phase(name: str, model: SequenceModel, batch: Batch, cell: Cell) -> tuple[Phase, int]:
+def _phase(name: str, model: SequenceModel, batch: Batch, cell: CostCell) -> tuple[Phase, int]:
     """The measurements of a phase, and the bytes of the state it goes on from (of decode)."""
     work = _prepare(name, model, batch, cell)
     return _measure(work, cell), work.state_bytes
 
 
-def _prepare(name: str, model: SequenceModel, batch: Batch, cell: Cell) -> Work:
+def _prepare(name: str, model: SequenceModel, batch: Batch, cell: CostCell) -> Work:
     if name == "training":
-        optimizer = make_optimizer(model.train(), cell)
-        run = lambda: training_step(model, optimizer, batch, cell, 0)  # noqa: E731
+        optimizer = make_optimizer(model.train(), LEARNING_RATE, WEIGHT_DECAY)
+        run = lambda: training_step(model, optimizer, batch, cell, LEARNING_RATE)  # noqa: E731
         run()  # the optimizer makes its state
         return Work(run, run, alive_in(model, optimizer), batch.tokens.numel())
     model.eval()
@@ -207,7 +209,7 @@ def _stream(model: SequenceModel, token: Tensor, state: Any) -> Run:
     return one_token
 
 
-def _quietly(run: Callable[..., Any], cell: Cell) -> Callable[..., Any]:
+def _quietly(run: Callable[..., Any], cell: CostCell) -> Callable[..., Any]:
     def quiet(*arguments: Any) -> Any:
         with torch.inference_mode(), precision(cell):
             return run(*arguments)
@@ -215,7 +217,7 @@ def _quietly(run: Callable[..., Any], cell: Cell) -> Callable[..., Any]:
     return quiet
 
 
-def _measure(work: Work, cell: Cell) -> Phase:
+def _measure(work: Work, cell: CostCell) -> Phase:
     """Bytes, operations, time and energy, each in a pass of its own: counting slows what it counts.
 
     Time comes after the counts, so that these see the same steps in every run, however many repeats
@@ -225,11 +227,11 @@ def _measure(work: Work, cell: Cell) -> Phase:
     with _uncompiled(), counter() as counted:
         work.run()
     gc.collect()
-    before = yardstick(cell.device)
+    before = reference_workload_seconds(cell.device)
     times = (
         _time_gpu(work, cell.repeats) if cell.device == "cuda" else _time_cpu(work, cell.repeats)
     )
-    after = yardstick(cell.device)
+    after = reference_workload_seconds(cell.device)
     timing = summary(times, drift=abs(after - before) / min(after, before))
     return Phase(
         tokens=work.tokens,
@@ -238,11 +240,11 @@ def _measure(work: Work, cell: Cell) -> Phase:
         reserved_bytes=reserved,
         flops=counted.get_total_flops(),
         joules=_joules(work.run, cell, timing.median),
-        yardstick=(before + after) / 2,
+        reference_seconds=(before + after) / 2,
     )
 
 
-def yardstick(device: str) -> float:
+def reference_workload_seconds(device: str) -> float:
     """Seconds that the same work always takes on this machine, if it is as fast as ever: the median
     of a few runs.
 
@@ -263,11 +265,15 @@ def yardstick(device: str) -> float:
             short.mul_(1.0)
 
     work = Work(run, run, [], 0)
-    times = _time_gpu(work, YARDSTICKS, 0.1) if device == "cuda" else _time_cpu(work, YARDSTICKS)
+    times = (
+        _time_gpu(work, REFERENCE_RUNS, 0.1)
+        if device == "cuda"
+        else _time_cpu(work, REFERENCE_RUNS)
+    )
     return statistics.median(times)
 
 
-def _peak_bytes(work: Work, cell: Cell) -> tuple[int, int | None]:
+def _peak_bytes(work: Work, cell: CostCell) -> tuple[int, int | None]:
     """Most bytes alive in one run, and on a GPU what its allocator had reserved."""
     if cell.device == "cuda":
         work.run()  # makes its workspaces
@@ -315,7 +321,7 @@ def _time_gpu(work: Work, repeats: int, warmup: float = 1.0) -> list[float]:
     return [before.elapsed_time(after) / 1000 for before, after in marks]
 
 
-def _joules(run: Run, cell: Cell, seconds: float) -> float | None:
+def _joules(run: Run, cell: CostCell, seconds: float) -> float | None:
     """What one run of about so many seconds takes of the GPU's energy, idle power included; None
     where nobody tells.
     """
@@ -346,7 +352,7 @@ def summary(times: list[float], drift: float = 0.0) -> Timing:
 Look = Callable[[int, Any], None]
 
 
-def _generation(model: SequenceModel, batch: Batch, cell: Cell) -> tuple[Generated, ...]:
+def _generation(model: SequenceModel, batch: Batch, cell: CostCell) -> tuple[Generated, ...]:
     """From an empty state, as many tokens as the cell's length, each the likeliest after those
     before.
 
@@ -386,7 +392,7 @@ def _generate(model: SequenceModel, token: Tensor, tokens: int, look: Look) -> N
             mark = 2 * count
 
 
-def _clocked(generate: Callable[..., None], cell: Cell) -> dict[int, float]:
+def _clocked(generate: Callable[..., None], cell: CostCell) -> dict[int, float]:
     times = {}
     started = time.perf_counter()
 
@@ -400,7 +406,7 @@ def _clocked(generate: Callable[..., None], cell: Cell) -> dict[int, float]:
 
 
 def _sized(
-    generate: Callable[..., None], alive: list[Any], cell: Cell
+    generate: Callable[..., None], alive: list[Any], cell: CostCell
 ) -> dict[int, tuple[int, int]]:
     """Bytes of the state, and of all tensors alive."""
     sizes = {}
@@ -418,7 +424,7 @@ def _sized(
     return sizes
 
 
-def _forget(model: SequenceModel, cell: Cell) -> None:
+def _forget(model: SequenceModel, cell: CostCell) -> None:
     """Nothing of a phase, ended or broken off, is alive in the next."""
     model.zero_grad(set_to_none=True)
     gc.collect()

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lookback.benchmarks.measure import parallel
-from lookback.benchmarks.measure.step import answers, precision, rows_of
-from lookback.benchmarks.record import Cell, DistanceScore, PositionScore, Score
+from lookback.benchmarks.measure.step import logits_and_targets, precision, rows_of
+from lookback.benchmarks.record import DistanceScore, LearnCell, PositionScore, Score
 from lookback.models.model import SequenceModel
 from lookback.tasks.task import Batch, Task
 
@@ -35,7 +35,7 @@ def fingerprints(tokens: Tensor) -> Tensor:
 @torch.no_grad()
 def evaluate(
     model: SequenceModel,
-    cell: Cell,
+    cell: LearnCell,
     task: Task,
     split: str,
     length: int,
@@ -58,9 +58,9 @@ def evaluate(
         found[index] = _answered(model, cell, batch, before)
     model.train()
     everything = sorted(
-        (index, part) for parts in parallel.of_all(found) for index, part in parts.items()
+        (index, part) for parts in parallel.gather(found) for index, part in parts.items()
     )
-    return parallel.of_first(
+    return parallel.broadcast(
         lambda: _score(task, length, examples, [part for _, part in everything])
     )
 
@@ -75,14 +75,14 @@ class Answered(NamedTuple):
     doubles: int  # examples that also stood in a training batch
 
 
-def _answered(model: SequenceModel, cell: Cell, batch: Batch, seen: Tensor | None) -> Answered:
+def _answered(model: SequenceModel, cell: LearnCell, batch: Batch, seen: Tensor | None) -> Answered:
     losses, correct = [], []
     rows = max(1, EVALUATION_TOKENS // batch.tokens[0].numel())
     for first in range(0, len(batch.tokens), rows):
-        logits, targets = answers(model, rows_of(batch, first, first + rows), cell)
+        logits, targets = logits_and_targets(model, rows_of(batch, first, first + rows), cell)
         losses.append(cross_entropy(logits, targets, reduction="none").cpu())
         correct.append((logits.argmax(-1) == targets).cpu())
-    asked = batch.asked()
+    asked = batch.target_indices()
     return Answered(
         torch.cat(losses),
         torch.cat(correct),
@@ -165,7 +165,9 @@ def by_position(losses: Tensor, positions: Tensor) -> tuple[PositionScore, ...]:
 
 
 @torch.no_grad()
-def forms_apart(model: SequenceModel, cell: Cell, task: Task) -> float | None:
+def parallel_recurrent_difference(
+    model: SequenceModel, cell: LearnCell, task: Task
+) -> float | None:
     """How far a model's parallel and its recurrent form are apart: 0 where they are one function,
     exactly computed.
 

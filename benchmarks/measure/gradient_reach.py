@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from lookback.benchmarks.measure.evaluate import half_octaves
-from lookback.benchmarks.record import Cell, ReachBin
+from lookback.benchmarks.record import LearnCell, ReachBin
 from lookback.models.model import SequenceModel
 from lookback.tasks.task import IGNORE, Batch, Task
 
@@ -40,7 +40,7 @@ TOKENS = 16384  # at most so many go through a model at once
 SEED = 0
 
 
-def reach(model: SequenceModel, cell: Cell, task: Task) -> tuple[ReachBin, ...]:
+def reach(model: SequenceModel, cell: LearnCell, task: Task) -> tuple[ReachBin, ...]:
     """The share of each bin of distances, at the longest length that the cell tests or trains at.
 
     Without autocast and dropout; the model and torch's generator are left as they were. () where
@@ -72,7 +72,7 @@ def undisturbed(model: SequenceModel) -> Iterator[None]:
 
 
 def _check(model: SequenceModel) -> None:
-    if model.pooling != "last" or len(model.backward_blocks) or model.documents > 1:
+    if model.pooling != "last" or len(model.backward_blocks) or model.sequences_per_example > 1:
         raise ValueError(
             "reach is measured back from one position: expected pooling 'last', direction 'causal' and one document"
         )
@@ -107,8 +107,8 @@ def squared_gradients(
     parts = []
     for some, where in zip(tokens.split(rows), positions.split(rows), strict=True):
         x = model.embed(some.to(device)).detach().requires_grad_()  # (rows, length, width)
-        read = model.through(model.blocks, x)
-        answer = model.answer(read[torch.arange(len(x)), where])  # (rows, vocabulary or classes)
+        read = model.run_blocks(model.blocks, x)
+        answer = model.logits(read[torch.arange(len(x)), where])  # (rows, vocabulary or classes)
         signs = torch.randint(2, answer.shape, generator=generator).to(answer) * 2 - 1
         unshifted = signs - signs.mean(1, keepdim=True)
         (gradient,) = torch.autograd.grad((answer * unshifted).sum(), x)

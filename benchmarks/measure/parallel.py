@@ -5,10 +5,6 @@ All hold the whole model and make the whole batch, which is a function of its nu
 know without asking how many answers all of them are asked for: the loss is the mean over these, as
 in one process, and not a mean of means.
 
-Where a model does not fit in each of them, its weights, their gradients and the optimizer's moments
-are split (`shard`, torch's FSDP2): a block's weights come together when it is asked, and part
-again.
-
 In one process alone, the usual case, every function here gives back what it is given.
 """
 
@@ -17,16 +13,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as distributed
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_map
 
 from lookback.models.model import SequenceModel
 
@@ -76,7 +71,7 @@ _talk: distributed.ProcessGroup | None = None  # on CPUs, for what is no gradien
 
 
 @contextlib.contextmanager
-def joined(device: str, seconds: float) -> Iterator[None]:
+def process_group(device: str, seconds: float) -> Iterator[None]:
     """Within it, the processes that `launch` started are one group; none waits for another longer
     than `seconds`.
     """
@@ -102,7 +97,7 @@ def rank() -> int:
     return 0 if _talk is None else distributed.get_rank()
 
 
-def agreed(*flags: bool) -> list[bool]:
+def broadcast_flags(*flags: bool) -> list[bool]:
     """The flags as the first process has them: where all do not decide alike, they wait for each
     other for ever.
     """
@@ -127,7 +122,7 @@ def mean(value: Tensor | float) -> Tensor | float:
     return value if _talk is None else total(float(value)) / count()
 
 
-def of_all(value: Value) -> list[Value]:
+def gather(value: Value) -> list[Value]:
     """What every process has, in the order of their ranks; in any but the first, an empty list."""
     if _talk is None:
         return [value]
@@ -136,7 +131,7 @@ def of_all(value: Value) -> list[Value]:
     return found or []
 
 
-def of_first(make: Callable[[], Value]) -> Value:
+def broadcast(make: Callable[[], Value]) -> Value:
     """What the first process makes, in all of them."""
     if _talk is None:
         return make()
@@ -177,7 +172,7 @@ def seed(cell_seed: int, step: int) -> None:
         torch.manual_seed(((cell_seed * SEEDS + step) * SEEDS + rank()) % (1 << 63))
 
 
-class Spread(DistributedDataParallel):
+class DataParallelModel(DistributedDataParallel):
     """A model whose gradients are means over all processes, asked as the model itself is."""
 
     @property
@@ -185,110 +180,13 @@ class Spread(DistributedDataParallel):
         return self.module.classes
 
 
-def spread(model: SequenceModel, shard: bool = False) -> SequenceModel | Spread:
-    """The model, to be trained: with the same gradients in all processes, where there are several.
-
-    With `shard` its parameters are replaced by this process's part of them; an optimizer is to be
-    made afterwards.
-    """
+def wrap_model(model: SequenceModel) -> SequenceModel | DataParallelModel:
+    """Return the model to train: in several processes, one whose gradients are means over all."""
     if _talk is None:
         return model
-    if not shard:
-        return Spread(
-            model,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-            find_unused_parameters=True,  # as where sequences are shorter than a model's interval
-        )
-    from torch.distributed.device_mesh import (
-        init_device_mesh,  # half a second that few cells need, as below
+    return DataParallelModel(
+        model,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=True,  # sequences may be shorter than a model's interval
     )
-    from torch.distributed.fsdp import fully_shard
-
-    said = {
-        name: dict(vars(parameter)) for name, parameter in model.named_parameters()
-    }  # of decay, above all
-    for module in model.modules():
-        if isinstance(
-            module, nn.RNNBase
-        ):  # cuDNN would lay its weights out anew, where nobody gathers them any more
-            module.flatten_parameters = _as_they_are  # type: ignore[method-assign]
-    mesh = init_device_mesh(model.embedding.weight.device.type, (count(),))
-    for block in (*model.blocks, *model.backward_blocks):
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)  # in place, with new parameters
-    for name, parameter in model.named_parameters():
-        vars(parameter).update(said[name])
-    return model
-
-
-def _as_they_are() -> None:
-    """In place of nn.LSTM's own flatten_parameters."""
-
-
-def gathered(tree: Value) -> Value:
-    """What was split, whole and on the CPU of the first process, None in all others; all else as it
-    is.
-
-    All processes ask for it together.
-    """
-    if _talk is None:
-        return tree
-    from torch.distributed.tensor import DTensor
-
-    def of(x: Any) -> Any:
-        if not isinstance(x, DTensor):
-            return x
-        full = x.full_tensor()
-        return full.cpu() if rank() == 0 else None
-
-    return tree_map(of, tree)
-
-
-def split(whole: Tensor, like: Tensor) -> Tensor:
-    """Of what every process has whole this one's part, where `like` is split; what is given
-    otherwise.
-    """
-    if _talk is None:
-        return whole
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    if not isinstance(like, DTensor):
-        return whole
-    return distribute_tensor(
-        whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None
-    )
-
-
-def split_state(content: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's state, as every process has it whole, with the moments of what is split split
-    alike.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state = {
-        number: {key: split(x, like) if x.shape == like.shape else x for key, x in moments.items()}
-        for number, moments in content["state"].items()
-        for like in [parameters[number]]
-    }
-    return {**content, "state": state}
-
-
-def whole(model: SequenceModel, make: Callable[[], SequenceModel]) -> SequenceModel:
-    """The model, to be asked by each process on its own: where it is split, another that `make`
-    makes, of its weights.
-
-    All processes ask for it together.
-    """
-    if _talk is None:
-        return model
-    from torch.distributed.fsdp import FSDPModule
-    from torch.distributed.tensor import DTensor
-
-    if not isinstance(model, FSDPModule):
-        return model
-    with torch.random.fork_rng(devices=()):
-        same = make()
-    own = same.state_dict()
-    for name, part in model.state_dict().items():
-        own[name].copy_(part.full_tensor() if isinstance(part, DTensor) else part)
-    return same

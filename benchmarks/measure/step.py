@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lookback.benchmarks.measure import parallel
-from lookback.benchmarks.record import Cell
+from lookback.benchmarks.record import AnyCell, Cell, LearnCell
 from lookback.models.model import SequenceModel, build_model
 from lookback.tasks.task import Batch, Task
 
@@ -23,7 +23,7 @@ Progress = Callable[[int, int, str], None]
 """Called with what is done, what there is to do, and a word on it."""
 
 
-def make_model(cell: Cell, task: Task) -> SequenceModel:
+def make_model(cell: AnyCell, task: Task) -> SequenceModel:
     """The cell's model with weights drawn from its seed, on its device."""
     torch.manual_seed(cell.seed)
     model = model_of(cell, task).to(cell.device)
@@ -33,7 +33,7 @@ def make_model(cell: Cell, task: Task) -> SequenceModel:
     return model
 
 
-def model_of(cell: Cell, task: Task) -> SequenceModel:
+def model_of(cell: AnyCell, task: Task) -> SequenceModel:
     """The cell's model with weights from torch's generator as it stands; raises ValueError when
     there is none.
     """
@@ -45,29 +45,33 @@ def model_of(cell: Cell, task: Task) -> SequenceModel:
         depth=cell.depth,
         pooling=cell.pooling,
         direction=cell.direction,
-        documents=task.documents,
+        sequences_per_example=task.sequences_per_example,
         dropout=cell.dropout,
         **cell.model_options,
     )
 
 
-def make_optimizer(model: SequenceModel, cell: Cell) -> torch.optim.Optimizer:
-    """AdamW over the groups that the architecture declares; `scale` of a group multiplies its
-    learning rate.
+def make_optimizer(
+    model: SequenceModel, learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Return AdamW over the parameter groups that the architecture declares.
+
+    The `scale` of a group multiplies its learning rate.
     """
-    groups = [
-        {
-            "params": group["params"],
-            "scale": group["learning_rate_scale"],
-            "weight_decay": cell.weight_decay if group["decay"] else 0.0,
-        }
-        for group in model.parameter_groups()
-    ]
-    return torch.optim.AdamW(groups, lr=cell.learning_rate, betas=BETAS, eps=EPSILON, fused=True)
+    groups = []
+    for group in model.parameter_groups():
+        groups.append(
+            {
+                "params": group["params"],
+                "scale": group["learning_rate_scale"],
+                "weight_decay": weight_decay if group["decay"] else 0.0,
+            }
+        )
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, eps=EPSILON, fused=True)
 
 
-def learning_rate(cell: Cell, step: int) -> float:
-    """Linear warm-up, then half a cosine down to zero; `step` counts from 0."""
+def learning_rate(cell: LearnCell, step: int) -> float:
+    """Return the rate of a step, counted from 0: linear warm-up, then a half cosine down to zero."""
     if step < cell.warmup:
         return cell.learning_rate * (step + 1) / cell.warmup
     progress = (step - cell.warmup) / max(1, cell.steps - cell.warmup)
@@ -104,15 +108,15 @@ def rows_of(batch: Batch, first: int, last: int) -> Batch:
     return Batch(**rows)
 
 
-def answers(
-    model: SequenceModel | parallel.Spread, batch: Batch, cell: Cell
+def logits_and_targets(
+    model: SequenceModel | parallel.DataParallelModel, batch: Batch, cell: Cell
 ) -> tuple[Tensor, Tensor]:
     """Logits (asked, choices) float32 and targets (asked,) of everything the batch asks, on the
     cell's device.
 
     What is asked is found before the batch moves, so that a GPU is not waited for.
     """
-    asked = batch.asked()
+    asked = batch.target_indices()
     everything = len(asked) == batch.targets.numel()
     batch, asked = (
         to_device(batch, cell.device),
@@ -128,19 +132,18 @@ def answers(
 
 
 def training_step(
-    model: SequenceModel | parallel.Spread,
+    model: SequenceModel | parallel.DataParallelModel,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     cell: Cell,
-    step: int,
+    rate: float,
 ) -> Tensor:
-    """One step at the learning rate of `step`; the loss before it, a scalar on the cell's device,
+    """One step at a learning rate; the loss before it, a scalar on the cell's device,
     nats.
 
     Of several processes each brings the whole batch and trains on its rows; the mean of their
     losses is the batch's.
     """
-    rate = learning_rate(cell, step)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
     loss = _loss(model, batch, cell)
@@ -151,13 +154,13 @@ def training_step(
     return loss.detach()
 
 
-def _loss(model: SequenceModel | parallel.Spread, batch: Batch, cell: Cell) -> Tensor:
+def _loss(model: SequenceModel | parallel.DataParallelModel, batch: Batch, cell: Cell) -> Tensor:
     """Mean cross entropy, nats: of all answers alike, also where one process is asked for more of
     them than another.
     """
     if parallel.count() == 1:
-        return cross_entropy(*answers(model, batch, cell))
+        return cross_entropy(*logits_and_targets(model, batch, cell))
     own = rows_of(batch, *parallel.share(len(batch.tokens)))
-    return cross_entropy(*answers(model, own, cell), reduction="sum") * (
-        parallel.count() / len(batch.asked())
+    return cross_entropy(*logits_and_targets(model, own, cell), reduction="sum") * (
+        parallel.count() / len(batch.target_indices())
     )

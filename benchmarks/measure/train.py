@@ -6,7 +6,6 @@ checkpoints.
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -20,16 +19,20 @@ from torch import Tensor
 from lookback.benchmarks.machine import joules
 from lookback.benchmarks.measure import parallel
 from lookback.benchmarks.measure.checkpoint import State, load, save
-from lookback.benchmarks.measure.evaluate import evaluate, fingerprints, forms_apart
+from lookback.benchmarks.measure.evaluate import (
+    evaluate,
+    fingerprints,
+    parallel_recurrent_difference,
+)
 from lookback.benchmarks.measure.gradient_reach import reach
 from lookback.benchmarks.measure.step import (
     Progress,
+    learning_rate,
     make_model,
     make_optimizer,
-    model_of,
     training_step,
 )
-from lookback.benchmarks.record import Cell, CurvePoint, LearnNumbers, ReachBin, Reached, Trial
+from lookback.benchmarks.record import CurvePoint, LearnCell, LearnNumbers, ReachBin, Reached, Trial
 from lookback.models.model import SequenceModel, parameter_count
 from lookback.tasks.task import Batch, Task
 
@@ -49,13 +52,13 @@ class InterruptedRunError(Exception):
 class Run(NamedTuple):
     """A finished training at one learning rate."""
 
-    cell: Cell
+    cell: LearnCell
     model: SequenceModel
     state: State
 
 
 def learn(
-    cell: Cell, task: Task, folder: Path, progress: Progress, stop: Callable[[], bool]
+    cell: LearnCell, task: Task, folder: Path, progress: Progress, stop: Callable[[], bool]
 ) -> LearnNumbers:
     """Train the cell's model, validating on the way, and test it once, at the end, at every test
     length.
@@ -87,7 +90,7 @@ def learn(
         failure = run.state.failure
     if best is None:
         raise NotFiniteError(failure)
-    if any(parallel.agreed(stop())):
+    if any(parallel.broadcast_flags(stop())):
         raise InterruptedRunError("stopped before the tests")
     progress(1, 1, "tests")
     return _numbers(cell, task, best, tuple(trials) if len(rates) > 1 else (), before)
@@ -118,9 +121,9 @@ def _goodness(run: Run, task: Task) -> tuple[float, int]:
 
 
 def _numbers(
-    cell: Cell, task: Task, run: Run, trials: tuple[Trial, ...], before: tuple[ReachBin, ...]
+    cell: LearnCell, task: Task, run: Run, trials: tuple[Trial, ...], before: tuple[ReachBin, ...]
 ) -> LearnNumbers:
-    model, state = _whole(run.model, cell, task), run.state
+    model, state = run.model, run.state
     lengths = cell.test_lengths or (cell.length,)
     return LearnNumbers(
         parameters=parameter_count(model),
@@ -138,7 +141,7 @@ def _numbers(
         ),
         reach_before=before,
         reach_after=reach(model, cell, task) if cell.reach else (),
-        forms_apart=forms_apart(model, cell, task),
+        parallel_recurrent_difference=parallel_recurrent_difference(model, cell, task),
     )
 
 
@@ -155,20 +158,27 @@ def _reached(run: Run, task: Task) -> tuple[Reached, ...]:
     return tuple(found)
 
 
-def _tokens(cell: Cell, task: Task, steps: int) -> int:
+def _tokens(cell: LearnCell, task: Task, steps: int) -> int:
     """What so many steps have read."""
     return (
-        cell.batch_size * task.documents * sum(length_at(cell, task, step) for step in range(steps))
+        cell.batch_size
+        * task.sequences_per_example
+        * sum(length_at(cell, task, step) for step in range(steps))
     )
 
 
 def _train(
-    cell: Cell, task: Task, folder: Path, here: Here, progress: Progress, stop: Callable[[], bool]
+    cell: LearnCell,
+    task: Task,
+    folder: Path,
+    here: Here,
+    progress: Progress,
+    stop: Callable[[], bool],
 ) -> Run:
     """Train at one learning rate, or go on with it, to its end."""
     model = make_model(cell, task)
-    trained = parallel.spread(model, cell.shard)
-    optimizer = make_optimizer(model, cell)
+    trained = parallel.wrap_model(model)
+    optimizer = make_optimizer(model, cell.learning_rate, cell.weight_decay)
     state = load(folder, model, optimizer, cell)
     parallel.check_alike(state.step)
     saving = 0.0  # seconds that the last checkpoint took
@@ -177,14 +187,14 @@ def _train(
     for batch, prints in () if state.finished else batches(cell, task, state.step):
         parallel.seed(cell.seed, state.step)
         with clock:
-            loss = training_step(trained, optimizer, batch, cell, state.step)
+            loss = training_step(trained, optimizer, batch, cell, learning_rate(cell, state.step))
         state.loss_sum = state.loss_sum + loss
         state.loss_count += 1
         state.seen.append(prints)
         state.step += 1
         progress(here.before + state.step, here.total, f"step {state.step}{here.word}")
         at_point = state.step in points
-        stopping, due = parallel.agreed(
+        stopping, due = parallel.broadcast_flags(
             stop(), clock.since_start() > max(CHECKPOINT_SECONDS, saving / SAVING)
         )
         if at_point or stopping or due:
@@ -204,7 +214,7 @@ def _train(
     return Run(cell, model, state)
 
 
-def batches(cell: Cell, task: Task, first: int) -> Iterator[tuple[Batch, Tensor]]:
+def batches(cell: LearnCell, task: Task, first: int) -> Iterator[tuple[Batch, Tensor]]:
     """Training batches from number `first` on with the fingerprints of their examples, each made a
     step ahead.
     """
@@ -222,16 +232,16 @@ def batches(cell: Cell, task: Task, first: int) -> Iterator[tuple[Batch, Tensor]
             yield made
 
 
-def length_at(cell: Cell, task: Task, step: int) -> int:
+def length_at(cell: LearnCell, task: Task, step: int) -> int:
     """Tokens of each sequence of a training step: growing over the first half of the steps, where
     the cell asks so.
     """
-    if cell.first_length is None:
+    if cell.start_length is None:
         return cell.length
     grown = min(1.0, 2 * step / cell.steps)
     return (
-        cell.first_length
-        + int((cell.length - cell.first_length) * grown) // task.multiple * task.multiple
+        cell.start_length
+        + int((cell.length - cell.start_length) * grown) // task.multiple * task.multiple
     )
 
 
@@ -273,16 +283,12 @@ class Clock:
             state.joules = (state.joules or 0.0) + used
 
 
-def _close_segment(cell: Cell, task: Task, model: SequenceModel, state: State) -> None:
+def _close_segment(cell: LearnCell, task: Task, model: SequenceModel, state: State) -> None:
     """Add a point to the curve: the mean loss since the last one, and a validation; see whether
     this was the end.
     """
     loss = float(state.loss_sum) / state.loss_count
-    score = evaluate(
-        _whole(model, cell, task), cell, task, "validation", cell.length, cell.validation_examples
-    ).score
-    if cell.shard:
-        gc.collect()  # some models refer to themselves, and a whole copy of one would stay
+    score = evaluate(model, cell, task, "validation", cell.length, cell.validation_examples).score
     if not math.isfinite(loss) or score is None:
         what = (
             f"the loss is {loss}"
@@ -297,12 +303,7 @@ def _close_segment(cell: Cell, task: Task, model: SequenceModel, state: State) -
     state.loss_sum, state.loss_count = 0.0, 0
 
 
-def _whole(model: SequenceModel, cell: Cell, task: Task) -> SequenceModel:
-    """The model as it can be asked in one process without the others."""
-    return parallel.whole(model, lambda: model_of(cell, task).to(cell.device))
-
-
-def _solved(cell: Cell, task: Task, score: float | None) -> bool:
-    if cell.stop_at is None or score is None:
+def _solved(cell: LearnCell, task: Task, score: float | None) -> bool:
+    if cell.target_score is None or score is None:
         return False
-    return score >= cell.stop_at if task.score == "accuracy" else score <= cell.stop_at
+    return score >= cell.target_score if task.score == "accuracy" else score <= cell.target_score

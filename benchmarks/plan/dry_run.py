@@ -13,8 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lookback.benchmarks.plan.estimate import Need, need, peak_bytes
-from lookback.benchmarks.record import Cell, Machine, Record
+from lookback.benchmarks.plan.estimate import Estimate, need, peak_bytes
+from lookback.benchmarks.record import AnyCell, LearnCell, Machine, Record
 from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.storage import read_record, record_files
 
@@ -30,8 +30,8 @@ class Line:
     Where there is no such record, the time is of a rate that somebody assumed, and `factor` None.
     """
 
-    cell: Cell
-    need: Need
+    cell: AnyCell
+    need: Estimate
     state: str  # "recorded", "to measure" or "too big"
     seconds: float | None
     factor: float | None
@@ -159,7 +159,7 @@ def make_plan(runner: Runner, assumed: float | None = None) -> Plan:
 
 def _here(runner: Runner, device: str) -> Machine | None:
     try:
-        return runner.machine(Cell.model_construct(device=device))
+        return runner.machine(LearnCell.model_construct(device=device))
     except ValueError:
         return None
 
@@ -170,23 +170,23 @@ def memory_of(machine: Machine) -> int | None:
     return int(found) if found else None
 
 
-def too_big(cells: Iterable[Cell], memory: int | None) -> list[Cell]:
+def too_big(cells: Iterable[AnyCell], memory: int | None) -> list[AnyCell]:
     """The cells whose predicted peak is above the memory; one of which nothing can be told is not
     among them.
     """
     return [cell for cell in cells if memory and (peak_bytes(cell) or 0) > memory]
 
 
-def _generous(cell: Cell) -> int:
+def _generous(cell: AnyCell) -> int:
     """More bytes than any usual model needs: 100 tensors of activations a layer, and a score of
     each pair of tokens.
     """
-    longest = max(cell.length, *cell.test_lengths) if cell.test_lengths else cell.length
+    longest = max((cell.length, *getattr(cell, "test_lengths", ())))
     tokens = cell.batch_size * longest
     return 4 * cell.depth * tokens * (100 * cell.width + 8 * longest)
 
 
-def _earlier(results: Path, slug: str | None, cells: Sequence[Cell]) -> list[Record]:
+def _earlier(results: Path, slug: str | None, cells: Sequence[AnyCell]) -> list[Record]:
     """Records to predict times from: of this machine, or of the one with most, where the device is
     not here.
     """
@@ -210,7 +210,11 @@ def _earlier(results: Path, slug: str | None, cells: Sequence[Cell]) -> list[Rec
 
 
 def _line(
-    cell: Cell, recorded: bool, memory: int | None, records: Sequence[Record], assumed: float | None
+    cell: AnyCell,
+    recorded: bool,
+    memory: int | None,
+    records: Sequence[Record],
+    assumed: float | None,
 ) -> Line:
     told = need(cell)
     state = "recorded" if recorded else "too big" if too_big([cell], memory) else "to measure"
@@ -226,7 +230,7 @@ def _line(
     return Line(cell, told, state, min(cell.time_limit, seconds), factor)
 
 
-def _nearest(cell: Cell, told: Need, records: Sequence[Record]) -> Record | None:
+def _nearest(cell: AnyCell, told: Estimate, records: Sequence[Record]) -> Record | None:
     """The record of the same model and kind whose training step is nearest in size: parameters
     times tokens.
     """
@@ -249,7 +253,7 @@ def _size(record: Record) -> int:
     return max(1, numbers.parameters * record.cell.batch_size * record.cell.length)
 
 
-def _factor(told: Need, known: Need) -> float | None:
+def _factor(told: Estimate, known: Estimate) -> float | None:
     return told.flops / known.flops if told.flops and known.flops else None
 
 

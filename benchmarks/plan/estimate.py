@@ -21,18 +21,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from lookback.benchmarks.measure.cost import CPU_WARMUP
+from lookback.benchmarks.measure.cost import CPU_WARMUP, LEARNING_RATE, WEIGHT_DECAY
 from lookback.benchmarks.measure.evaluate import EVALUATION_BATCH, EVALUATION_TOKENS
 from lookback.benchmarks.measure.memory import LiveBytes, alive_in
 from lookback.benchmarks.measure.operations import counter
 from lookback.benchmarks.measure.step import (
-    answers,
+    logits_and_targets,
     make_optimizer,
     model_of,
     precision,
     training_step,
 )
-from lookback.benchmarks.record import Cell
+from lookback.benchmarks.record import AnyCell
 from lookback.models.model import parameter_count
 from lookback.models.model import state_bytes as bytes_of_state
 from lookback.models.wkv import linear, tiled
@@ -47,7 +47,7 @@ ALIKE = (
     "weight_decay",
     "warmup",
     "time_limit",
-    "stop_at",
+    "target_score",
     "reach",
     "compile",
     "deterministic",
@@ -55,7 +55,7 @@ ALIKE = (
 
 
 @dataclass(frozen=True)
-class Need:
+class Estimate:
     """Of one cell; None where the model cannot be gone through without numbers.
 
     peak_bytes: most bytes of tensors alive at once, in training or in the largest test. Of a cell
@@ -70,62 +70,48 @@ class Need:
     peak_bytes: int | None
 
 
-def need(cell: Cell) -> Need:
+def need(cell: AnyCell) -> Estimate:
     """What the cell will need; cells that differ in seed, rate and the like are gone through once."""
     return _need(_essence(cell))
 
 
-def peak_bytes(cell: Cell) -> int | None:
+def peak_bytes(cell: AnyCell) -> int | None:
     """Of `need` that part alone, in less time."""
     return _peak_bytes(_essence(cell))
 
 
-def _essence(cell: Cell) -> Cell:
-    return cell.model_copy(update={name: Cell.model_fields[name].default for name in ALIKE})
+def _essence(cell: AnyCell) -> AnyCell:
+    return cell.model_copy(
+        update={
+            name: field.default for name, field in type(cell).model_fields.items() if name in ALIKE
+        }
+    )
 
 
 @cache
-def _need(cell: Cell) -> Need:
+def _need(cell: AnyCell) -> Estimate:
     peak = _peak_bytes(cell)
     if peak is None:
-        return Need(count_parameters(cell), None, None, None)
+        return Estimate(count_parameters(cell), None, None, None)
     with FakeTensorMode():
-        rehearsal = Rehearsal(cell)
+        rehearsal = FakeRun(cell)
         step, flops = rehearsal.operations()
-    return Need(parameter_count(rehearsal.model), step, flops, peak)
+    return Estimate(parameter_count(rehearsal.model), step, flops, peak)
 
 
 @cache
-def _peak_bytes(cell: Cell) -> int | None:
-    one = cell.model_copy(
-        update={"batch_size": -(-cell.batch_size // cell.processes), "processes": 1, "shard": False}
-    )
+def _peak_bytes(cell: AnyCell) -> int | None:
+    rows = -(-cell.batch_size // cell.processes)
+    one = cell.model_copy(update={"batch_size": rows})
     try:
         with FakeTensorMode():
-            peak = Rehearsal(one).peak_bytes()
+            peak = FakeRun(one).peak_bytes()
     except (RuntimeError, NotImplementedError):  # a model that looks at its numbers
         return None
-    if cell.shard:
-        peak = _split_bytes(cell, peak)
     return peak * (cell.processes if cell.device == "cpu" else 1)
 
 
-def _split_bytes(cell: Cell, peak: int) -> int:
-    """Of a peak the bytes that are left where weights and moments, 12 bytes a parameter, lie in
-    parts.
-
-    In training the weights and gradients of one block are whole, and all weights' copies in
-    bfloat16, which autocast keeps for the way back; in validation the weights are.
-    """
-    parameters = count_parameters(cell)
-    with torch.device("meta"):
-        blocks = len(model_of(cell, task_of(cell)).blocks)
-    parts = 12 * parameters // cell.processes
-    whole = 8 * parameters // blocks + (2 * parameters if cell.precision == "bfloat16" else 0)
-    return max(peak - 12 * parameters + parts + whole, parts + 4 * parameters)
-
-
-def count_parameters(cell: Cell) -> int:
+def count_parameters(cell: AnyCell) -> int:
     """Of the cell's model, embedding and head included; raises ValueError when there is no such
     model.
     """
@@ -133,20 +119,20 @@ def count_parameters(cell: Cell) -> int:
         return parameter_count(model_of(cell, task_of(cell)))
 
 
-def task_of(cell: Cell) -> Task:
+def task_of(cell: AnyCell) -> Task:
     """The cell's task; raises ValueError where there is none."""
     return get_task(cell.task, cell.task_options)
 
 
-class Rehearsal:
+class FakeRun:
     """A cell's model and optimizer on a CPU, and what goes through them. To be made within
     FakeTensorMode.
     """
 
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: AnyCell) -> None:
         self.cell, self.here = cell, cell.model_copy(update={"device": "cpu"})
         self.model = model_of(cell, task_of(cell))
-        self.optimizer = make_optimizer(self.model, cell)
+        self.optimizer = make_optimizer(self.model, LEARNING_RATE, WEIGHT_DECAY)
         for parameter in self.model.parameters():
             parameter.grad = torch.empty_like(parameter)
         self.optimizer.step()  # makes its state
@@ -155,12 +141,12 @@ class Rehearsal:
     def training_step(self) -> None:
         """One step, on a batch without numbers."""
         batch = _shapes(self.cell, self.cell.length).of(self.cell.batch_size)
-        training_step(self.model.train(), self.optimizer, batch, self.here, 0)
+        training_step(self.model.train(), self.optimizer, batch, self.here, LEARNING_RATE)
 
     def reading(self, length: int, rows: int) -> None:
         """So many sequences without learning from them."""
         with torch.no_grad():
-            answers(self.model.eval(), _shapes(self.cell, length).of(rows), self.here)
+            logits_and_targets(self.model.eval(), _shapes(self.cell, length).of(rows), self.here)
 
     def peak_bytes(self) -> int:
         """Most bytes alive: in a training step, or in what of validation and tests goes through the
@@ -203,7 +189,7 @@ class Rehearsal:
             )  # prefilled, or generated
             return step, (cell.repeats + CPU_WARMUP + 1) * (step + once) + cell.generate * once
         growing = (
-            1.0 if cell.first_length is None else 0.75 + 0.25 * cell.first_length / cell.length
+            1.0 if cell.start_length is None else 0.75 + 0.25 * cell.start_length / cell.length
         )  # its mean length
         flops = max(1, len(cell.learning_rates)) * cell.steps * step * growing
         for length, rows, examples in self.readings():
@@ -219,21 +205,25 @@ def count_flops(run: Callable[[], Any]) -> int:
     return counted.get_total_flops()
 
 
-def state_bytes(cell: Cell) -> int:
+def state_bytes(cell: AnyCell) -> int:
     """What the cell's model keeps of one sequence of the cell's length, as decoding goes on from
     it.
     """
-    here = cell.model_copy(update={"device": "cpu", "pooling": "last", "direction": "causal"})
+    here = cell.model_copy(update={"device": "cpu"} | _streaming(cell))
     with FakeTensorMode(), torch.no_grad(), precision(here):
-        model = model_of(here, replace(task_of(cell), documents=1)).eval()
+        model = model_of(here, replace(task_of(cell), sequences_per_example=1)).eval()
         _, state = model.prefill(torch.zeros(1, cell.length, dtype=torch.int64))
     return bytes_of_state(state)
 
 
-def step_flops(cell: Cell) -> int:
+def _streaming(cell: AnyCell) -> dict[str, str]:
+    return {"pooling": "last", "direction": "causal"} if cell.kind == "learn" else {}
+
+
+def step_flops(cell: AnyCell) -> int:
     """Operations of a training step on one sequence of the cell's length."""
     with FakeTensorMode():
-        return count_flops(Rehearsal(cell.model_copy(update={"batch_size": 1})).training_step)
+        return count_flops(FakeRun(cell.model_copy(update={"batch_size": 1})).training_step)
 
 
 @dataclass(frozen=True)
@@ -262,12 +252,12 @@ class ShapedBatch(Batch):
 
     count: int = 0
 
-    def asked(self) -> Tensor:
+    def target_indices(self) -> Tensor:
         """As many indices as are asked for, and no numbers in them."""
         return torch.empty(self.count, 1, dtype=torch.int64).squeeze(1)
 
 
-def _shapes(cell: Cell, length: int) -> Shapes:
+def _shapes(cell: AnyCell, length: int) -> Shapes:
     """Found by a real example; of a task whose data are not here, everything is taken to be asked."""
     return _sampled(cell.task, json.dumps(cell.task_options, sort_keys=True), length)
 
@@ -278,9 +268,11 @@ def _sampled(name: str, options: str, length: int) -> Shapes:
     try:
         with _disable_current_modes():
             batch = task.batch("train", 0, 0, 1, length)
-            asked = len(batch.asked())
+            asked = len(batch.target_indices())
     except AbsentCorpusError:
-        many = (length,) if task.documents == 1 else (task.documents, length)
+        many = (
+            (length,) if task.sequences_per_example == 1 else (task.sequences_per_example, length)
+        )
         return Shapes(many, () if task.classes else many, None, 1 if task.classes else length)
     lengths = None if batch.lengths is None else tuple(batch.lengths.shape[1:])
     return Shapes(tuple(batch.tokens.shape[1:]), tuple(batch.targets.shape[1:]), lengths, asked)

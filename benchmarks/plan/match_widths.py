@@ -14,10 +14,10 @@ from dataclasses import replace
 from functools import cache
 
 from lookback.benchmarks.plan.estimate import count_parameters, state_bytes, step_flops
-from lookback.benchmarks.record import Cell, make_cell
+from lookback.benchmarks.record import AnyCell, LearnCell, make_cell
 from lookback.benchmarks.suite import Match, Suite
 
-MEASURES: dict[str, Callable[[Cell], int]] = {
+MEASURES: dict[str, Callable[[AnyCell], int]] = {
     "parameters": count_parameters,
     "flops": step_flops,
     "state_bytes": state_bytes,
@@ -43,7 +43,7 @@ PATIENCE = 12  # widths tried before halving what is left is the surer way
 REFUSED = 512  # so many widths in a row that a model cannot have: it will have none
 
 
-def matched(suite: Suite, tolerance: float | None = None) -> Suite:
+def match_widths(suite: Suite, tolerance: float | None = None) -> Suite:
     """The suite with its cells' widths as its [match] asks; raises ValueError where none comes near
     enough.
 
@@ -63,7 +63,7 @@ def matched(suite: Suite, tolerance: float | None = None) -> Suite:
     return replace(suite, cells=tuple(dict.fromkeys(cells)))
 
 
-def _width(cell: Cell, match: Match) -> int:
+def _width(cell: AnyCell, match: Match) -> int:
     standard = cell.model_copy(update={"model": match.to, "model_options": match.options})
     if (cell.model, cell.model_options) == (match.to, match.options):
         return cell.width
@@ -80,15 +80,15 @@ def _width(cell: Cell, match: Match) -> int:
     )
 
 
-def _lean(cell: Cell, by: str) -> Cell:
+def _lean(cell: AnyCell, by: str) -> AnyCell:
     """What the measure depends on, so that cells alike in it are worked out once."""
     length = 1 if by == "parameters" else cell.length
     fields = {name: getattr(cell, name) for name in MATTERS}
-    return Cell.model_validate({**fields, "kind": "learn", "batch_size": 1, "length": length})
+    return LearnCell.model_validate({**fields, "kind": "learn", "batch_size": 1, "length": length})
 
 
 @cache
-def _solve(cell: Cell, standard: Cell, by: str, multiple: int) -> tuple[int, tuple[int, int]]:
+def _solve(cell: AnyCell, standard: AnyCell, by: str, multiple: int) -> tuple[int, tuple[int, int]]:
     """What the standard has, and the width at which the cell's model comes nearest to it, with what
     it has there.
     """

@@ -39,7 +39,7 @@ def task_table(records: Sequence[Record]) -> pd.DataFrame:
     found = {labels.task(r.cell): (r.cell, r.outcome.task) for r in records if r.outcome.task}
     return pd.DataFrame([
         {"task": name, "options": options(cell.task_options),
-         "constant answer": f"{task.constant_score:.4g} {task.score}", "source of the rule": task.source,
+         "constant answer": f"{task.baseline_score:.4g} {task.score}", "source of the rule": task.source,
          "data": ", ".join(f"{key} {value}" for key, value in task.data.items() if isinstance(value, str))}
         for name, (cell, task) in sorted(found.items())
     ])  # fmt: skip
@@ -172,8 +172,8 @@ def trainings(records: Sequence[Record]) -> list[str]:
             f"{cell.steps:,} steps of {cell.batch_size} sequence{'s' if cell.batch_size > 1 else ''}",
             f"learning rate {rates}, {cell.warmup} steps of warm-up", f"weight decay {cell.weight_decay:g}",
             f"dropout {cell.dropout:g}" if cell.dropout else "",
-            f"lengths growing from {cell.first_length} over the first half" if cell.first_length else "",
-            f"ended where validation was {cell.stop_at:g}" if cell.stop_at is not None else "",
+            f"lengths growing from {cell.start_length} over the first half" if cell.start_length else "",
+            f"ended where validation was {cell.target_score:g}" if cell.target_score is not None else "",
         ]  # fmt: skip
         said = f"at {cell.length:,}: {', '.join(filter(None, words))}"
         tasks.setdefault(labels.task(cell), []).append(said)

@@ -29,9 +29,9 @@ from lookback.benchmarks.report.evidence import (
     at_once,
     cost_ratios,
     exponents,
-    forms_apart,
     looks_back,
     measures,
+    parallel_recurrent_difference,
     uses_context,
 )
 from lookback.benchmarks.report.page import Made
@@ -94,7 +94,7 @@ CLAIMS = (
           "token by token by the same trained model, over the largest logit, in float32; shown is the largest of all "
           "runs and, where other numbers have an interval, from the smallest to it. Tests compare the operator with "
           "its definition in float64 besides (`tests/test_wkv.py`).",
-          forms_apart("rwkv", ROUNDING), f"every difference {ROUNDING}", "make language recall"),
+          parallel_recurrent_difference("rwkv", ROUNDING), f"every difference {ROUNDING}", "make language recall"),
     Claim("RWKV generates each token in constant time and memory", f"{RWKV}, abstract and figure of generation",
           "A token costs the same wherever it stands, and what is kept does not grow.",
           "Exponents of a decoded token's time after a context, of the time of tokens generated one by one, and of "

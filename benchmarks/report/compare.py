@@ -311,7 +311,7 @@ def _time(name: str, quantity: str, a: Phase, b: Phase, pair: Pair, tolerance: f
 
 def _slower(a: Phase, b: Phase) -> float | None:
     """How many times as long the same fixed workload took around B; None where one of the two has no yardstick."""
-    return b.yardstick / a.yardstick if a.yardstick and b.yardstick else None
+    return b.reference_seconds / a.reference_seconds if a.reference_seconds and b.reference_seconds else None
 
 
 def _time_verdict(a: Phase, b: Phase, pair: Pair, tolerance: float) -> str:
@@ -321,8 +321,8 @@ def _time_verdict(a: Phase, b: Phase, pair: Pair, tolerance: float) -> str:
     overlap = before.low <= after.median <= before.high or after.low <= before.median <= after.high
     if overlap or _apart(before.median, after.median) <= 1 + tolerance:
         return WITHIN
-    if a.yardstick and b.yardstick:
-        if _apart(before.median * b.yardstick, after.median * a.yardstick) <= 1 + tolerance:
+    if a.reference_seconds and b.reference_seconds:
+        if _apart(before.median * b.reference_seconds, after.median * a.reference_seconds) <= 1 + tolerance:
             return MACHINE
     elif len({(record.machine.slug, record.cell.device) for record in pair}) > 1:
         return MACHINE

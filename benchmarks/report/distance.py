@@ -207,7 +207,7 @@ def ranges(records: Sequence[Record]) -> pd.DataFrame:
     for record in records:
         for test in record.outcome.learn.tests if record.outcome.learn else ():
             assert record.outcome.task
-            found = effective_range(test, record.outcome.task.constant_score) if len(test.by_distance) > 1 else None
+            found = effective_range(test, record.outcome.task.baseline_score) if len(test.by_distance) > 1 else None
             if found:
                 fields = frames.run_fields(record, labels)
                 rows.append({**fields, "test_length": test.length, **found._asdict(), "learned": _learned(record)})
@@ -219,7 +219,7 @@ def _learned(record: Record) -> bool:
     learned, task = record.outcome.learn, record.outcome.task
     assert learned and task
     at_home = next((test for test in learned.tests if test.length == record.cell.length), learned.validation)
-    return bool(at_home and at_home.score is not None and at_home.score > halfway(task.constant_score))
+    return bool(at_home and at_home.score is not None and at_home.score > halfway(task.baseline_score))
 
 
 def median_range(rows: pd.DataFrame) -> str:

@@ -369,7 +369,7 @@ def uses_context(model: str) -> Find:
 # --- two forms
 
 
-def forms_apart(model: str, band: Band) -> Find:
+def parallel_recurrent_difference(model: str, band: Band) -> Find:
     """How far apart a trained model's logits are, read at once and one by one, each task and length by itself.
 
     Shown is the largest of all runs, judged from the smallest to it. Autocast rounds to three digits, in either form
@@ -381,10 +381,10 @@ def forms_apart(model: str, band: Band) -> Find:
         groups: dict[tuple[str, int, str, str], list[float]] = {}
         for record in records:
             learned = record.outcome.learn
-            if learned and learned.forms_apart is not None and record.cell.model == model:
+            if learned and learned.parallel_recurrent_difference is not None and record.cell.model == model:
                 cell = record.cell
                 key = labels.task(cell), cell.length, labels.model(cell), cell.precision
-                groups.setdefault(key, []).append(learned.forms_apart)
+                groups.setdefault(key, []).append(learned.parallel_recurrent_difference)
         return [
             Measure(f"{task} at {length}: {name}", FORMS, name, max(apart), min(apart), max(apart), len(apart),
                     "models", band, counted=precision == "float32", note=precision)

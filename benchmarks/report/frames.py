@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from lookback.benchmarks.record import Cell, Record, Score
+from lookback.benchmarks.record import AnyCell, Cell, LearnCell, Record, Score
 from lookback.benchmarks.report.statistics import t_interval, wilson_interval
 
 RUN = ["task", "model", "parameters", "length"]  # what the seeds of one mean have in common
@@ -67,7 +67,7 @@ def measurement(record: Record, *without: str) -> str:
 
 
 TOLD_APART = {
-    "learn": frozenset(Cell.model_fields) - {"batch_tokens", "time_limit", "reach"},
+    "learn": frozenset(LearnCell.model_fields) - {"batch_tokens", "time_limit", "reach"},
     "cost": frozenset({"width", "depth", "precision", "compile"}),  # batches and the like are for the report of costs
 }
 
@@ -87,10 +87,10 @@ def protocol_of(cell: Cell) -> str:
     return f"{cell.batch_size} sequence{'' if cell.batch_size == 1 else 's'} a batch"
 
 
-def settings(cell: Cell) -> dict[str, Any]:
+def settings(cell: AnyCell) -> dict[str, Any]:
     """A model's options, and how it reads where that is not the common way."""
     reading = {"direction": cell.direction, "pooling": cell.pooling}
-    return {**cell.model_options, **{k: v for k, v in reading.items() if v != Cell.model_fields[k].default}}
+    return {**cell.model_options, **{k: v for k, v in reading.items() if v != LearnCell.model_fields[k].default}}
 
 
 def options(given: dict[str, Any]) -> str:
@@ -147,9 +147,9 @@ def run_fields(record: Record, labels: Labels) -> dict[str, Any]:
     assert numbers and outcome.task
     return {
         "task": labels.task(cell), "model": labels.model(cell), "setting": labels.setting(cell),
-        "parameters": numbers.parameters, "length": cell.length, "seed": cell.seed, "steps": cell.steps,
+        "parameters": numbers.parameters, "length": cell.length, "seed": cell.seed, "steps": getattr(cell, "steps", None),
         "score_unit": outcome.task.score,
-        "constant": outcome.task.constant_score, "direction": cell.direction,
+        "constant": outcome.task.baseline_score, "direction": cell.direction,
         "pooling": cell.pooling if outcome.task.classes else "",
     }  # fmt: skip
 

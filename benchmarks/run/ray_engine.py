@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from lookback.benchmarks.machine import machine
-from lookback.benchmarks.record import Cell, Machine, Record
+from lookback.benchmarks.record import AnyCell, Machine, Record
 from lookback.benchmarks.run.runner import GRACE_SECONDS, WORK, Bar, Measured, Notes, Runner, cores
 from lookback.benchmarks.storage import read_record, write_record
 from lookback.benchmarks.suite import Suite
@@ -57,7 +57,7 @@ class Room:
     gpus: float = 0.0
 
 
-def room_of(cell: Cell, node: Room, threads: int = 0, share: float = 1.0) -> Room:
+def room_of(cell: AnyCell, node: Room, threads: int = 0, share: float = 1.0) -> Room:
     """What a cell takes of a node; raises ValueError where no such node can hold it.
 
     A timed cell has a device for itself: a GPU, or on a CPU the node. Others take their share of a
@@ -93,7 +93,7 @@ class ClusterRunner(Runner):
 
     rooms: dict[str, Room] = field(default_factory=dict)  # of a node, for each kind of device
 
-    def _submit(self, cells: Sequence[Cell]) -> list[Any]:
+    def _submit(self, cells: Sequence[AnyCell]) -> list[Any]:
         """Have these cells measured: a handle of each."""
         raise NotImplementedError
 
@@ -109,10 +109,10 @@ class ClusterRunner(Runner):
         """Ask what runs to save and end, or end it now; what does not run yet never will."""
         raise NotImplementedError
 
-    def room(self, cell: Cell) -> Room:
+    def room(self, cell: AnyCell) -> Room:
         return room_of(cell, self.rooms[cell.device], self.threads, self.share)
 
-    def there(self, cell: Cell) -> Runner:
+    def there(self, cell: AnyCell) -> Runner:
         """The runner that measures a cell on its node."""
         room = self.room(cell)
         return Runner(
@@ -121,15 +121,16 @@ class ClusterRunner(Runner):
             plugins=self._plugins(),
             threads=self.threads or room.cpus,
             exclusive=False,
+            options={cell: self.options[cell]} if cell in self.options else {},
             share=room.gpus if 0 < room.gpus < 1 else 1.0,
         )
 
     def _plugins(self) -> list[str]:
         return [str(Path(plugin).resolve()) for plugin in self.plugins]
 
-    def _measured(self, cells: Sequence[Cell], bar: Bar) -> Iterator[Measured]:
+    def _measured(self, cells: Sequence[AnyCell], bar: Bar) -> Iterator[Measured]:
         out = dict(zip(self._submit(cells), cells, strict=True))
-        lost: set[Cell] = set()
+        lost: set[AnyCell] = set()
         asked = 0
         try:
             while out and asked < 2:
@@ -192,7 +193,7 @@ class RayRunner(ClusterRunner):
 
     left_out: tuple[str, ...] = ()  # ids of nodes that are of another type
 
-    def _submit(self, cells: Sequence[Cell]) -> list[Any]:
+    def _submit(self, cells: Sequence[AnyCell]) -> list[Any]:
         import ray
 
         task = ray.remote(max_calls=1, max_retries=0)(measure_there)
@@ -287,7 +288,14 @@ def on_ray(runner: Runner, share: float = 1.0, wanted: str = "") -> RayRunner:
     """The runner, spread over the cluster that was joined; raises ValueError where that cannot
     measure its cells.
     """
-    spread = RayRunner(runner.results, runner.suite, runner.plugins, runner.threads, share=share)
+    spread = RayRunner(
+        runner.results,
+        runner.suite,
+        runner.plugins,
+        runner.threads,
+        share=share,
+        options=runner.options,
+    )
     left_out: list[str] = []
     for device in {cell.device for cell in runner.suite.cells}:
         found = _ray_nodes(device)
@@ -369,8 +377,8 @@ class SlurmRunner(ClusterRunner):
     options: Mapping[str, Any] = field(default_factory=dict)  # of sbatch, as submitit names them
     system: str = "slurm"  # or what else submitit knows: "local", for tests
 
-    def _submit(self, cells: Sequence[Cell]) -> list[Any]:
-        handles: dict[Cell, Any] = {}
+    def _submit(self, cells: Sequence[AnyCell]) -> list[Any]:
+        handles: dict[AnyCell, Any] = {}
         for room, minutes in dict.fromkeys(
             (self.room(cell), self._minutes(cell)) for cell in cells
         ):
@@ -399,11 +407,11 @@ class SlurmRunner(ClusterRunner):
         )
         return executor
 
-    def _minutes(self, cell: Cell) -> int:
+    def _minutes(self, cell: AnyCell) -> int:
         """A cell's time, twice where it is killed once, and that to start and to stop."""
         return math.ceil(2 * (cell.time_limit + 2 * GRACE_SECONDS) / 60) + 5
 
-    def machine(self, cell: Cell) -> Machine:
+    def machine(self, cell: AnyCell) -> Machine:
         """What a node says it is; the first time, a job goes and asks."""
         if cell.device not in self.machines:
             print("slurm: a first job asks a node what it is", flush=True)

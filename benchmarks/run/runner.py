@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,15 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from lookback.benchmarks.machine import SHARED_GPU, commit, load, machine, versions
-from lookback.benchmarks.record import FINAL, Cell, Machine, Outcome, Record
+from lookback.benchmarks.record import (
+    FINAL,
+    AnyCell,
+    Job,
+    Machine,
+    Outcome,
+    Record,
+    ResolvedOptions,
+)
 from lookback.benchmarks.storage import TornRecordError, read_record, write_record
 from lookback.benchmarks.suite import Suite
 
@@ -44,7 +52,7 @@ class Measured:
     say of it.
     """
 
-    cell: Cell
+    cell: AnyCell
     record: Record | None
     seconds: float = 0.0
     said: tuple[str, ...] = ()
@@ -66,19 +74,20 @@ class Runner:
     signals: int = 0  # how often somebody asked to stop
     child: subprocess.Popen[bytes] | None = None
     machines: dict[str, Machine] = field(default_factory=dict)
+    options: Mapping[AnyCell, ResolvedOptions] = field(default_factory=dict)
 
-    def folder(self, cell: Cell) -> Path:
+    def folder(self, cell: AnyCell) -> Path:
         return self.results / self.machine(cell).slug / self.suite.name
 
-    def machine(self, cell: Cell) -> Machine:
+    def machine(self, cell: AnyCell) -> Machine:
         if cell.device not in self.machines:
             self.machines[cell.device] = machine(cell.device)
         return self.machines[cell.device]
 
-    def path(self, cell: Cell) -> Path:
+    def path(self, cell: AnyCell) -> Path:
         return self.folder(cell) / f"{cell.id}.json"
 
-    def recorded(self, cell: Cell) -> Record | None:
+    def recorded(self, cell: AnyCell) -> Record | None:
         """The record of a cell, if there is one; raises ValueError when what is there is none, or
         another cell's.
         """
@@ -92,11 +101,11 @@ class Runner:
             )
         return record
 
-    def missing(self) -> list[Cell]:
+    def missing(self) -> list[AnyCell]:
         """Cells without a final record, in the suite's order; see `sorted_out`."""
         return self.sorted_out()[0]
 
-    def sorted_out(self) -> tuple[list[Cell], list[str]]:
+    def sorted_out(self) -> tuple[list[AnyCell], list[str]]:
         """Cells to measure, and a line for each that is not, because a file that we cannot read
         stands in its place.
 
@@ -114,9 +123,23 @@ class Runner:
                     f"not measured, nor written over: {error}; move it away to have its cell measured"
                 )
                 continue
-            if record is None or record.outcome.status not in FINAL:
+            if record is None or not self._is_result(record):
                 missing.append(cell)
         return missing, strange
+
+    def _is_result(self, record: Record) -> bool:
+        """Return whether a record's cell need not be measured again.
+
+        A record made with other defaults is none. An option that the record does not hold was added
+        later; its default keeps the earlier behaviour.
+        """
+        options = self.options.get(record.cell, ResolvedOptions())
+        same = all(
+            options.model.get(name, value) == value for name, value in record.options.model.items()
+        ) and all(
+            options.task.get(name, value) == value for name, value in record.options.task.items()
+        )
+        return same and record.outcome.status in FINAL
 
     def run(self) -> int:
         """Measure what is missing; the exit code: 0 all measured, 1 some cell in error, 130 or 143
@@ -150,7 +173,7 @@ class Runner:
                 return 128 + self.signal_number
         return 1 if failed else 0
 
-    def _measured(self, cells: Sequence[Cell], bar: Bar) -> Iterator[Measured]:
+    def _measured(self, cells: Sequence[AnyCell], bar: Bar) -> Iterator[Measured]:
         """What comes of each cell, as they end; none is begun any more when somebody has asked to
         stop.
         """
@@ -182,7 +205,7 @@ class Runner:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def measure(self, cell: Cell, notes: Notes) -> Record | None:
+    def measure(self, cell: AnyCell, notes: Notes) -> Record | None:
         """Measure one cell in its own process and record it, unless somebody just did; None where
         stopped.
 
@@ -205,14 +228,14 @@ class Runner:
                 notes.say_once(f"another runner measures on this {cell.device}; waiting for it")
         return None
 
-    def _unless_recorded(self, cell: Cell, work: Path, notes: Notes) -> Record | None:
+    def _unless_recorded(self, cell: AnyCell, work: Path, notes: Notes) -> Record | None:
         self._set_torn_aside(cell, notes)
         record = self.recorded(cell)
-        if record is None or record.outcome.status not in FINAL:
+        if record is None or not self._is_result(record):
             record = self._measure(cell, work, notes)
         return record
 
-    def _set_torn_aside(self, cell: Cell, notes: Notes) -> None:
+    def _set_torn_aside(self, cell: AnyCell, notes: Notes) -> None:
         """Keep what is left of a torn record beside its place, under a name that is no record's."""
         path = self.path(cell)
         try:
@@ -226,7 +249,7 @@ class Runner:
             path.rename(aside)
             notes.say(f"{error}; kept as {aside.name}, and its cell is measured again")
 
-    def _measure(self, cell: Cell, work: Path, notes: Notes) -> Record | None:
+    def _measure(self, cell: AnyCell, work: Path, notes: Notes) -> Record | None:
         started, busy = _now(), load()
         outcome = self._in_own_process(cell, work, notes)
         if outcome.status == "killed" and not self.signals:
@@ -251,6 +274,7 @@ class Runner:
             suite=self.suite.name,
             cell=cell,
             cell_id=cell.id,
+            options=self.options.get(cell, ResolvedOptions()),
             outcome=outcome,
             started=started,
             ended=_now(),
@@ -264,29 +288,26 @@ class Runner:
             shutil.rmtree(work / cell.id, ignore_errors=True)
         return record
 
-    def _in_own_process(self, cell: Cell, work: Path, notes: Notes) -> Outcome:
-        folder = work / cell.id
+    def _in_own_process(self, cell: AnyCell, work: Path, notes: Notes) -> Outcome:
+        folder = (work / cell.id).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        job, answer = folder / "job.json", folder / "outcome.json"
+        job_file = folder / "job.json"
+        answer = folder / "outcome.json"
         answer.unlink(missing_ok=True)
         reader, writer = os.pipe()
-        job.write_text(
-            json.dumps(
-                {
-                    "cell": cell.model_dump(mode="json"),
-                    "plugins": [str(Path(plugin).resolve()) for plugin in self.plugins],
-                    "folder": str(folder.resolve()),
-                    "outcome": str(answer.resolve()),
-                    "progress": writer,
-                    "parent": os.getpid(),
-                    "threads": self.threads or default_threads(),
-                }
-            ),
-            encoding="utf-8",
+        job = Job(
+            cell=cell,
+            plugins=tuple(Path(plugin).resolve() for plugin in self.plugins),
+            folder=folder,
+            outcome=answer,
+            progress=writer,
+            parent=os.getpid(),
+            threads=self.threads or default_threads(),
         )
+        job_file.write_text(job.model_dump_json(), encoding="utf-8")
         with (folder / "output.txt").open("wb") as output:
             self.child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "lookback.benchmarks.measure", str(job)],
+                [sys.executable, "-P", "-m", "lookback.benchmarks.measure", str(job_file)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -356,7 +377,7 @@ def _kill_group(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _outcome(code: int, answer: Path, said: str, timed_out: bool, cell: Cell) -> Outcome:
+def _outcome(code: int, answer: Path, said: str, timed_out: bool, cell: AnyCell) -> Outcome:
     """What happened to a process: what it said, or what its end says."""
     if answer.exists():
         return Outcome.model_validate_json(answer.read_bytes())
@@ -434,7 +455,7 @@ class Bar(Notes):
     def __exit__(self, *error: Any) -> None:
         self.bar.close()
 
-    def start(self, cell: Cell) -> None:
+    def start(self, cell: AnyCell) -> None:
         self.name = cell.id.rpartition("-")[0]
         self.progress(0, 1, "starting")
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lookback.benchmarks.measure.cost import LEARNING_RATE, WEIGHT_DECAY
 from lookback.benchmarks.measure.step import make_optimizer, training_step
 from lookback.benchmarks.record import (
     CurvePoint,
@@ -370,7 +371,7 @@ def test_training_step(benchmark: BenchmarkFixture, name: str, shape: StepShape)
         if name == LIBRARY
         else build_model(name, VOCABULARY, width=shape.width, depth=shape.depth)
     )
-    optimizer = make_optimizer(model.to(DEVICE), cell)
+    optimizer = make_optimizer(model.to(DEVICE), LEARNING_RATE, WEIGHT_DECAY)
     tokens = torch.randint(VOCABULARY, (shape.batch_size, shape.length))
     benchmark.group = f"step {'x'.join(map(str, shape[:4]))} {shape.precision}"
     benchmark.extra_info |= {
@@ -379,7 +380,7 @@ def test_training_step(benchmark: BenchmarkFixture, name: str, shape: StepShape)
         "tokens": tokens.numel(),
         "shape": shape._asdict(),
     }
-    step = lambda: training_step(model, optimizer, Batch(tokens, tokens), cell, 0)  # noqa: E731
+    step = lambda: training_step(model, optimizer, Batch(tokens, tokens), cell, LEARNING_RATE)  # noqa: E731
     measure(benchmark, step)
     benchmark.extra_info["profile"] = profiled(step)
 
@@ -466,14 +467,14 @@ def test_sampler(benchmark: BenchmarkFixture, name: str) -> None:
     """One batch after another of a task at its first length, on one core."""
     task = get_task(name)
     length = task.lengths[0]
-    batch_size = max(1, SAMPLED_TOKENS // (length * task.documents))
+    batch_size = max(1, SAMPLED_TOKENS // (length * task.sequences_per_example))
     number = iter(range(10**9))
     try:
         task.batch("train", 0, 0, 1, length)
     except AbsentCorpusError as error:
         pytest.skip(str(error))
     benchmark.group = "samplers"
-    tokens = batch_size * length * task.documents
+    tokens = batch_size * length * task.sequences_per_example
     benchmark.extra_info |= {
         "section": "sampler",
         "name": name,
@@ -505,7 +506,7 @@ def recorded(results: Path, suite: str, cells: int) -> Suite:
         suite, "", tuple(cell.model_copy(update={"seed": seed}) for seed in range(cells))
     )
     facts = TaskFacts(
-        vocabulary=10, classes=None, score="accuracy", constant_score=0.1, source="made up"
+        vocabulary=10, classes=None, score="accuracy", baseline_score=0.1, source="made up"
     )
     curve = tuple(
         CurvePoint(step=step, loss=1.5, validation=0.25, seconds=0.125) for step in range(40)

@@ -77,7 +77,7 @@ def _identity() -> dict[str, Any]:
     "digit-image",
     vocabulary=256,
     classes=10,
-    constant_score=0.1,
+    baseline_score=0.1,
     lengths=(SIDE * SIDE,),
     exact=True,
     sizes=SIZES,

@@ -52,7 +52,7 @@ def _fetch(length: int, released: bool, data_seed: int) -> None:
     "listops",
     vocabulary=len(SYMBOLS),
     classes=10,
-    constant_score=0.17,
+    baseline_score=0.17,
     lengths=(PUBLISHED_LENGTH,),
     shortest=64,
     sizes=_sizes,

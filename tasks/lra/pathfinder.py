@@ -59,7 +59,7 @@ def _card(length: int, *lengths: int) -> dict[str, Any]:
     return {
         "vocabulary": 256,
         "classes": 2,
-        "constant_score": 0.5,
+        "baseline_score": 0.5,
         "lengths": (length, *lengths),
         "exact": True,
         "sizes": lambda **options: image_set(length, **options).sizes,
