@@ -100,7 +100,7 @@ def _beside_the_yardstick(costs: pd.DataFrame) -> pd.DataFrame:
     """The yardstick of each row as a multiple of the median of all; where that is far from one, the time is noisy."""
     beside = costs["yardstick"] / costs["yardstick"].median()
     noisy = costs["noisy"].where(~((beside - 1).abs() > NOISY), other=True)
-    return costs.assign(reference_seconds=beside, noisy=noisy)
+    return costs.assign(yardstick=beside, noisy=noisy)
 
 
 def _measured(phase: Phase) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def cost_table(costs: pd.DataFrame) -> pd.DataFrame:
             "tokens/s": number(row.tokens_per_second) if ok else row.status,
             "quartiles": f"{number(row.tokens_per_second_low)} to {number(row.tokens_per_second_high)}" if ok else "",
             "n": f"{row.n:.0f}{' (noisy)' if row.noisy else ''}" if ok else "",
-            "yardstick": number(row.reference_seconds, 2),
+            "yardstick": number(row.yardstick, 2),
             "peak memory": size(row.peak_bytes), "reserved": size(row.reserved_bytes), "state": size(row.state_bytes),
             "MFLOP a token": number(row.flops_a_token / 1e6, 2), "mJ a token": number(row.joules_a_token * 1e3, 2),
         })  # fmt: skip
