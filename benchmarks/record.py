@@ -424,14 +424,14 @@ def make_cell(fields: Mapping[str, Any]) -> LearnCell | CostCell:
 def one_line(error: ValidationError, known: Iterable[str] = ()) -> str:
     """Return pydantic's findings in one line: each field, its value, and what was expected."""
     messages = []
+    unknown = []
     for fault in error.errors(include_url=False):
         location = [part for part in fault["loc"] if part not in CELL_TYPES]
         field = ".".join(_printable(part) for part in location)
         message = fault["msg"].removeprefix("Value error, ")
 
         if fault["type"] == "extra_forbidden":
-            names = f"; known are {', '.join(sorted(known))}" if known else ""
-            messages.append(f"{field}: unknown field{names}")
+            unknown.append(f"{field}: unknown field")
         elif fault["type"] == "missing":
             messages.append(f"{field}: missing")
         elif fault["type"].startswith("union_tag"):
@@ -441,7 +441,10 @@ def one_line(error: ValidationError, known: Iterable[str] = ()) -> str:
             messages.append(f"{field}: {message}, not {_shorten(fault['input'])}")
         else:
             messages.append(message)
-    return "; ".join(messages)
+
+    if unknown and known:
+        unknown.append(f"known are {', '.join(sorted(known))}")
+    return "; ".join([*messages, *unknown])
 
 
 def _printable(part: int | str) -> str:

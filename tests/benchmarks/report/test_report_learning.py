@@ -106,7 +106,7 @@ def test_pooled_bins_keep_order_and_answers(found: list[tuple[int, int]]) -> Non
         DistanceScore(low=2**i, high=2 ** (i + 1) - 1, correct=min(c, n), count=n)
         for i, (c, n) in enumerate(found)
     ]
-    pooled = distance.pool(bins, enough=100)
+    pooled = distance.pooled(bins, enough=100)
     assert all(one.count >= 100 for one in pooled)
     assert all(one.high < two.low for one, two in itertools.pairwise(pooled))
     judged = [b for b in bins if pooled and b.high <= pooled[-1].high]
@@ -129,7 +129,7 @@ def test_a_better_answer_never_shortens_the_range(correct: list[int], place: int
 
 
 def test_ranges_over_seeds_are_medians(cell: Cell) -> None:
-    """Of four seeds 0, 3, 7 and 15 (where the distances end): the median is the lower of 3 and 7."""
+    """Of seeds with ranges 0, 3, 7 and 15 the median is the lower of 3 and 7."""
     far = [(0, 0, 0, 0), (100, 100, 0, 0), (100, 100, 100, 0), (100, 100, 100, 100)]
     edges = [(1, 1), (2, 3), (4, 7), (8, 15)]
     tests = [

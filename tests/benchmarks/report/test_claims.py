@@ -184,7 +184,7 @@ COSTS = [
 def test_costs_decide(
     name: str, model: str, as_claimed: dict[str, float], otherwise: dict[str, float]
 ) -> None:
-    """Without noise the law of the curve is the verdict. (Operations are linear in these records.)"""
+    """Without noise, the law of the curve decides; operations are linear in these records."""
     found = found_of(name, priced(model, **as_claimed))
     of_time = [one for one in found if "operations" not in one.what]
     assert of_time and {one.verdict for one in of_time} == {"holds"}
@@ -396,7 +396,7 @@ def test_widened_intervals_are_those_of_a_higher_level(count: int) -> None:
 
 
 def test_every_target_is_one_of_the_makefile() -> None:
-    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    makefile = (Path(__file__).parents[3] / "Makefile").read_text()
     for claim in CLAIMS:
         assert claim.target.startswith("make ")
         for name in claim.target.split()[1:]:

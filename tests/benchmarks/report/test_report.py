@@ -27,7 +27,7 @@ from lookback.benchmarks.report.tables import latex, number, safe, size, tex
 from lookback.benchmarks.storage import write_record
 from tests.records import as_cost, cost_record, learn_record, record
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 def write_suite(folder: Path, cell: Cell) -> None:
@@ -36,7 +36,7 @@ def write_suite(folder: Path, cell: Cell) -> None:
             changed = cell.model_copy(update={"model": model, "seed": seed})
             write_record(folder / "m" / "suite", learn_record(changed, correct=70 + 3 * seed))
         for length in (256, 512):
-            changed = cell.model_copy(update={"model": model, "kind": "cost", "length": length})
+            changed = as_cost(cell, {"model": model, "length": length})
             failed = model == "transformer" and length == 512
             write_record(folder / "m" / "suite", cost_record(changed, failed=failed))
     broken = cell.model_copy(update={"model": "broken"})
@@ -194,7 +194,8 @@ def test_latex_of_a_table() -> None:
     table = pd.DataFrame({"model": ["a_b", "100 % & more"], "score": ["≥ 0.5", "-0.1 to +0.2"]})
     assert latex(table) == (
         "% \\usepackage{booktabs}\n\\begin{tabular}{lr}\n\\toprule\nmodel & score \\\\\n\\midrule\n"
-        "a\\_b & $\\geq$ 0.5 \\\\\n100 \\% \\& more & $-$0.1 to +0.2 \\\\\n\\bottomrule\n\\end{tabular}\n"
+        "a\\_b & $\\geq$ 0.5 \\\\\n100 \\% \\& more & $-$0.1 to +0.2 "
+        "\\\\\n\\bottomrule\n\\end{tabular}\n"
     )
     assert [tex(text) for text in ("2026-01-01", "L-2", "(-1, -.5)")] == [
         "2026-01-01",

@@ -21,9 +21,9 @@ from lookback.benchmarks.report.rrwkv import (
     words,
 )
 from lookback.benchmarks.storage import write_record
-from tests.records import FACTS, asked, cost_record, learn_record, record, score, trained
+from tests.records import FACTS, as_cost, asked, cost_record, learn_record, record, score, trained
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 LANGUAGE = TaskFacts(
     vocabulary=256, classes=None, score="bits per byte", baseline_score=4.0, source="made up"
 )
@@ -152,7 +152,7 @@ def test_ranges_stand_beside_each_other(cell: Cell) -> None:
 def test_costs_are_ratios_at_the_longest_common_length(cell: Cell) -> None:
     """A step in a quarter of a second has four times the tokens a second of one in a second."""
     found = [
-        cost_record(of(cell, kind="cost", model=model, length=length, test_lengths=()), seconds)
+        cost_record(as_cost(cell, {"model": model, "length": length}), seconds)
         for model, length, seconds in (
             ("rwkv", 64, 0.25),
             ("rwkv", 128, 0.25),
@@ -178,8 +178,10 @@ def test_the_words_are_those_of_the_numbers(records: list[Record], cell: Cell) -
         "helps in 1, hurts in 0",
         "in 0 neither is shown",
         "about 0.1 of 1",
-        "**It helps** in copy trained at 24 and tested at 24 (ablation, interval=8): 0.400 becomes 0.710, +0.310",
-        "a score became better in 0 and worse in 1 of 1 comparisons; 1 of these change retrospection itself, 1 with",
+        "**It helps** in copy trained at 24 and tested at 24 (ablation, interval=8): "
+        "0.400 becomes 0.710, +0.310",
+        "a score became better in 0 and worse in 1 of 1 comparisons; 1 of these change "
+        "retrospection itself, 1 with",
         "was not measured here",
     ):
         assert words_of_it in text, words_of_it
@@ -190,8 +192,8 @@ def test_the_words_are_those_of_the_numbers(records: list[Record], cell: Cell) -
     ]
     said = " ".join(words(comparisons(by_suite(plain)), [], []))
     assert (
-        "**With its default options**, chosen before any of this, it helps in 0 of 1 and hurts in 1."
-        in said
+        "**With its default options**, chosen before any of this, it helps in 0 of 1 "
+        "and hurts in 1." in said
     )
 
 

@@ -202,7 +202,7 @@ def test_seeds_that_all_differ_alike_are_judged_by_their_answers(
 
 
 @pytest.mark.parametrize(
-    "time, yardstick, verdict, noted",
+    "time, reference_seconds, verdict, noted",
     [
         (0.65, 1.3, MACHINE, True),
         (0.65, 1.0, "changed", False),
@@ -346,7 +346,7 @@ def test_a_score_that_is_lost_does_not_hide_the_others(tmp_path: Path, cell: Cel
 
 
 def test_cells_are_the_same_wherever_and_however_long(tmp_path: Path, cell: Cell) -> None:
-    """Neither device nor time limit says what is measured; seed, length, options and precision do."""
+    """Device and time limit do not say what is measured; seed, length and options do."""
     elsewhere = cell.model_copy(update={"device": "cuda", "time_limit": 60.0})
     found = both(tmp_path / "same", [learn_record(cell)], [on("gpu", learn_record(elsewhere))])
     assert not found.changed and not found.a.alone and not found.b.alone

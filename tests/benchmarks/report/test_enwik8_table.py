@@ -37,7 +37,7 @@ def record_of(score: float, **fields: object):
 
 
 def test_published_rows_are_those_of_the_paper():
-    """FACTS of the table: nine rows, the best test score a Transformer's, RWKV 6x512 without one."""
+    """The table has nine rows; its best test score is a Transformer's; RWKV 6x512 has none."""
     rows = published_rows().set_index(["model", "depth x width"])
     assert len(rows) == 9
     assert (

@@ -404,7 +404,7 @@ def test_a_slower_machine_is_said() -> None:
 def with_yardstick(made: Record, seconds: float) -> Record:
     assert made.outcome.cost
     phases = {
-        name: p.model_copy(update={"yardstick": seconds})
+        name: p.model_copy(update={"reference_seconds": seconds})
         for name, p in made.outcome.cost.phases.items()
     }
     numbers = made.outcome.cost.model_copy(update={"phases": phases})
