@@ -25,9 +25,9 @@ from lookback.benchmarks.describe.spec import prefetched
 from lookback.tasks import corpus, language
 from lookback.tasks.corpus import Corpus, constant_bits, whole_folder, windows
 from lookback.tasks.task import SPLITS, AbsentCorpusError, get_task
-from tests.bigram import bigram_bits, bits_per_byte, fit
+from tests.tasks.bigram import bigram_bits, bits_per_byte, fit
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SIZES = {"train": 9000, "validation": 500, "test": 500}
 FETCHED = {"enwik8": language.ENWIK8, "wikitext103": language.WIKITEXT103, "pg19": language.PG19}
 
@@ -228,7 +228,7 @@ def test_wikitext_is_fetched_as_the_hubs_card_says(wikitext, monkeypatch):
     monkeypatch.setattr(language, "WIKITEXT_HUB", str(wikitext))
     assert fetch("wikitext103") == WIKITEXT
     place = "hf://datasets/Salesforce/wikitext@b08601e04326c79dfdd32d625aee71d232d685c3/wikitext-103-raw-v1/a.parquet"
-    assert corpus._revision(place) == "b08601e04326c79dfdd32d625aee71d232d685c3"
+    assert corpus.revision_of(place) == "b08601e04326c79dfdd32d625aee71d232d685c3"
 
 
 def test_pg19_is_books_that_end(tmp_path, monkeypatch):
@@ -375,7 +375,7 @@ def test_corpora_are_mapped_and_not_copied(tmp_path):
     assert int(done.stdout) < 64 * 1024  # KiB
 
 
-def test_the_constant_answer_is_the_shares_of_the_training_bytes():
+def test_the_constant_baseline_predicts_the_shares_of_the_training_bytes():
     train, test = b"aaab" * 50, b"abbb"
     share = {byte: (train.count(byte) + 1) / (len(train) + 256) for byte in b"ab"}
     expected = -sum(log2(share[byte]) for byte in test) / len(test)
@@ -419,7 +419,7 @@ def test_the_bigram_model_is_counted():
     assert found == pytest.approx(expected)
 
 
-def test_the_bigram_model_lies_between_a_constant_answer_and_none():
+def test_the_bigram_model_lies_between_the_constant_baseline_and_none():
     task = get_task("python")
     bits = bigram_bits(task, 256, 64)
     assert 2.5 < bits < task.baseline_score - 0.5

@@ -94,7 +94,7 @@ def test_listops_statistics_are_those_measured_of_the_published_rule(expressions
 
 
 def test_listops_keeps_the_published_share_of_draws():
-    keys = trees.numbered(
+    keys = trees.random_words(
         trees.stream_keys("acceptance", np.zeros(1, dtype=np.int64)), np.arange(100_000)
     )
     lengths = trees.measure(keys, 2000)
@@ -104,8 +104,10 @@ def test_listops_keeps_the_published_share_of_draws():
 
 
 def test_measuring_a_tree_agrees_with_drawing_it():
-    keys = trees.numbered(trees.stream_keys("sizes", np.zeros(1, dtype=np.int64)), np.arange(2000))
-    assert (trees.measure(keys, 10**9) == trees.subtree_lengths(trees.grow(keys))[0]).all()
+    keys = trees.random_words(
+        trees.stream_keys("sizes", np.zeros(1, dtype=np.int64)), np.arange(2000)
+    )
+    assert (trees.measure(keys, 10**9) == trees.subtree_lengths(trees.build(keys))[0]).all()
 
 
 @pytest.mark.parametrize("length", [64, 300, 1024])

@@ -17,7 +17,7 @@ from lookback.benchmarks.measure.step import logits_and_targets, make_model
 from lookback.benchmarks.record import CostCell, LearnCell
 from lookback.models.model import build_model, model_names
 from lookback.models.reading import pair_features, pool, reverse_valid
-from lookback.tasks.lra.source import _files
+from lookback.tasks.lra.lookalikes import source_files
 from lookback.tasks.task import Batch, get_task
 
 READINGS = [
@@ -59,7 +59,7 @@ def test_other_splits_are_gone_through_once_in_one_order(split):
     found = [numbers(task, split, seed, index, 8) for seed in (0, 5) for index in range(3)]
     assert found[:3] == found[3:] and [len(batch) for batch in found[:3]] == [8, 8, 4]
     assert sorted(number for batch in found[:3] for number in batch) == list(range(20))
-    with pytest.raises(IndexError, match="20 examples, none at place 24"):
+    with pytest.raises(IndexError, match="20 examples, none at position 24"):
         numbers(task, split, 0, 3, 8)
 
 
@@ -100,7 +100,7 @@ def test_cards_agree_with_batches(name):
 
 def test_source_passages_come_from_the_files_of_their_split():
     task = get_task("source-text")
-    files = [b"".join(lines) for lines in _files("test").lines]
+    files = [b"".join(lines) for lines in source_files("test").lines]
     batch = task.batch("test", 0, 0, 60, 1024)
     written = [
         bytes(tokens[:length].tolist())

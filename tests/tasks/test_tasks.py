@@ -95,7 +95,7 @@ def test_splits_share_no_example(name: str) -> None:
 @pytest.mark.parametrize(
     "name", [name for name in task_names() if get_task(name).score == "accuracy"]
 )
-def test_no_constant_answer_beats_the_one_stated(name: str) -> None:
+def test_no_constant_answer_beats_the_baseline(name: str) -> None:
     task = present(name)
     batches = [
         task.batch("train", 0, i, min(512, BUDGET // some_length(task)), some_length(task))
@@ -276,9 +276,10 @@ def test_a_taken_name_is_told() -> None:
         "baseline_score": 0.5,
         "lengths": (4,),
         "source": "",
-        "symbols": lambda: ["0", "1"],
     }
-    with pytest.raises(ValueError, match=r"'copy' is already registered by tasks\.copying"):
+    with pytest.raises(
+        ValueError, match=r"'copy' is already registered by lookback\.tasks\.copying"
+    ):
         register_task("copy", **card)(lambda *_: None)  # type: ignore[arg-type, return-value]
     with pytest.raises(ValueError, match="lower-case"):
         register_task("../copy", **card)(lambda *_: None)  # type: ignore[arg-type, return-value]
