@@ -93,6 +93,24 @@ class Corpus:
         """Return the bits per byte of the constant baseline, or NaN if the corpus is absent."""
         return float(self.opened.facts["constant_bits"]) if self.folder.is_dir() else math.nan
 
+    def windows(
+        self, batch_size: int, length: int, generator: torch.Generator, split: str
+    ) -> Batch:
+        """Return windows from random positions of a split; see the function of the same name."""
+        text = self.opened.texts[split]
+        return windows(self.task, text, batch_size, length, generator, split)
+
+    def task_facts(self) -> dict[str, Any]:
+        """Return the facts, arguments of `register_task`, that the tasks of all corpora share."""
+        return {
+            "vocabulary": 256,
+            "score": "bits per byte",
+            "baseline_score": lambda options: self.constant_bits(),
+            "symbols": byte_symbols(),
+            "data": lambda options: self.identity(),
+            "fetch": lambda length, options: self.fetch(),
+        }
+
 
 @dataclass(frozen=True)
 class OpenedCorpus:
@@ -157,6 +175,16 @@ def _write_split(path: Path, text: Iterable[bytes]) -> tuple[str, Counts]:
     if not counts.any():
         raise ValueError(f"{path.stem}: expected text, found none")
     return digest.hexdigest(), counts
+
+
+def byte_symbols() -> list[str]:
+    """Return readable forms of the 256 bytes: printable ASCII as it is, all others as escapes."""
+    symbols = [f"\\x{byte:02x}" for byte in range(256)]
+    for byte in range(33, 127):
+        symbols[byte] = chr(byte)
+    symbols[ord("\n")] = "\\n"
+    symbols[ord(" ")] = "\u2423"
+    return symbols
 
 
 def byte_counts(text: bytes | Bytes) -> Counts:

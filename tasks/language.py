@@ -24,6 +24,7 @@ from lookback.tasks.corpus import (
     Corpus,
     Texts,
     byte_counts,
+    byte_symbols,
     constant_bits,
     hub_texts,
     identity,
@@ -45,16 +46,6 @@ EXCLUDED_FOLDERS = {
     "lib2to3",
     "ensurepip",
 }
-
-
-def byte_symbols() -> list[str]:
-    """Return readable forms of the 256 bytes: printable ASCII as it is, all others as escapes."""
-    symbols = [f"\\x{byte:02x}" for byte in range(256)]
-    for byte in range(33, 127):
-        symbols[byte] = chr(byte)
-    symbols[ord("\n")] = "\\n"
-    symbols[ord(" ")] = "\u2423"
-    return symbols
 
 
 def split_of_file(name: str) -> str:
@@ -185,13 +176,8 @@ ENWIK8 = Corpus(
 
 @register_task(
     "enwik8",
-    vocabulary=256,
-    score="bits per byte",
-    baseline_score=lambda options: ENWIK8.constant_bits(),
     lengths=LENGTHS,
-    symbols=byte_symbols(),
-    data=lambda options: ENWIK8.identity(),
-    fetch=lambda length, options: ENWIK8.fetch(),
+    **ENWIK8.task_facts(),
     source="enwik8 (Mahoney 2006): the first 100,000,000 bytes of the English Wikipedia of "
     "3 March 2006",
 )
@@ -207,7 +193,7 @@ def sample_enwik8(batch_size: int, length: int, generator: torch.Generator, spli
     Tests predicting real text, beside published numbers. Does not test reach: most bytes follow
     from the few before them, so it has no distances.
     """
-    return windows("enwik8", ENWIK8.opened.texts[split], batch_size, length, generator, split)
+    return ENWIK8.windows(batch_size, length, generator, split)
 
 
 WIKITEXT_HUB = "Salesforce/wikitext"
@@ -241,13 +227,8 @@ WIKITEXT103 = Corpus(
 
 @register_task(
     "wikitext103",
-    vocabulary=256,
-    score="bits per byte",
-    baseline_score=lambda options: WIKITEXT103.constant_bits(),
     lengths=LENGTHS,
-    symbols=byte_symbols(),
-    data=lambda options: WIKITEXT103.identity(),
-    fetch=lambda length, options: WIKITEXT103.fetch(),
+    **WIKITEXT103.task_facts(),
     source="WikiText-103 raw (Merity et al. 2017): good and featured articles of the English "
     "Wikipedia, as bytes",
 )
@@ -266,8 +247,7 @@ def sample_wikitext103(
     Tests predicting articles of some thousand bytes. Does not test reach: most bytes follow from
     the few before them, so it has no distances.
     """
-    text = WIKITEXT103.opened.texts[split]
-    return windows("wikitext103", text, batch_size, length, generator, split)
+    return WIKITEXT103.windows(batch_size, length, generator, split)
 
 
 PG19_HUB = "emozilla/pg19"
@@ -284,13 +264,8 @@ PG19 = Corpus("pg19", PG19_HUB, "LOOKBACK_PG19", "a folder of its parquet files"
 
 @register_task(
     "pg19",
-    vocabulary=256,
-    score="bits per byte",
-    baseline_score=lambda options: PG19.constant_bits(),
     lengths=(*LENGTHS, 8192, 16384),
-    symbols=byte_symbols(),
-    data=lambda options: PG19.identity(),
-    fetch=lambda length, options: PG19.fetch(),
+    **PG19.task_facts(),
     source="PG-19 (Rae et al. 2020): books of Project Gutenberg from before 1919, as bytes",
 )
 def sample_pg19(batch_size: int, length: int, generator: torch.Generator, split: str) -> Batch:
@@ -303,4 +278,4 @@ def sample_pg19(batch_size: int, length: int, generator: torch.Generator, split:
     corpora that are so long. Has no distances; the loss at each position shows the gain from
     context. Does not show where in the context the gain comes from.
     """
-    return windows("pg19", PG19.opened.texts[split], batch_size, length, generator, split)
+    return PG19.windows(batch_size, length, generator, split)

@@ -39,6 +39,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import lookback.tasks
+
 IGNORE = -100
 """Target of a position where nothing is asked: torch's default `ignore_index`."""
 
@@ -299,16 +301,11 @@ def _check_parameters(
         )
 
 
-def _import_all() -> None:
-    """Import every module of this package, so that its tasks are registered."""
-    package = importlib.import_module(__package__ or "lookback.tasks")
-    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        importlib.import_module(module.name)
-
-
 def task_names() -> list[str]:
     """Return the names of all registered tasks, sorted."""
-    _import_all()
+    # Importing a module of this package registers its tasks.
+    for module in pkgutil.walk_packages(lookback.tasks.__path__, "lookback.tasks."):
+        importlib.import_module(module.name)
     return sorted(_TASKS)
 
 

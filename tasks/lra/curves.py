@@ -147,11 +147,12 @@ def picture(seed: int, side: int, contour: int, split: str, row: int) -> Picture
     second = first if label else 1 - first
     dots = (curves[first].tail, curves[second].head)
 
-    light = np.zeros((side, side))
-    paint(light, board, curves, setting.curve_contrast * setting.paddle_contrast)
-    paint(light, board, distractors, setting.curve_contrast)
+    canvas = np.zeros((board.stride, board.stride))  # the image and the edge around it
+    paint(canvas, board, curves, setting.curve_contrast * setting.paddle_contrast)
+    paint(canvas, board, distractors, setting.curve_contrast)
     for dot in dots:
-        lighten(light, dot, disc(setting.dot_radius))
+        lighten(canvas, board, dot, disc(setting.dot_radius))
+    light = canvas[board.edge : -board.edge, board.edge : -board.edge]
     image = np.rint(light * (255 / light.max())).astype(np.uint8)
     return Picture(image, label, curves, distractors, dots)
 
@@ -284,24 +285,21 @@ def disc(radius: float) -> Floats:
     return share(distance_to_bar(ceil(radius), 0, (1.0, 0.0)) <= radius)
 
 
-def paint(light: Floats, board: Board, curves: tuple[Curve, ...], contrast: float) -> None:
-    """Draw the paddles of curves into an image, (side, side)."""
+def paint(canvas: Floats, board: Board, curves: tuple[Curve, ...], contrast: float) -> None:
+    """Draw the paddles of curves onto the pixels of a board."""
     for curve in curves:
         for paddle in curve.paddles:
-            lighten(light, paddle.start, stamp(board, paddle.direction).light * contrast)
+            light = stamp(board, paddle.direction).light * contrast
+            lighten(canvas, board, paddle.start, light)
 
 
-def lighten(light: Floats, centre: Point, patch: Floats) -> None:
-    """Draw a square patch around a pixel, cut off at the border; the brighter value stays."""
-    reach = len(patch) // 2
-    top = max(0, centre[0] - reach)
-    left = max(0, centre[1] - reach)
-    window = light[top : centre[0] + reach + 1, left : centre[1] + reach + 1]
-
-    height, width = window.shape
-    row = max(0, reach - centre[0])
-    column = max(0, reach - centre[1])
-    np.maximum(window, patch[row : row + height, column : column + width], out=window)
+def lighten(canvas: Floats, board: Board, centre: Point, patch: Floats) -> None:
+    """Draw a square patch around a pixel; where light overlaps, the brighter value stays."""
+    side = len(patch)
+    top = centre[0] + board.edge - side // 2
+    left = centre[1] + board.edge - side // 2
+    window = canvas[top : top + side, left : left + side]
+    np.maximum(window, patch, out=window)
 
 
 # Growing curves.

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lookback.tasks.language import byte_symbols
+from lookback.tasks.corpus import byte_symbols
 from lookback.tasks.lra.cache import Examples
 from lookback.tasks.task import Batch
 

@@ -17,6 +17,7 @@ any tree can be built without those before it. Arrays hold the nodes of many tre
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -103,51 +104,45 @@ def accepted_keys(keys: Words, shortest: int, longest: int) -> Words:
     return accepted
 
 
-def measure(keys: Words, longest: int) -> Integers:
-    """Return the length of each tree; of one that is too long, some number from `longest` on."""
-    lengths = np.zeros(len(keys), dtype=np.int64)
+def grow(keys: Words) -> Iterator[tuple[Integers, Words, Integers]]:
+    """Yield the nodes of each level of the trees with these keys, from the root down.
+
+    The arrays are the number of each node's tree, its random word, and its number of children. A
+    caller may set entries of the last one to 0 before it takes the next level, to prune trees.
+    """
     earlier = np.zeros(len(keys), dtype=np.int64)  # nodes of each tree on earlier levels
     tree = np.arange(len(keys))
     for depth in range(1, MAX_DEPTH + 1):
         nodes = np.bincount(tree, minlength=len(keys))
-        children = children_of(node_words(keys, tree, nodes, earlier), depth)
-        brackets = np.bincount(tree[children > 0], minlength=len(keys))
-        earlier += nodes
-        lengths += nodes + brackets
+        first = np.cumsum(nodes) - nodes - earlier
+        word = random_words(keys[tree], np.arange(len(tree)) - first[tree])
+        children = children_of(word, depth)
+        yield tree, word, children
 
-        children[lengths[tree] >= longest] = 0  # too long already: do not grow it further
+        earlier += nodes
         tree = np.repeat(tree, children)
+
+
+def measure(keys: Words, longest: int) -> Integers:
+    """Return the length of each tree; of one that is too long, some number from `longest` on."""
+    lengths = np.zeros(len(keys), dtype=np.int64)
+    for tree, _, children in grow(keys):
+        lengths += np.bincount(tree, minlength=len(keys))
+        lengths += np.bincount(tree[children > 0], minlength=len(keys))  # closing brackets
+        children[lengths[tree] >= longest] = 0
     return lengths
 
 
 def build(keys: Words) -> list[Level]:
     """Return all nodes of the tree of each key, level by level."""
     levels: list[Level] = []
-    earlier = np.zeros(len(keys), dtype=np.int64)
-    tree = np.arange(len(keys))
-    for depth in range(1, MAX_DEPTH + 1):
-        nodes = np.bincount(tree, minlength=len(keys))
-        word = node_words(keys, tree, nodes, earlier)
-        children = children_of(word, depth)
-
+    for tree, word, children in grow(keys):
         # Bits 0 to 23 of the word draw a digit, bits 60 and 61 an operator.
         digit = (word & np.uint64(0xFFFFFF)) * np.uint64(10) >> np.uint64(24)
         operator = MIN + (word >> np.uint64(60) & np.uint64(3))
         token = np.where(children > 0, operator, digit).astype(np.int64)
         levels.append(Level(tree, token, children))
-
-        earlier += nodes
-        tree = np.repeat(tree, children)
     return levels
-
-
-def node_words(keys: Words, tree: Integers, nodes: Integers, earlier: Integers) -> Words:
-    """Return the random word of each node of a level.
-
-    Tree i has `nodes[i]` nodes on this level, and `earlier[i]` on all levels above.
-    """
-    first = np.cumsum(nodes) - nodes - earlier
-    return random_words(keys[tree], np.arange(len(tree)) - first[tree])
 
 
 def children_of(word: Words, depth: int) -> Integers:
