@@ -43,7 +43,7 @@ def nothing_remembered(tmp_path, monkeypatch):
 
 @pytest.fixture
 def enwik8(tmp_path, monkeypatch):
-    """A text of the form of enwik8, ten thousandths of its size, declared to be the published one."""
+    """A text with the form of enwik8, declared to be the published one."""
     text = (
         np.random.default_rng(0)
         .choice(np.frombuffer(b"<page>[[a]] of \n", dtype=np.uint8), 10000)
@@ -363,8 +363,10 @@ def test_corpora_are_mapped_and_not_copied(tmp_path):
     }
     (folder / "corpus.json").write_text(json.dumps(facts))
     code = (
-        "import resource, sys; from lookback.tasks.task import get_task; task = get_task('enwik8')\n"
-        "def most(): return [int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM')][0]\n"
+        "from lookback.tasks.task import get_task; task = get_task('enwik8')\n"
+        "def most():\n"
+        "    lines = open('/proc/self/status')\n"
+        "    return [int(line.split()[1]) for line in lines if line.startswith('VmHWM')][0]\n"
         "task.batch('test', 0, 0, 8, 16); before = most()\n"
         "for i in range(100): task.batch('train', 0, i, 8, 1024)\n"
         "print(most() - before)"

@@ -94,7 +94,10 @@ def test_other_listops_files_are_refused(tmp_path, content, complaint):
         released.read_listops(path, 64)
 
 
-PAIRS = "1.0\tP00-1\tP00-2\tA study of parsing .\tWe parse \\n things\n0.0\tP00-1\tP00-3\tA study of parsing .\tSpeech\n"
+PAIRS = (
+    "1.0\tP00-1\tP00-2\tA study of parsing .\tWe parse \\n things\n"
+    "0.0\tP00-1\tP00-3\tA study of parsing .\tSpeech\n"
+)
 
 
 def test_pairs_are_read_each_split_from_its_own_file(release, monkeypatch):

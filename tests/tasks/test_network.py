@@ -13,7 +13,8 @@ import os, sys
 
 def seen(event, args):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
-        if not isinstance(args[-1], (str, bytes)) or event != "socket.connect":  # a path is a socket of this machine
+        # A path as address is a socket of this machine.
+        if not isinstance(args[-1], (str, bytes)) or event != "socket.connect":
             with open(os.environ["NETWORK_SEEN"], "a") as file:
                 file.write(f"{event} {args[1:] if event == 'socket.connect' else args}\\n")
 

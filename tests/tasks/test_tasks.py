@@ -1,7 +1,8 @@
-"""Every registered task: its contract. And each rule against something independent of the sampler."""
+"""The contract of every registered task, and each rule against something independent."""
 
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,13 +23,8 @@ from lookback.tasks.task import (
 )
 
 BUDGET = 2**18  # tokens a batch: images of 16384 tokens are drawn one by one
-POINTING = (
-    "copy",
-    "selective_copy",
-    "mqar",
-    "recall",
-    "needle",
-)  # the answer stands `distance` back
+# The answer stands `distance` back.
+POINTING = ("copy", "selective_copy", "mqar", "recall", "needle")
 
 
 def some_length(task: Task) -> int:
@@ -283,6 +279,32 @@ def test_a_taken_name_is_told() -> None:
         register_task("copy", **card)(lambda *_: None)  # type: ignore[arg-type, return-value]
     with pytest.raises(ValueError, match="lower-case"):
         register_task("../copy", **card)(lambda *_: None)  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"vocabulary": lambda alphabet: alphabet}, r"vocabulary must .* takes \(alphabet\)"),
+        ({"shortest": lambda delay, alphabet: 1}, r"shortest must .* takes \(delay, alphabet\)"),
+        ({"symbols": lambda: ["0", "1"]}, r"symbols must .* \(options\), and takes \(\)"),
+        (
+            {"fetch": lambda length: None},
+            r"fetch must .* \(length, options\), and takes \(length\)",
+        ),
+    ],
+)
+def test_functions_that_spell_options_are_refused(facts: dict[str, Any], words: str) -> None:
+    def sample(batch_size: int, length: int, generator: torch.Generator, *, alphabet: int = 2):  # type: ignore[no-untyped-def]
+        raise AssertionError("never drawn from")
+
+    card = {"vocabulary": 2, "baseline_score": 0.5, "lengths": (4,), "source": "", **facts}
+    with pytest.raises(ValueError, match=f"task 'refused': {words}"):
+        register_task("refused", **card)(sample)
+    assert "refused" not in task_names()
+
+
+def test_symbols_are_the_numbers_of_the_tokens_by_default() -> None:
+    assert get_task("parity").symbols == get_task("parity").answers == ["0", "1"]
 
 
 @pytest.mark.parametrize(("pairs", "alphabet", "far"), [(8, 16, 47), (4, 8, 95)])
