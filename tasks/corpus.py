@@ -93,10 +93,8 @@ class Corpus:
         """Return the bits per byte of the constant baseline, or NaN if the corpus is absent."""
         return float(self.opened.facts["constant_bits"]) if self.folder.is_dir() else math.nan
 
-    def windows(
-        self, batch_size: int, length: int, generator: torch.Generator, split: str
-    ) -> Batch:
-        """Return windows from random positions of a split; see the function of the same name."""
+    def sample(self, batch_size: int, length: int, generator: torch.Generator, split: str) -> Batch:
+        """Return a batch of windows from random positions of a split."""
         text = self.opened.texts[split]
         return windows(self.task, text, batch_size, length, generator, split)
 

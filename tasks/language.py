@@ -193,7 +193,7 @@ def sample_enwik8(batch_size: int, length: int, generator: torch.Generator, spli
     Tests predicting real text, beside published numbers. Does not test reach: most bytes follow
     from the few before them, so it has no distances.
     """
-    return ENWIK8.windows(batch_size, length, generator, split)
+    return ENWIK8.sample(batch_size, length, generator, split)
 
 
 WIKITEXT_HUB = "Salesforce/wikitext"
@@ -247,7 +247,7 @@ def sample_wikitext103(
     Tests predicting articles of some thousand bytes. Does not test reach: most bytes follow from
     the few before them, so it has no distances.
     """
-    return WIKITEXT103.windows(batch_size, length, generator, split)
+    return WIKITEXT103.sample(batch_size, length, generator, split)
 
 
 PG19_HUB = "emozilla/pg19"
@@ -278,4 +278,4 @@ def sample_pg19(batch_size: int, length: int, generator: torch.Generator, split:
     corpora that are so long. Has no distances; the loss at each position shows the gain from
     context. Does not show where in the context the gain comes from.
     """
-    return PG19.windows(batch_size, length, generator, split)
+    return PG19.sample(batch_size, length, generator, split)

@@ -71,8 +71,12 @@ class LabelledRows:
 
 def contents(table: Any, column: str, rows: Integers) -> list[bytes]:
     """Return texts as UTF-8, or the bytes of image files, of rows of a table."""
-    values = table.column(column).take(rows).to_pylist()
-    return [value["bytes"] if isinstance(value, dict) else value.encode() for value in values]
+    import pyarrow as pa
+
+    values = table.column(column).take(rows)
+    if pa.types.is_struct(values.type):
+        return [image["bytes"] for image in values.to_pylist()]
+    return [text.encode() for text in values.to_pylist()]
 
 
 @cache

@@ -34,7 +34,7 @@ FETCHED = {"enwik8": language.ENWIK8, "wikitext103": language.WIKITEXT103, "pg19
 
 @pytest.fixture(autouse=True)
 def nothing_remembered(tmp_path, monkeypatch):
-    """Every test has a data folder of its own, and nothing named in the environment."""
+    """Give every test an empty data folder, and no copies named in the environment."""
     monkeypatch.setenv("LOOKBACK_DATA", str(tmp_path / "data"))
     for name in FETCHED.values():
         monkeypatch.delenv(name.variable, raising=False)
@@ -69,7 +69,7 @@ def named(
 
 
 def fetch(name: str) -> dict[str, bytes]:
-    """Fetch a corpus as `lookback prefetch` does; its splits as they are then read."""
+    """Fetch a corpus as `lookback prefetch` does, and return the splits as tasks read them."""
     task = get_task(name)
     assert task.fetch is not None
     task.fetch(256)
@@ -117,7 +117,7 @@ def test_enwik8_is_fetched_once(enwik8, tmp_path, monkeypatch):
     assert asked == ["/dc/enwik8.zip"]
 
 
-def test_what_cannot_be_fetched_is_told_with_what_helps(monkeypatch):
+def test_a_failed_download_suggests_a_copy(monkeypatch):
     monkeypatch.setattr(language, "ENWIK8_URL", "http://127.0.0.1:9/enwik8.zip")
     with pytest.raises(
         OSError, match=r"cannot fetch .*; or name the file enwik8 or enwik8\.zip in LOOKBACK_ENWIK8"
@@ -305,14 +305,14 @@ def test_an_absent_corpus_names_the_command(name, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-def test_prefetch_says_what_it_has(enwik8, tmp_path, monkeypatch):
+def test_prefetch_reports_the_corpus(enwik8, tmp_path, monkeypatch):
     named(monkeypatch, tmp_path / "enwik8", enwik8)
     said = prefetched("enwik8", None, [], [])
     assert "bytes {'train': 9000, 'validation': 500, 'test': 500}" in said and "sha256" in said
     assert "a constant answer has" in card("enwik8") and "tokens  " in card("enwik8")
 
 
-def test_a_damaged_corpus_is_told(enwik8, tmp_path, monkeypatch):
+def test_a_damaged_corpus_is_reported(enwik8, tmp_path, monkeypatch):
     named(monkeypatch, tmp_path / "enwik8", enwik8)
     fetch("enwik8")
     folder = language.ENWIK8.folder
@@ -334,7 +334,7 @@ def test_a_folder_is_whole_or_not_there(tmp_path):
         (folder / "train.bytes").write_bytes(b"half")
         raise KeyboardInterrupt
     assert not place.exists() and not list(place.parent.glob("*unfinished*"))
-    (place.parent / ".corpus-unfinished").mkdir()  # what a process that was killed leaves
+    (place.parent / ".corpus-unfinished").mkdir()  # the remains of a killed process
     (place.parent / ".corpus-unfinished" / "old").touch()
     with whole_folder(place) as folder:
         (folder / "train.bytes").write_bytes(b"whole")
@@ -385,7 +385,7 @@ def test_the_constant_baseline_predicts_the_shares_of_the_training_bytes():
     assert constant_bits(*counts) == pytest.approx(expected)
 
 
-def test_held_out_windows_begin_at_the_same_places_at_every_length():
+def test_held_out_windows_start_at_the_same_positions_at_every_length():
     """So a score at 1024 is of the text scored at 128, read further; those that the end cuts off
     begin elsewhere.
     """

@@ -1,6 +1,4 @@
-"""Finite sets in the trainer, and one label a sequence in every model: what the house promises of
-both.
-"""
+"""Finite sets in the trainer, and one label per sequence in every model."""
 
 from dataclasses import replace
 
@@ -29,9 +27,7 @@ READINGS = [
 
 
 def numbered_set(sizes):
-    """A task whose example number r of a split is the token r, so that one sees which examples
-    come.
-    """
+    """Return a task whose example r consists of the token r, which shows the order of examples."""
     return replace(
         get_task("source-text"),
         sizes=sizes,
@@ -289,7 +285,7 @@ def test_a_histogram_counts_everything():
     )
 
 
-def test_digits_can_be_told_apart():
+def test_digits_are_distinguishable():
     """The nearest of ten mean pictures, a poor reader, names far more digits than chance would."""
     task = get_task("digit-image")
     train, test = (task.batch(split, 0, 0, 1500, 1024) for split in ("train", "test"))

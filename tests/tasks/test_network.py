@@ -1,4 +1,4 @@
-"""Nothing reaches for a network: not at import, in a run, or in a report."""
+"""Nothing uses the network: not an import, a run, or a report."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ sys.addaudithook(seen)
 
 @pytest.fixture
 def watched(tmp_path: Path) -> dict[str, str]:
-    """An environment in which every Python process writes down what it looks up or connects to."""
+    """An environment in which every Python process logs its look-ups and connections."""
     (tmp_path / "watch").mkdir()
     (tmp_path / "watch" / "sitecustomize.py").write_text(WATCH)
     paths = os.pathsep.join([str(tmp_path / "watch"), str(ROOT)])
@@ -49,27 +49,9 @@ def test_a_run_and_its_report_need_no_network(watched: dict[str, str], tmp_path:
         seen.read_text().count("127.0.0.1") == 2
     )  # so whatever a process or its child reached for would be seen
     seen.unlink()
-    cells = [
-        "--scale",
-        "smoke",
-        "--task",
-        "copy",
-        "--model",
-        "lstm",
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-    ]
-    python(watched, "-m", "lookback.benchmarks.cli", "run", "quick", *cells, *results)
-    python(
-        watched,
-        "-m",
-        "lookback.benchmarks.cli",
-        "report",
-        "quick-smoke",
-        *results,
-        "--reports",
-        str(tmp_path / "reports"),
-    )
+    cli = ["-m", "lookback.benchmarks.cli"]
+    cells = "--scale smoke --task copy --model lstm --device cpu --threads 1".split()
+    reports = ["--reports", str(tmp_path / "reports")]
+    python(watched, *cli, "run", "quick", *cells, *results)
+    python(watched, *cli, "report", "quick-smoke", *results, *reports)
     assert list((tmp_path / "reports").rglob("index.html")) and not seen.exists(), seen.read_text()

@@ -106,7 +106,7 @@ def test_no_constant_answer_beats_the_baseline(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", POINTING)
-def test_the_answer_stands_at_its_distance(name: str) -> None:
+def test_the_answer_is_at_its_distance(name: str) -> None:
     task = get_task(name)
     batch = task.batch("test", 0, 0, 64, 96)
     assert batch.distances is not None
@@ -116,7 +116,7 @@ def test_the_answer_stands_at_its_distance(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["recall", "mqar"])
-def test_the_key_stands_before_its_value(name: str) -> None:
+def test_the_key_is_before_its_value(name: str) -> None:
     batch = get_task(name).batch("test", 0, 0, 64, 96)
     assert batch.distances is not None
     row, position = (batch.targets != IGNORE).nonzero(as_tuple=True)
@@ -251,12 +251,12 @@ def test_python_reads_files_of_its_split_alone() -> None:
         ("copy", {"symbols": 0}, "at least 1 symbol"),
     ],
 )
-def test_wrong_use_is_told(name: str, options: dict[str, int], words: str) -> None:
+def test_wrong_options_are_reported(name: str, options: dict[str, int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         get_task(name, options)
 
 
-def test_impossible_lengths_are_told() -> None:
+def test_impossible_lengths_are_reported() -> None:
     for name, length in (("copy", 19), ("mqar", 65), ("mqar", 14), ("recall", 23), ("needle", 2)):
         with pytest.raises(ValueError, match=f"no sequences of length {length}: expected at least"):
             get_task(name).batch("train", 0, 0, 1, length)
@@ -266,7 +266,7 @@ def test_impossible_lengths_are_told() -> None:
         get_task("copy").batch("dev", 0, 0, 1, 64)
 
 
-def test_a_taken_name_is_told() -> None:
+def test_a_taken_name_is_reported() -> None:
     card = {
         "vocabulary": 2,
         "baseline_score": 0.5,
@@ -311,9 +311,7 @@ def test_symbols_are_the_numbers_of_the_tokens_by_default() -> None:
 def test_the_value_seen_last_is_right_near_by_as_the_card_says(
     pairs: int, alphabet: int, far: int
 ) -> None:
-    """In `recall` a rule that looks nothing up is above half-way up to the distance that the card
-    states.
-    """
+    """A rule without lookup passes the half-way score up to the distance that the card states."""
     task = get_task("recall", {"pairs": pairs, "alphabet": alphabet})
     batch = task.batch("test", 0, 0, 4000, 512)
     assert batch.distances is not None
