@@ -125,7 +125,7 @@ class Generated:
                 for worker in workers:
                     worker.start()
                 while any(worker.is_alive() for worker in workers):
-                    workers[0].join(POLL_SECONDS)
+                    time.sleep(POLL_SECONDS)
                     bar.n = sum(self.part(*part).exists() for part in parts)
                     bar.refresh()
             finally:

@@ -50,8 +50,9 @@ def test_a_run_and_its_report_need_no_network(watched: dict[str, str], tmp_path:
     )  # so whatever a process or its child reached for would be seen
     seen.unlink()
     cli = ["-m", "lookback.benchmarks.cli"]
-    cells = "--scale smoke --task copy --model lstm --device cpu --threads 1".split()
+    cells = ["--scale", "smoke", "--task", "copy", "--model", "lstm"]
+    device = ["--device", "cpu", "--threads", "1"]
     reports = ["--reports", str(tmp_path / "reports")]
-    python(watched, *cli, "run", "quick", *cells, *results)
+    python(watched, *cli, "run", "quick", *cells, *device, *results)
     python(watched, *cli, "report", "quick-smoke", *results, *reports)
     assert list((tmp_path / "reports").rglob("index.html")) and not seen.exists(), seen.read_text()
