@@ -1,57 +1,64 @@
-"""Copying: read symbols, wait, then say them again. The plainest test of how far back a model can
-look.
-"""
+"""Copying: read symbols, wait, repeat them. The simplest test of how far back a model looks."""
 
 import torch
 from torch import Tensor
 
-from lookback.tasks.task import IGNORE, Batch, register_task
+from lookback.tasks.task import IGNORE, Batch, Options, register_task
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 
 
-def letters(symbols: int, alphabet: int) -> list[str]:
-    """Readable tokens: the alphabet, the blank `_`, and the marker `>` that asks for the copy."""
-    return [chr(ord("a") + i) if alphabet <= 26 else f"s{i}" for i in range(alphabet)] + ["_", ">"]
+def readable_symbols(options: Options) -> list[str]:
+    """Return the letters of the alphabet, the blank `_`, and the marker `>` before the copy."""
+    if options.alphabet <= 26:
+        letters = [chr(ord("a") + i) for i in range(options.alphabet)]
+    else:
+        letters = [f"s{i}" for i in range(options.alphabet)]
+    return [*letters, "_", ">"]
 
 
-def _check(symbols: int, alphabet: int) -> None:
+def shortest_length(options: Options) -> int:
+    """Return the length without a gap; raises ValueError if there is nothing to copy."""
+    symbols, alphabet = options.symbols, options.alphabet
     if symbols < 1 or alphabet < 2:
         raise ValueError(
-            f"copying {symbols} symbols of {alphabet}: expected at least 1 symbol of an alphabet of 2"
+            f"copying {symbols} symbols of {alphabet}: expected at least 1 symbol, "
+            "of an alphabet of at least 2"
         )
-
-
-def _shortest(symbols: int, alphabet: int) -> int:
-    _check(symbols, alphabet)
     return 2 * symbols
 
 
-def _ask_for(symbols: Tensor, where: Tensor, length: int, alphabet: int) -> Batch:
-    """Write `symbols` (batch, count) at positions `where` (batch, count) among blanks, and ask for
-    them at the end.
+def write_and_ask(symbols: Tensor, positions: Tensor, length: int, alphabet: int) -> Batch:
+    """Write `symbols` (batch, count) at `positions` (batch, count) among blanks, and ask for them.
+
+    The last `count` positions of the sequence ask for the symbols in order. The marker stands at
+    the first of them; after it the model reads the symbols that it should already have output.
     """
     batch_size, count = symbols.shape
-    tokens = torch.full((batch_size, length), alphabet)
-    tokens.scatter_(1, where, symbols)
-    tokens[:, length - count] = alphabet + 1
-    tokens[:, length - count + 1 :] = symbols[:, :-1]
+    blank, marker = alphabet, alphabet + 1
+    start = length - count  # of the answer
+
+    tokens = torch.full((batch_size, length), blank)
+    tokens.scatter_(1, positions, symbols)
+    tokens[:, start] = marker
+    tokens[:, start + 1 :] = symbols[:, :-1]
 
     targets = torch.full((batch_size, length), IGNORE)
-    targets[:, length - count :] = symbols
+    targets[:, start:] = symbols
     distances = torch.zeros((batch_size, length), dtype=torch.int64)
-    distances[:, length - count :] = torch.arange(length - count, length) - where
+    distances[:, start:] = torch.arange(start, length) - positions
     return Batch(tokens, targets, distances)
 
 
 @register_task(
     "copy",
-    vocabulary=lambda symbols, alphabet: alphabet + 2,
-    baseline_score=lambda symbols, alphabet: 1 / alphabet,
+    vocabulary=lambda options: options.alphabet + 2,
+    baseline_score=lambda options: 1 / options.alphabet,
     lengths=LENGTHS,
-    shortest=_shortest,
-    symbols=letters,
-    source="Copying memory: Hochreiter and Schmidhuber 1997, Arjovsky et al. 2016 (arXiv 1511.06464); next-token form",
+    shortest=shortest_length,
+    symbols=readable_symbols,
+    source="Copying memory: Hochreiter and Schmidhuber 1997, Arjovsky et al. 2016 "
+    "(arXiv 1511.06464); next-token form",
 )
 def sample_copy(
     batch_size: int,
@@ -61,34 +68,35 @@ def sample_copy(
     symbols: int = 10,
     alphabet: int = 8,
 ) -> Batch:
-    """Symbols, a gap that fills the length, then the same symbols again. Each lies `length -
-    symbols` back.
+    """Symbols, a gap that fills the length, then the same symbols again.
 
-    tokens     a  c  b  _  _  _  _  >  a  c
-    targets    .  .  .  .  .  .  .  a  c  b
-    distances  .  .  .  .  .  .  .  7  7  7
+        tokens     a  c  b  _  _  _  _  >  a  c
+        targets    .  .  .  .  .  .  .  a  c  b
+        distances  .  .  .  .  .  .  .  7  7  7
 
-    `symbols` are to be copied, drawn from an `alphabet` of so many. Distance: from where a symbol
-    is asked back to where it stood. Symbols already said are given, which tells a model how far the
-    answer has come.
+    `symbols` is the number of symbols to copy, `alphabet` the number of different symbols. The
+    distance runs from the question back to the symbol; it is `length - symbols` for all. While it
+    answers, the model reads the symbols before the one asked, which shows how far the answer has
+    come.
 
-    Tests whether symbols survive a wait of known length, in order. Does not test what to keep: what
-    comes is always to be kept, at the same places, so that a model may learn positions instead of
-    content.
+    Tests whether symbols survive a wait of known length, in order. Does not test choosing what to
+    keep: every symbol must be kept, and all stand at the same positions, so that a model may learn
+    positions instead of content.
     """
     drawn = torch.randint(alphabet, (batch_size, symbols), generator=generator)
-    where = torch.arange(symbols).expand(batch_size, -1)
-    return _ask_for(drawn, where, length, alphabet)
+    positions = torch.arange(symbols).expand(batch_size, -1)
+    return write_and_ask(drawn, positions, length, alphabet)
 
 
 @register_task(
     "selective_copy",
-    vocabulary=lambda symbols, alphabet: alphabet + 2,
-    baseline_score=lambda symbols, alphabet: 1 / alphabet,
+    vocabulary=lambda options: options.alphabet + 2,
+    baseline_score=lambda options: 1 / options.alphabet,
     lengths=LENGTHS,
-    shortest=_shortest,
-    symbols=letters,
-    source="Selective copying: Jing et al. 2019; Gu and Dao 2023 (arXiv 2312.00752, section 4.1.1), in next-token form",
+    shortest=shortest_length,
+    symbols=readable_symbols,
+    source="Selective copying: Jing et al. 2019; Gu and Dao 2023 (arXiv 2312.00752, section "
+    "4.1.1), in next-token form",
 )
 def sample_selective_copy(
     batch_size: int,
@@ -98,21 +106,21 @@ def sample_selective_copy(
     symbols: int = 10,
     alphabet: int = 8,
 ) -> Batch:
-    """Symbols strewn evenly over the input, then asked for in order: the model must choose what to
-    keep.
+    """Symbols scattered evenly over the input, then asked in order: the model chooses what to keep.
 
-    tokens     _  a  _  c  b  _  _  >  a  c
-    targets    .  .  .  .  .  .  .  a  c  b
-    distances  .  .  .  .  .  .  .  6  5  5
+        tokens     _  a  _  c  b  _  _  >  a  c
+        targets    .  .  .  .  .  .  .  a  c  b
+        distances  .  .  .  .  .  .  .  6  5  5
 
-    `symbols` and `alphabet` as in copy; every set of places is equally likely. Distance: back to
-    where a symbol stood.
+    `symbols` and `alphabet` are those of copy; every set of positions is equally likely. The
+    distance runs from the question back to the symbol.
 
-    Tests choosing by content and keeping order, at distances that differ within a sequence. Does
-    not test looking up: the order is the only key, and the number of symbols does not grow with the
-    length.
+    Tests selecting by content and keeping the order, at distances that differ within a sequence.
+    Does not test lookup: the order is the only key, and the number of symbols does not grow with
+    the length.
     """
     drawn = torch.randint(alphabet, (batch_size, symbols), generator=generator)
-    chance = torch.rand((batch_size, length - symbols), generator=generator)
-    where = chance.topk(symbols, dim=1, sorted=False).indices.sort(dim=1).values
-    return _ask_for(drawn, where, length, alphabet)
+    # The largest of random numbers mark a random set of positions.
+    priority = torch.rand((batch_size, length - symbols), generator=generator)
+    positions = priority.topk(symbols, dim=1, sorted=False).indices.sort(dim=1).values
+    return write_and_ask(drawn, positions, length, alphabet)

@@ -1,11 +1,10 @@
-"""Texts as bytes: written once by `lookback prefetch`, a file a split, and mapped into memory by
-whoever reads them.
+"""Text corpora as bytes: written once by `lookback prefetch`, then mapped into memory by readers.
 
     data/enwik8/train.bytes         the text of a split, nothing else
-    data/enwik8/corpus.json         source, revision, hash, sizes, and what the best constant answer scores
+    data/enwik8/corpus.json         source, revision, hash, sizes, score of the constant baseline
 
-The folder is there whole or not at all. Nothing is copied into a process: pages of the files are
-read when they are asked for, and shared between processes.
+The folder is either complete or absent. Reading copies nothing: the operating system loads pages
+of the files on demand and shares them between processes.
 """
 
 from __future__ import annotations
@@ -28,110 +27,141 @@ from lookback.tasks.files import data_folder, parquet_files, whole_folder
 from lookback.tasks.task import SPLITS, AbsentCorpusError, Batch
 
 Bytes = NDArray[np.uint8]
+Counts = NDArray[np.int64]  # (256,): occurrences of each byte
 Texts = Mapping[str, Iterable[bytes]]
-"""Each split's text, in pieces of any size."""
-ROWS = 256  # texts of a parquet file that are in memory at once
+"""The text of each split, in pieces of any size."""
+ROWS = 256  # rows of a parquet file in memory at once
+UNKNOWN_REVISION = "not known"
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A published text: where it is from, and how it is brought here."""
+    """A published text: its source, and how to get it onto this machine."""
 
     task: str
     source: str
-    variable: str  # of the environment, naming `file`
-    file: str  # in words, what of the user's own can be read instead of fetching
+
+    variable: str
+    """Environment variable that names the user's own copy."""
+
+    file: str
+    """Description of the copy that `variable` may name."""
+
     read: Callable[[Path | None], tuple[str, Texts]] = field(repr=False)
-    """From what the user named, or from the source: revision, and the texts. Raises ValueError at
-    what is not right.
+    """Returns revision and texts, from the user's copy, or from the source if that is None.
+
+    Raises ValueError if the content is wrong, ConnectionError if the source cannot be reached.
     """
 
     @property
     def folder(self) -> Path:
-        """Where it lies once it has been fetched."""
+        """The folder of the prefetched corpus."""
         return data_folder() / self.task
 
     def fetch(self) -> None:
-        """Bring the corpus here, checked, unless it is here; raises ValueError or OSError that says
-        what went wrong.
+        """Get and check the corpus, unless it is on this machine already.
+
+        Raises ValueError or OSError that says what went wrong.
         """
         with whole_folder(self.folder) as folder:
-            if folder:
-                named = os.environ.get(self.variable)
+            if folder is not None:
+                copy = os.environ.get(self.variable)
                 try:
-                    revision, texts = self.read(Path(named) if named else None)
+                    revision, texts = self.read(Path(copy) if copy else None)
                 except ConnectionError as error:
-                    raise ConnectionError(
-                        f"{error}; or name {self.file} in {self.variable}"
-                    ) from error
+                    message = f"{error}; or name {self.file} in {self.variable}"
+                    raise ConnectionError(message) from error
                 _write(folder, self.source, revision, texts)
-        _ = self.opened  # what was written is what is read
+        _ = self.opened  # raises if the files cannot be read back
 
     @property
-    def opened(self) -> Opened:
-        """The corpus, its files mapped; raises AbsentCorpusError that says how to get it."""
+    def opened(self) -> OpenedCorpus:
+        """The corpus with its files mapped; raises AbsentCorpusError that says how to get it."""
         if not self.folder.is_dir():
             raise AbsentCorpusError(
-                f"task {self.task!r} needs {self.source}: `lookback prefetch {self.task}` fetches it once, or reads it "
-                f"from {self.file}, where the environment variable {self.variable} names that"
+                f"task {self.task!r} needs {self.source}: `lookback prefetch {self.task}` fetches "
+                f"it once, or reads it from {self.file} that the environment variable "
+                f"{self.variable} names"
             )
         return _open(self.folder)
 
     def identity(self) -> dict[str, Any]:
-        """What identifies the corpus: source, revision, hash, and the bytes of each split."""
+        """Return what identifies the corpus: source, revision, hash, and bytes of each split."""
         return {key: value for key, value in self.opened.facts.items() if key != "constant_bits"}
 
     def constant_bits(self) -> float:
-        """Bits per byte of the best constant answer; not a number while the corpus is not here."""
+        """Return the bits per byte of the constant baseline, or NaN if the corpus is absent."""
         return float(self.opened.facts["constant_bits"]) if self.folder.is_dir() else math.nan
+
+    def sample(self, batch_size: int, length: int, generator: torch.Generator, split: str) -> Batch:
+        """Return a batch of windows from random positions of a split."""
+        text = self.opened.texts[split]
+        return windows(self.task, text, batch_size, length, generator, split)
+
+    def task_facts(self) -> dict[str, Any]:
+        """Return the facts, arguments of `register_task`, that the tasks of all corpora share."""
+        return {
+            "vocabulary": 256,
+            "score": "bits per byte",
+            "baseline_score": lambda options: self.constant_bits(),
+            "symbols": byte_symbols(),
+            "data": lambda options: self.identity(),
+            "fetch": lambda length, options: self.fetch(),
+        }
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A corpus that is here: its facts, and the text of each split, mapped into memory."""
+class OpenedCorpus:
+    """A corpus on this machine: its facts, and the text of each split, mapped into memory."""
 
     facts: dict[str, Any]
     texts: dict[str, Bytes]
 
 
 @lru_cache(maxsize=16)
-def _open(folder: Path) -> Opened:
+def _open(folder: Path) -> OpenedCorpus:
+    """Map the files of a corpus; raises ValueError if one is missing or damaged."""
     advice = f"delete {folder}, and prefetch it again"
+    texts = {}
+    sizes = {}
     try:
         facts = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
-        texts = {
-            split: np.memmap(folder / f"{split}.bytes", mode="r").view(np.ndarray)
-            for split in SPLITS
-        }
-        sizes = {split: facts["bytes"][split] for split in SPLITS}
+        for split in SPLITS:
+            texts[split] = np.memmap(folder / f"{split}.bytes", mode="r").view(np.ndarray)
+            sizes[split] = facts["bytes"][split]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: not a whole corpus ({error}): {advice}") from None
+
     for split, text in texts.items():
         if len(text) != sizes[split]:
             raise ValueError(
-                f"{folder}/{split}.bytes: expected {sizes[split]} bytes, found {len(text)}: {advice}"
+                f"{folder}/{split}.bytes: expected {sizes[split]} bytes, found {len(text)}: "
+                f"{advice}"
             )
-    return Opened(facts, texts)
+    return OpenedCorpus(facts, texts)
 
 
 def _write(folder: Path, source: str, revision: str, texts: Texts) -> None:
-    """Write the splits into a folder, and what identifies them."""
-    written = {split: _write_split(folder / f"{split}.bytes", texts[split]) for split in SPLITS}
-    counts = {split: count for split, (_, count) in written.items()}
-    facts = {
-        **identity(
-            source,
-            revision,
-            {split: (digest, int(count.sum())) for split, (digest, count) in written.items()},
-        ),
-        "constant_bits": constant_bits(counts["train"], counts["test"]),
-    }
+    """Write the text of each split into a folder, and the facts that identify the corpus."""
+    hashes = {}
+    counts = {}
+    for split in SPLITS:
+        hashes[split], counts[split] = _write_split(folder / f"{split}.bytes", texts[split])
+
+    facts = identity(
+        source, revision, hashes, {split: int(counts[split].sum()) for split in SPLITS}
+    )
+    facts["constant_bits"] = constant_bits(counts["train"], counts["test"])
     (folder / "corpus.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
-def _write_split(path: Path, text: Iterable[bytes]) -> tuple[str, NDArray[np.int64]]:
-    """Write a text piece by piece; its SHA-256, and how often each byte stands in it, (256,)."""
-    digest, counts = hashlib.sha256(), np.zeros(256, dtype=np.int64)
+def _write_split(path: Path, text: Iterable[bytes]) -> tuple[str, Counts]:
+    """Write a text piece by piece; returns its SHA-256 and its byte counts.
+
+    Raises ValueError if the text is empty.
+    """
+    digest = hashlib.sha256()
+    counts = np.zeros(256, dtype=np.int64)
     with path.open("wb") as file:
         for piece in text:
             file.write(piece)
@@ -139,136 +169,150 @@ def _write_split(path: Path, text: Iterable[bytes]) -> tuple[str, NDArray[np.int
             counts += byte_counts(piece)
         file.flush()
         os.fsync(file.fileno())
-    if not counts.sum():
+
+    if not counts.any():
         raise ValueError(f"{path.stem}: expected text, found none")
     return digest.hexdigest(), counts
 
 
-def byte_counts(text: bytes | Bytes) -> NDArray[np.int64]:
-    """How often each byte stands in a text, (256,)."""
+def byte_symbols() -> list[str]:
+    """Return readable forms of the 256 bytes: printable ASCII as it is, all others as escapes."""
+    symbols = [f"\\x{byte:02x}" for byte in range(256)]
+    for byte in range(33, 127):
+        symbols[byte] = chr(byte)
+    symbols[ord("\n")] = "\\n"
+    symbols[ord(" ")] = "\u2423"
+    return symbols
+
+
+def byte_counts(text: bytes | Bytes) -> Counts:
+    """Return the occurrences of each byte in a text: (256,)."""
     return np.bincount(np.frombuffer(text, dtype=np.uint8), minlength=256)
 
 
-def constant_bits(train: NDArray[np.int64], test: NDArray[np.int64]) -> float:
-    """Bits per byte of test text when every byte is predicted by its share in the training text;
-    from byte counts.
+def constant_bits(train: Counts, test: Counts) -> float:
+    """Return the bits per byte of the constant baseline on the test text, from byte counts.
+
+    It predicts every byte by its share in the training text, where each byte counts once more than
+    it occurs, so that none has probability zero.
     """
     share = (train + 1.0) / (train + 1.0).sum()
     return float(-(test * np.log2(share)).sum() / test.sum())
 
 
-def identity(source: str, revision: str, splits: Mapping[str, tuple[str, int]]) -> dict[str, Any]:
-    """What identifies a corpus, for records; of each split its hash and its bytes are given."""
-    hashes = "".join(splits[split][0] for split in SPLITS)
+def identity(
+    source: str, revision: str, hashes: Mapping[str, str], sizes: Mapping[str, int]
+) -> dict[str, Any]:
+    """Return what identifies a corpus in a record, from the SHA-256 and the bytes of each split."""
+    joined = "".join(hashes[split] for split in SPLITS)
     return {
         "source": source,
         "revision": revision,
-        "sha256": hashlib.sha256(hashes.encode()).hexdigest(),
-        "bytes": {split: splits[split][1] for split in SPLITS},
+        "sha256": hashlib.sha256(joined.encode()).hexdigest(),
+        "bytes": {split: sizes[split] for split in SPLITS},
     }
 
 
 def hub_texts(
     hub: str,
     configuration: str | None,
-    named: Path | None,
+    folder: Path | None,
     rows: Mapping[str, int],
-    written: Callable[[str], bytes],
+    encode: Callable[[str], bytes],
 ) -> tuple[str, Texts]:
-    """Revision and texts of a corpus on the hub, column `text`, from its parquet files.
+    """Return revision and texts of a corpus on the hub: column `text` of its parquet files.
 
     Args:
-        named: a folder of these files, as the hub has them; without it they are fetched.
-        rows: how many each split must have.
-        written: the bytes of a row.
+        folder: the user's copy of these files, laid out as on the hub; None downloads them.
+        rows: number of rows that each split must have.
+        encode: returns the bytes of a row.
     """
-    revision, files = (
-        _parquet_there(hub, configuration) if named is None else _parquet_here(named, configuration)
-    )
-    return revision, {split: _texts(files[split], rows[split], written) for split in SPLITS}
+    if folder is None:
+        revision, files = _download_parquet(hub, configuration)
+    else:
+        revision = UNKNOWN_REVISION
+        inner = folder / (configuration or "")
+        root = inner if inner.is_dir() else folder
+        files = {split: parquet_files(root, split) for split in SPLITS}
+    return revision, {split: _read_texts(files[split], rows[split], encode) for split in SPLITS}
 
 
-def _parquet_here(folder: Path, configuration: str | None) -> tuple[str, dict[str, list[Path]]]:
-    own = folder / configuration if configuration else folder
-    return "not known", {
-        split: parquet_files(own if own.is_dir() else folder, split) for split in SPLITS
-    }
+def _download_parquet(hub: str, configuration: str | None) -> tuple[str, dict[str, list[Path]]]:
+    """Download the files that the hub's dataset card names; `datasets` keeps them in its cache.
 
-
-def _parquet_there(hub: str, configuration: str | None) -> tuple[str, dict[str, list[Path]]]:
-    """Fetch the files that the hub's card names; what is fetched once stays in the cache of
-    `datasets`.
+    Returns the revision and the files of each split.
     """
     import datasets
 
     try:
-        named = datasets.load_dataset_builder(hub, configuration).config.data_files
-        places = {split: [str(place) for place in named[split]] for split in SPLITS}
-        fetched = datasets.DownloadManager().download(places)
-    except Exception as error:  # of many kinds, by what is between here and the hub
-        raise ConnectionError(
-            f"cannot fetch {hub}: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        ) from error
-    return _revision(places["train"][0]), {
-        split: [Path(path) for path in fetched[split]] for split in SPLITS
-    }
+        data_files = datasets.load_dataset_builder(hub, configuration).config.data_files
+        addresses = {split: [str(file) for file in data_files[split]] for split in SPLITS}
+        downloaded = datasets.DownloadManager().download(addresses)
+    except Exception as error:  # the type depends on what fails between here and the hub
+        reason = str(error).partition("\n")[0]
+        raise ConnectionError(f"cannot fetch {hub}: {type(error).__name__}: {reason}") from error
+
+    files = {split: [Path(path) for path in downloaded[split]] for split in SPLITS}
+    return revision_of(addresses["train"][0]), files
 
 
-def _revision(place: str) -> str:
-    """The commit in hf://datasets/owner/name@commit/path."""
-    return place.partition("@")[2].partition("/")[0] or "not known"
+def revision_of(address: str) -> str:
+    """Return the commit in hf://datasets/owner/name@commit/path."""
+    return address.partition("@")[2].partition("/")[0] or UNKNOWN_REVISION
 
 
-def _texts(paths: Iterable[Path], rows: int, written: Callable[[str], bytes]) -> Iterator[bytes]:
-    """The rows of parquet files as bytes, read a few at a time; raises ValueError that names the
-    file and the row.
+def _read_texts(
+    paths: Iterable[Path], rows: int, encode: Callable[[str], bytes]
+) -> Iterator[bytes]:
+    """Yield the rows of parquet files as bytes, ROWS at a time.
+
+    Raises ValueError that names the file, and the row where one is wrong.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    seen = 0
+    count = 0
     for path in paths:
         try:
             for batch in pq.ParquetFile(path).iter_batches(ROWS, columns=["text"]):
                 if not batch.num_columns or not pa.types.is_string(batch.schema.field("text").type):
+                    columns = pq.read_schema(path).names
                     raise ValueError(
-                        f"{path}: expected a column 'text' of strings, found {pq.read_schema(path).names}"
+                        f"{path}: expected a column 'text' of strings, found {columns}"
                     )
                 texts = batch.column(0).to_pylist()
                 if None in texts:
-                    raise ValueError(
-                        f"{path}: row {seen + texts.index(None)} of the split: expected text, found none"
-                    )
-                yield b"".join(map(written, texts))
-                seen += len(texts)
+                    row = count + texts.index(None)
+                    raise ValueError(f"{path}: row {row} of the split: expected text, found none")
+                yield b"".join(map(encode, texts))
+                count += len(texts)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path}: expected a whole parquet file: {error}") from None
-    if seen != rows:
+
+    if count != rows:
         raise ValueError(
-            f"{path.parent}: expected {rows} rows in {path.name} and those beside it, found {seen}"
+            f"{path.parent}: expected {rows} rows in {path.name} and those beside it, found {count}"
         )
 
 
 def windows(
     task: str, text: Bytes, batch_size: int, length: int, generator: torch.Generator, split: str
 ) -> Batch:
-    """Windows from anywhere in a text; every position asks for the next byte.
+    """Return windows from random positions of a text; every position asks for the next byte.
 
-    In validation and test they begin at places that do not depend on the length, but for those
-    which the end of the text cuts off: these begin anew at its start. So scores at two lengths are
-    of the same text, read less or more far.
+    In validation and test, windows start at positions that do not depend on the length; a window
+    that the end of the text would cut off starts near the beginning instead. Scores at two lengths
+    are therefore of the same text with less or more context.
     """
     if len(text) < 2 * length:
         raise ValueError(
             f"task {task!r}: {split} has {len(text)} bytes, too few for windows of {length}"
         )
-    places = len(text) - length
-    starts = (
-        torch.randint(
-            places if split == "train" else len(text), (batch_size, 1), generator=generator
-        )
-        % places
-    )
-    found = np.stack([text[start : start + length + 1] for start in starts.flatten().tolist()])
-    window = torch.from_numpy(found).long()
-    return Batch(window[:, :-1].contiguous(), window[:, 1:].contiguous())
+
+    valid_starts = len(text) - length
+    range_of_starts = valid_starts if split == "train" else len(text)
+    starts = torch.randint(range_of_starts, (batch_size,), generator=generator) % valid_starts
+
+    rows = np.stack([text[start : start + length + 1] for start in starts.tolist()])
+    tokens = torch.from_numpy(rows).long()  # (batch, length + 1)
+    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())

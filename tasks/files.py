@@ -1,4 +1,4 @@
-"""Where data lie on this machine, and folders that are there whole or not at all."""
+"""The folder of data, and folders that are either complete or absent."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from filelock import FileLock
 
 
 def data_folder() -> Path:
-    """Where corpora and made sets lie: the folder `data` of the checkout, or the one that
-    LOOKBACK_DATA names.
-    """
+    """Return the folder of corpora and generated sets: LOOKBACK_DATA, or `data` in the checkout."""
     return Path(os.environ.get("LOOKBACK_DATA") or Path(__file__).parents[1] / "data")
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path | None]:
-    """Fill the folder that is given; when the block is through, it is found under its name, whole.
+    """Yield an empty folder to fill; when the block ends without error, rename it to `folder`.
 
-    None is given where it is there already. One process fills at a time, others wait for it; what
-    one that was killed has left behind is taken away by the next.
+    Yields None if `folder` exists already. A lock lets one process fill it while the others wait;
+    the next process removes the remains of one that was killed.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}-unfinished")
@@ -31,6 +29,7 @@ def whole_folder(folder: Path) -> Iterator[Path | None]:
         if folder.exists():
             yield None
             return
+
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         try:
@@ -40,11 +39,12 @@ def whole_folder(folder: Path) -> Iterator[Path | None]:
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def parquet_files(folder: Path, file: str) -> list[Path]:
-    """All parquet files below a folder whose names begin with `file`; raises ValueError where there
-    are none.
+def parquet_files(folder: Path, prefix: str) -> list[Path]:
+    """Return the parquet files below a folder whose names begin with `prefix`, sorted.
+
+    Raises ValueError if there are none.
     """
-    paths = sorted(folder.rglob(f"{file}*.parquet"))
+    paths = sorted(folder.rglob(f"{prefix}*.parquet"))
     if not paths:
-        raise ValueError(f"{folder}: expected files {file}*.parquet, found none")
+        raise ValueError(f"{folder}: expected files {prefix}*.parquet, found none")
     return paths

@@ -1,13 +1,21 @@
-"""What a task is: one sampler that is valid at any length, and the batches drawn from it.
+"""The contract of a task: one sampler that is valid at any length, and the batches drawn from it.
 
-A task is registered where it is defined, once, by its own name::
+A task is registered once, where it is defined::
 
-    @register_task("parity", vocabulary=2, baseline_score=0.5, lengths=(40, 80), source="...")
-    def sample_parity(batch_size: int, length: int, generator: torch.Generator) -> Batch: ...
+    @register_task(
+        "echo",
+        vocabulary=lambda options: options.alphabet,
+        baseline_score=lambda options: 1 / options.alphabet,
+        lengths=(64, 256),
+        source="...",
+    )
+    def sample_echo(batch_size, length, generator, *, alphabet: int = 10) -> Batch: ...
 
-Keyword-only parameters of the sampler are the task's options. A sampler that reads a corpus takes
-`split` too. Where the examples are numbered and finitely many, the task states `sizes`, and its
-sampler is told which ones to bring::
+The keyword-only parameters of the sampler are the task's options. A fact that depends on them is a
+function of one namespace that holds the value of every option.
+
+The sampler of a text corpus takes `split` too. A task with a finite set of numbered examples states
+`sizes`, and its sampler receives the numbers of the examples to return::
 
     @register_task("listops", sizes={"train": 96000, "validation": 2000, "test": 2000}, ...)
     def sample_listops(rows: Tensor, length: int, split: str) -> Batch: ...
@@ -25,15 +33,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import lookback.tasks
+
 IGNORE = -100
-"""The target of a position where nothing is asked (the default `ignore_index` of torch's cross
-entropy).
-"""
+"""Target of a position where nothing is asked: torch's default `ignore_index`."""
 
 SPLITS = ("train", "validation", "test")
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
@@ -41,43 +50,44 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 @dataclass(frozen=True)
 class Batch:
-    """What a model reads and what it must answer.
+    """The tokens that a model reads and the targets that it must output.
 
-    Position t of `targets` holds what the model must output having read tokens[..t]; `IGNORE` where
+    Position t of `targets` holds the output expected after reading tokens[..t], or `IGNORE` where
     nothing is asked.
     """
 
-    tokens: Tensor  # (batch, length) int64; (batch, 2, length) for a pair of documents
-    targets: Tensor  # (batch, length), or (batch,) for one label a sequence
-    distances: Tensor | None = (
-        None  # like targets: how many positions back the needed information lies
-    )
-    lengths: Tensor | None = (
-        None  # (batch,) or (batch, 2): valid tokens, where sequences are padded
-    )
+    tokens: Tensor
+    """(batch, length) int64; (batch, 2, length) where an example is a pair of sequences."""
+
+    targets: Tensor
+    """(batch, length) int64; (batch,) where each example has one label."""
+
+    distances: Tensor | None = None
+    """Shaped like targets: how many positions back the information lies that a target needs."""
+
+    lengths: Tensor | None = None
+    """(batch,) or (batch, 2): number of valid tokens, where sequences are padded."""
 
     def target_indices(self) -> Tensor:
-        """Flat indices, int64, of the targets that are asked for."""
+        """Return the flat indices, int64, of the targets that are asked."""
         return (self.targets.flatten() != IGNORE).nonzero().squeeze(1)
 
 
 Sampler = Callable[..., Batch]
-Fetch = Callable[..., None]
+Options = SimpleNamespace
+"""A value for every option of a task, as attributes."""
 
 
 class AbsentCorpusError(ValueError):
-    """A task's data are not on this machine; the message names the command or path that gives them."""
+    """The data of a task are not on this machine; the message says how to get them."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A registered task with its options filled in: its card, and its batches.
+    """A registered task with its options filled in: its facts and its batches.
 
-    `score` names the unit of results: "accuracy" (a fraction, higher is better) or "bits per byte"
-    (lower is better); `baseline_score` is what the best answer that never looks at the input
-    reaches, in that unit. `symbols` is the readable form of each token id, `answers` that of each
-    target (the same, unless the answers are of another kind). `sizes` counts the examples of each
-    split, where they are finite, and is empty where they are drawn without end.
+    The fields have the meaning of the arguments of `register_task`; facts that depend on options
+    hold their values. `sizes` is empty where examples are drawn without end.
     """
 
     name: str
@@ -98,204 +108,246 @@ class Task:
     exact: bool
     picture: Callable[[Tensor], str] | None
     reads_split: bool = field(repr=False)
-    identify: Callable[..., dict[str, Any]] | None = field(repr=False)
-    fetch: Fetch | None = field(repr=False)
+    identify: Callable[[Options], dict[str, Any]] | None = field(repr=False)
+    fetch: Callable[[int], None] | None = field(repr=False)
 
     @property
     def data(self) -> dict[str, Any]:
-        """What identifies the task's data (source, revision, hash); raises AbsentCorpusError when
-        they are not here.
+        """Source, revision and hash that identify the data; empty where examples are drawn.
+
+        Raises AbsentCorpusError if the data are not on this machine.
         """
-        return self.identify(**self.options) if self.identify else {}
+        return self.identify(Options(**self.options)) if self.identify else {}
 
     def check_length(self, length: int) -> None:
-        """Raise ValueError, saying which lengths are possible, when the task has no sequence of
-        this length.
-        """
+        """Raise ValueError that states the possible lengths, if `length` is not one of them."""
         if self.exact:
-            if length not in self.lengths:
-                possible = " or ".join(map(str, self.lengths))
-                raise ValueError(
-                    f"task {self.name!r} has no sequences of length {length}: expected {possible}"
-                )
-        elif length < self.shortest or length % self.multiple:
-            rule = f"at least {self.shortest}" + (
-                f" and a multiple of {self.multiple}" if self.multiple > 1 else ""
-            )
+            possible = length in self.lengths
+            rule = " or ".join(map(str, self.lengths))
+        else:
+            possible = length >= self.shortest and length % self.multiple == 0
+            rule = f"at least {self.shortest}"
+            if self.multiple > 1:
+                rule += f" and a multiple of {self.multiple}"
+
+        if not possible:
             raise ValueError(
                 f"task {self.name!r} has no sequences of length {length}: expected {rule}"
             )
 
-    def sample(
-        self, batch_size: int, length: int, generator: torch.Generator, split: str = "train"
-    ) -> Batch:
-        """Draw `batch_size` sequences of `length` tokens; everything random comes from `generator`."""
-        self.check_length(length)
-        if self.sizes:
-            rows = torch.randint(self.sizes[split], (batch_size,), generator=generator)
-            return self.sampler(rows, length, split, **self.options)
-        where = {"split": split} if self.reads_split else {}
-        return self.sampler(batch_size, length, generator, **where, **self.options)
-
     def batch(self, split: str, seed: int, index: int, batch_size: int, length: int) -> Batch:
-        """Batch `index` of a split: a function of the arguments alone, so that nothing need be
-        saved to resume.
+        """Return batch `index` of a split: a function of the arguments alone.
 
-        Of a finite set, training batches walk through one random order of all examples after
-        another. The other splits are gone through once, in an order that is the same for every
-        seed; their last batch may be smaller. Raises IndexError behind it.
+        Training can therefore be resumed without saving the state of a generator. In a finite set,
+        training batches pass through all examples in a random order, then in another one. The other
+        splits are read once, in one order for all seeds; their last batch may be smaller.
+
+        Raises ValueError for an unknown split or impossible length, and IndexError beyond the last
+        batch of validation or test.
         """
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+        self.check_length(length)
+
         if self.sizes:
-            self.check_length(length)
-            rows = _rows(self.name, split, seed, index * batch_size, batch_size, self.sizes[split])
+            first = index * batch_size
+            rows = example_numbers(self.name, split, seed, first, batch_size, self.sizes[split])
             return self.sampler(rows, length, split, **self.options)
-        # Of a corpus, what is held out is read at the same places whatever the length, so that
-        # lengths compare.
-        drawn_for = None if self.reads_split and split != "train" else length
-        key = json.dumps(
-            [self.name, self.options, split, seed, drawn_for, batch_size, index], sort_keys=True
+
+        # Held-out windows of a corpus start at the same positions at every length, so that scores
+        # at several lengths can be compared.
+        length_key = None if self.reads_split and split != "train" else length
+        generator = seeded_generator(
+            [self.name, self.options, split, seed, length_key, batch_size, index]
         )
-        digest = hashlib.sha256(key.encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-        return self.sample(batch_size, length, generator, split)
+        if self.reads_split:
+            return self.sampler(batch_size, length, generator, split=split, **self.options)
+        return self.sampler(batch_size, length, generator, **self.options)
 
 
-def _rows(name: str, split: str, seed: int, first: int, count: int, size: int) -> Tensor:
-    """Numbers of the examples at places `first` to `first + count` of the walk through a split of
-    `size`.
+def seeded_generator(key: Sequence[Any]) -> torch.Generator:
+    """Return a generator whose seed is a hash of `key`, a list of values that JSON can write."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def example_numbers(task: str, split: str, seed: int, first: int, count: int, size: int) -> Tensor:
+    """Return the numbers of `count` examples from position `first` on of the pass through a split.
+
+    `size` is the number of examples in the split. Returns (count,) int64; fewer at the end of
+    validation or test, beyond which it raises IndexError.
     """
     if split != "train":
         if first >= size:
-            raise IndexError(f"task {name!r}: {split} has {size} examples, none at place {first}")
-        return _order(name, split, 0, 0, size)[first : first + count]
-    places = torch.arange(first, first + count)
-    epochs = places // size
-    rows = [
-        _order(name, split, seed, epoch, size)[places[epochs == epoch] % size]
-        for epoch in epochs.unique().tolist()
-    ]
-    return torch.cat(rows)
+            raise IndexError(
+                f"task {task!r}: {split} has {size} examples, none at position {first}"
+            )
+        return _shuffled_numbers(task, split, 0, 0, size)[first : first + count]
+
+    # A batch may begin at the end of one epoch and finish in the next.
+    positions = torch.arange(first, first + count)
+    epochs = positions // size
+    numbers = []
+    for epoch in epochs.unique().tolist():
+        order = _shuffled_numbers(task, split, seed, epoch, size)
+        numbers.append(order[positions[epochs == epoch] % size])
+    return torch.cat(numbers)
 
 
 @lru_cache(maxsize=8)
-def _order(name: str, split: str, seed: int, epoch: int, size: int) -> Tensor:
-    """All numbers below `size` in the random order of an epoch."""
-    digest = hashlib.sha256(json.dumps([name, split, seed, epoch]).encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-    return torch.randperm(size, generator=generator)
+def _shuffled_numbers(task: str, split: str, seed: int, epoch: int, size: int) -> Tensor:
+    """Return the numbers 0..size-1 in the random order of an epoch."""
+    return torch.randperm(size, generator=seeded_generator([task, split, seed, epoch]))
 
 
 @dataclass(frozen=True)
 class _Registration:
     sampler: Sampler
-    card: dict[str, Any]
+    facts: dict[str, Any]
     defaults: dict[str, Any]
 
 
 _TASKS: dict[str, _Registration] = {}
 
+# `shortest` comes first: it is where a task rejects impossible options.
+_FACTS_OF_OPTIONS = ("shortest", "vocabulary", "baseline_score", "symbols", "answers", "sizes")
+
 
 def register_task(
     name: str,
     *,
-    vocabulary: int | Callable[..., int],
-    baseline_score: float | Callable[..., float],
+    vocabulary: int | Callable[[Options], int],
+    baseline_score: float | Callable[[Options], float],
     lengths: tuple[int, ...],
     source: str,
-    symbols: Callable[..., Sequence[str]],
-    answers: Callable[..., Sequence[str]] | None = None,
+    symbols: Sequence[str] | Callable[[Options], Sequence[str]] | None = None,
+    answers: Sequence[str] | Callable[[Options], Sequence[str]] | None = None,
     classes: int | None = None,
     score: str = "accuracy",
-    shortest: int | Callable[..., int] = 1,
+    shortest: int | Callable[[Options], int] = 1,
     multiple: int = 1,
     exact: bool = False,
-    data: Callable[..., dict[str, Any]] | None = None,
-    sizes: Mapping[str, int] | Callable[..., Mapping[str, int]] | None = None,
+    sizes: Mapping[str, int] | Callable[[Options], Mapping[str, int]] | None = None,
     sequences_per_example: int = 1,
     picture: Callable[[Tensor], str] | None = None,
-    fetch: Fetch | None = None,
+    data: Callable[[Options], dict[str, Any]] | None = None,
+    fetch: Callable[[int, Options], None] | None = None,
 ) -> Callable[[Sampler], Sampler]:
-    """Register a sampler under a name; raises ValueError when the name is malformed or taken.
+    """Register a sampler as a task.
+
+    Where a function is accepted, it takes the options of the task as one namespace:
+    `vocabulary=lambda options: options.alphabet + 2`.
 
     Args:
-        vocabulary: number of token ids. This and `baseline_score`, `shortest`, `symbols`,
-        `answers`, `data` and
-            `sizes` may be functions of the task's options, given by keyword.
-        baseline_score: what the best constant answer scores. lengths: lengths at which the task is
-        commonly asked. source: the paper or code that states the rule. symbols: readable form of
-        each token id; `answers` likewise of each target, when they differ. classes: number of
-        labels when one label a sequence is asked; None when positions are asked. score: "accuracy"
-        or "bits per byte". shortest, multiple: the lengths that exist are multiples of `multiple`
-        from `shortest` on. exact: no other lengths exist than `lengths`. data: for a corpus, what
-        identifies it (source, revision, hash), for the record. sizes: examples in each split, where
-        they are finite; the sampler then takes (rows, length, split). documents: how many token
-        sequences one example has; 2 makes tokens (batch, 2, length). picture: shows one example's
-        tokens, (length,), to people, where signs in a row would not. fetch: brings the data here,
-        or makes them once and for all: takes a length and the options.
+        name: lower-case letters, digits, '_', '.', '-'; at most 64 characters.
+        vocabulary: number of token ids.
+        baseline_score: score of the constant baseline, the best answer that ignores the input.
+        lengths: lengths that are commonly used, in tokens.
+        source: the paper or code that states the rule.
+        symbols: readable form of each token id; by default its number.
+        answers: readable form of each target; by default `symbols`.
+        classes: number of labels, if an example has one label; None if positions are asked.
+        score: unit of the score, "accuracy" or "bits per byte".
+        shortest: smallest possible length. The function may raise ValueError for options that
+            contradict each other.
+        multiple: every length is a multiple of this.
+        exact: no lengths are possible but those in `lengths`.
+        sizes: number of examples in each split, if the set is finite. The sampler then takes
+            (rows, length, split), where `rows`, (batch,) int64, are numbers of examples.
+        sequences_per_example: number of token sequences in one example. 2 means a pair of
+            documents, with tokens of shape (batch, 2, length) and one label for the pair.
+        picture: returns one sequence of tokens, (length,), as text for people, where the symbols in
+            a row would not be readable.
+        data: returns what identifies the data (source, revision, hash), for records.
+        fetch: downloads or generates the data for a length, once; takes (length, options).
+
+    Raises ValueError if the name is malformed or taken, or a function does not take the options as
+    one namespace.
     """
-    card = dict(locals())
-    del card["name"]
+    facts = {key: value for key, value in locals().items() if key != "name"}
 
     def decorate(sampler: Sampler) -> Sampler:
         if not NAME.fullmatch(name):
             raise ValueError(
-                f"task name {name!r}: expected lower-case letters, digits, '_', '.', '-', 64 at most"
+                f"task name {name!r}: expected lower-case letters, digits, '_', '.', '-', "
+                "64 characters at most"
             )
         if name in _TASKS:
-            raise ValueError(
-                f"task {name!r} is already registered by {_TASKS[name].sampler.__module__}"
-            )
-        options = inspect.signature(sampler).parameters.values()
-        defaults = {p.name: p.default for p in options if p.kind is p.KEYWORD_ONLY}
-        _TASKS[name] = _Registration(sampler, card, defaults)
+            module = _TASKS[name].sampler.__module__
+            raise ValueError(f"task {name!r} is already registered by {module}")
+
+        parameters = inspect.signature(sampler).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        for key in (*_FACTS_OF_OPTIONS, "data", "fetch"):
+            if callable(facts[key]):
+                _check_parameters(name, key, facts[key], defaults)
+
+        _TASKS[name] = _Registration(sampler, facts, defaults)
         return sampler
 
     return decorate
 
 
-def _import_all() -> None:
-    package = importlib.import_module(__package__ or "tasks")
-    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        importlib.import_module(module.name)
+def _check_parameters(
+    task: str, fact: str, function: Callable[..., Any], defaults: Mapping[str, Any]
+) -> None:
+    """Raise ValueError unless a fact's function takes the options as one namespace."""
+    names = list(inspect.signature(function).parameters)
+    expected = ["length", "options"] if fact == "fetch" else ["options"]
+    if len(names) != len(expected) or defaults.keys() & set(names):
+        raise ValueError(
+            f"task {task!r}: {fact} must be a function of one namespace that holds all options, "
+            f"({', '.join(expected)}), and takes ({', '.join(names)})"
+        )
 
 
 def task_names() -> list[str]:
-    """Names of all registered tasks, sorted."""
-    _import_all()
+    """Return the names of all registered tasks, sorted."""
+    # Importing a module of this package registers its tasks.
+    for module in pkgutil.walk_packages(lookback.tasks.__path__, "lookback.tasks."):
+        importlib.import_module(module.name)
     return sorted(_TASKS)
 
 
 def get_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
-    """The task of this name; raises ValueError that suggests near names, or names the options there
-    are.
+    """Return the task of this name with its options filled in.
+
+    Raises ValueError that suggests similar names for an unknown task, lists the options for an
+    unknown option, or explains why the options are impossible.
     """
     if name not in task_names():
         near = difflib.get_close_matches(name, _TASKS) or sorted(_TASKS)
         raise ValueError(f"unknown task {name!r}: expected {' or '.join(near)}")
-    found = _TASKS[name]
-    unknown = set(options or {}) - set(found.defaults)
+    registration = _TASKS[name]
+
+    unknown = sorted(set(options or {}) - set(registration.defaults))
     if unknown:
-        known = ", ".join(sorted(found.defaults)) or "none"
-        raise ValueError(
-            f"task {name!r} has no option {sorted(unknown)[0]!r}: its options are {known}"
-        )
-    return _fill_in(name, found, {**found.defaults, **(options or {})})
+        known = ", ".join(sorted(registration.defaults)) or "none"
+        raise ValueError(f"task {name!r} has no option {unknown[0]!r}: its options are {known}")
+    return _fill_in(name, registration, {**registration.defaults, **(options or {})})
 
 
-def _fill_in(name: str, found: _Registration, options: dict[str, Any]) -> Task:
-    """The task with every part of its card that depends on the options worked out."""
-    card = {key: value for key, value in found.card.items() if key not in ("answers", "data")}
-    kept = {key: card.pop(key) for key in ("picture", "fetch")}
-    card = {key: value(**options) if callable(value) else value for key, value in card.items()}
-    answers = found.card["answers"]
+def _fill_in(name: str, registration: _Registration, options: dict[str, Any]) -> Task:
+    """Return the task with the value of every fact that depends on its options."""
+    namespace = Options(**options)
+    facts = dict(registration.facts)
+    for key in _FACTS_OF_OPTIONS:
+        if callable(facts[key]):
+            facts[key] = facts[key](namespace)
+
+    if facts["symbols"] is None:
+        facts["symbols"] = [str(token) for token in range(facts["vocabulary"])]
+    if facts["answers"] is None:
+        facts["answers"] = facts["symbols"]
+    facts["sizes"] = dict(facts["sizes"] or {})
+
+    fetch = facts.pop("fetch")
     return Task(
         name=name,
-        sampler=found.sampler,
+        sampler=registration.sampler,
         options=options,
-        answers=answers(**options) if answers else card["symbols"],
-        identify=found.card["data"],
-        reads_split="split" in inspect.signature(found.sampler).parameters,
-        **{**card, **kept, "sizes": dict(card["sizes"] or {})},
+        reads_split="split" in inspect.signature(registration.sampler).parameters,
+        identify=facts.pop("data"),
+        fetch=fetch and (lambda length: fetch(length, namespace)),
+        **facts,
     )

@@ -98,7 +98,7 @@ class Killed(Plain):
     baseline_score=0.25,
     lengths=(16,),
     source="a test",
-    symbols=lambda: list("abcd"),
+    symbols="abcd",
 )
 def sample_last_token(batch_size: int, length: int, generator: torch.Generator) -> Batch:
     """Say the token just read.

@@ -46,7 +46,7 @@ class MeanBlock(nn.Module):
 
 
 @register_task("acme-first", vocabulary=4, baseline_score=0.25, lengths=(16,), source="Acme",
-               symbols=lambda: list("abcd"))
+               symbols="abcd")
 def sample_first(batch_size, length, generator):
     """Say the first token, again and again.
 

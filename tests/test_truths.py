@@ -11,7 +11,7 @@ from lookback.benchmarks.measure.train import learn
 from lookback.benchmarks.record import LearnCell, LearnNumbers
 from lookback.models.model import model_names
 from lookback.tasks.task import get_task
-from tests.bigram import bigram_bits
+from tests.tasks.bigram import bigram_bits
 
 pytestmark = pytest.mark.slow
 FRAME: dict[str, Any] = {

@@ -136,7 +136,7 @@ def prefetched(name: str, length: int | None, options: list[str], plugins: list[
     if task.fetch is None:
         task.batch("train", 0, 0, 1, length)  # says what is missing
         return f"{name}: nothing to fetch"
-    task.fetch(length, **task.options)
+    task.fetch(length)
     facts = [f"{key} {value}" for key, value in task.data.items()]
     if not task.sizes:
         return "\n".join([f"{name}: windows of any length", *facts])

@@ -1,3 +1,1 @@
-"""Long Range Arena (Tay et al. 2020, arXiv 2011.04006): one label a sequence of 1024 to 16384
-tokens.
-"""
+"""Long Range Arena (Tay et al. 2020, arXiv 2011.04006): one label for 1024 to 16384 tokens."""

@@ -1,10 +1,12 @@
-"""Examples that are made once and kept.
+"""Sets of generated examples, and the files that keep them.
 
-A generator makes any example alone, so nothing has to be kept; but what is read in every epoch
-should not be drawn in every epoch. `Generated.fill` makes a whole set, part by part, in several
-processes; `Generated.read` takes an example from its part where that is there, and makes it where
-not. A part is one file, written beside its place and renamed: there are no half parts, and filling
-goes on where it stopped.
+A generator can make any example by itself, so nothing has to be kept; but examples that are read in
+every epoch should not be generated in every epoch. `Generated.fill` writes the whole set in parts,
+in several processes. `Generated.read` takes an example from its part if that exists, and generates
+it otherwise. A part is one file, written under a temporary name and renamed, so that half a part is
+never read and an interrupted `fill` continues where it stopped.
+
+This module does not import torch: the processes that generate parts start faster without it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,18 +30,25 @@ from numpy.typing import NDArray
 from lookback.tasks.files import data_folder
 
 PART = 1000  # examples
-ABANDONED_SECONDS = 600.0
+ABANDONED_SECONDS = 600.0  # age at which a temporary file has lost its writer
 POLL_SECONDS = 0.2
 Integers = NDArray[np.int64]
-Examples = tuple[NDArray[np.uint8], Integers, Integers]
-"""Tokens (examples, length), labels (examples,), and how many tokens of each are valid (examples,).
-"""
+
+
+class Examples(NamedTuple):
+    """Labelled sequences of equal, padded length."""
+
+    tokens: NDArray[np.uint8]  # (examples, length)
+    labels: Integers  # (examples,)
+    lengths: Integers  # (examples,): number of valid tokens
 
 
 @dataclass(frozen=True)
 class Generated:
-    """A set of examples of `length` tokens: `make(*arguments, split, rows)` makes those of the
-    numbers `rows`.
+    """A set of examples of `length` tokens.
+
+    `make(*arguments, split, rows)` returns the `Examples` with the numbers `rows`, a function of
+    its arguments alone. `sizes` is the number of examples in each split.
     """
 
     name: str
@@ -50,112 +59,119 @@ class Generated:
 
     @cached_property
     def folder(self) -> Path:
-        """Named by the arguments and the source of the generator's file: a changed generator finds
-        no stale parts.
-        """
+        """Folder of the parts, named by a hash of the arguments and the generator's source code."""
         source = Path(str(sys.modules[self.make.__module__].__file__)).read_bytes()
-        key = hashlib.sha256(
-            repr((self.arguments, self.length, PART)).encode() + source
-        ).hexdigest()
-        return data_folder() / self.name / key[:16]
+        key = repr((self.arguments, self.length, PART)).encode() + source
+        return data_folder() / self.name / hashlib.sha256(key).hexdigest()[:16]
+
+    def part(self, split: str, number: int) -> Path:
+        """Return the file of a part, whether it exists or not."""
+        return self.folder / f"{split}-{number:04d}.npy"
+
+    def identity(self, count: int) -> dict[str, Any]:
+        """Return what identifies the set: a hash of the first `count` examples of each split."""
+        return {
+            "source": "generated",
+            "first_examples": count,
+            "first_examples_sha256": _hash_examples(
+                self.make, self.arguments, tuple(self.sizes), count
+            ),
+        }
 
     def read(self, split: str, rows: Integers) -> Examples:
-        """The examples of these numbers, from the parts that are there, made anew where they are
-        not.
-        """
-        tokens = np.zeros((len(rows), self.length), dtype=np.uint8)
-        labels, lengths = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=np.int64)
-        absent = np.ones(len(rows), dtype=bool)
+        """Return the examples with these numbers, generating those whose part does not exist."""
+        examples = np.zeros(len(rows), dtype=_layout(self.length))
+        missing = np.ones(len(rows), dtype=bool)
         for number in np.unique(rows // PART):
             path = self.part(split, number)
             if path.exists():
-                mine = rows // PART == number
-                found = _opened(path, self.length)[rows[mine] % PART]
-                tokens[mine], labels[mine], lengths[mine] = (
-                    found["tokens"],
-                    found["label"],
-                    found["length"],
-                )
-                absent &= ~mine
-        if absent.any():
-            tokens[absent], labels[absent], lengths[absent] = self.make(
-                *self.arguments, split, rows[absent]
-            )
-        return tokens, labels, lengths
+                in_part = rows // PART == number
+                examples[in_part] = _open_part(path, self.length)[rows[in_part] % PART]
+                missing &= ~in_part
 
-    def part(self, split: str, number: int) -> Path:
-        """The file of a part, whether it is there or not."""
-        return self.folder / f"{split}-{number:04d}.npy"
+        if missing.any():
+            examples[missing] = self._generate(split, rows[missing])
+        return Examples(
+            examples["tokens"],
+            examples["label"].astype(np.int64),
+            examples["length"].astype(np.int64),
+        )
 
     def fill(self, processes: int | None = None) -> None:
-        """Make every part that is not there yet, with a bar where somebody watches.
+        """Write every missing part, with a progress bar on a terminal.
 
-        It can be stopped at any time, and goes on another time. Raises what making a part raises.
+        It may be stopped at any time, and continued later. Raises the error of a part that cannot
+        be generated.
         """
         from tqdm import tqdm
 
-        parts = [
-            (split, number)
-            for split, size in self.sizes.items()
-            for number in range(-(-size // PART))
-        ]
-        todo = [part for part in parts if not self.part(*part).exists()]
-        _clear_away(self.folder)
-        shares = [todo[first :: processes or _cores()] for first in range(processes or _cores())]
+        parts = []
+        for split, size in self.sizes.items():
+            for number in range(-(-size // PART)):
+                parts.append((split, number))
+        missing = [part for part in parts if not self.part(*part).exists()]
+        _remove_abandoned(self.folder)
+
+        count = min(processes or _usable_cores(), len(missing))
         context = get_context("spawn")
-        workers = [
-            context.Process(target=_make_parts, args=(self, share, os.getpid()))
-            for share in shares
-            if share
-        ]
-        watched = sys.stderr.isatty()
-        with tqdm(
-            total=len(parts), unit="part", desc=self.name, dynamic_ncols=True, disable=not watched
-        ) as bar:
+        workers = []
+        for first in range(count):
+            arguments = (self, missing[first::count], os.getpid())
+            workers.append(context.Process(target=_make_parts, args=arguments))
+
+        hidden = not sys.stderr.isatty()
+        with tqdm(total=len(parts), unit="part", desc=self.name, disable=hidden) as bar:
             try:
                 for worker in workers:
                     worker.start()
                 while any(worker.is_alive() for worker in workers):
-                    workers[0].join(POLL_SECONDS)
+                    time.sleep(POLL_SECONDS)
                     bar.n = sum(self.part(*part).exists() for part in parts)
                     bar.refresh()
             finally:
                 for worker in workers:
-                    if worker.pid is not None:
+                    if worker.pid is not None:  # it was started
                         worker.terminate()
                         worker.join()
-        for part in todo:
+
+        # A part that a worker could not make fails again here, where its error is seen.
+        for part in missing:
             if not self.part(*part).exists():
-                self.make_part(*part)  # a worker could not; here its reason is raised
+                self.make_part(*part)
 
     def make_part(self, split: str, number: int) -> None:
-        """Make one part and write it: after this it is there whole, or not at all."""
-        rows = np.arange(number * PART, min((number + 1) * PART, self.sizes[split]))
-        tokens, labels, lengths = self.make(*self.arguments, split, rows)
+        """Generate one part and write it."""
+        stop = min((number + 1) * PART, self.sizes[split])
+        rows = np.arange(number * PART, stop)
+        save_whole(self.part(split, number), self._generate(split, rows))
+
+    def _generate(self, split: str, rows: Integers) -> NDArray[Any]:
+        """Return the examples with these numbers in the layout of a part."""
+        made = self.make(*self.arguments, split, rows)
         part = np.zeros(len(rows), dtype=_layout(self.length))
-        part["tokens"], part["label"], part["length"] = tokens, labels, lengths
-        save_whole(self.part(split, number), part)
+        part["tokens"] = made.tokens
+        part["label"] = made.labels
+        part["length"] = made.lengths
+        return part
 
 
 def _make_parts(generated: Generated, parts: list[tuple[str, int]], parent: int) -> None:
-    """What one of the processes of `fill` does: its share of the parts, as long as the one that
-    started it lives.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # that one decides
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(1)
-    )  # so that a part half written is taken away
+    """Make parts in a process of its own, until the process that started it is gone."""
+    # The parent handles Ctrl-C and terminates its workers. Exiting by an exception removes the
+    # temporary file of a part that is being written.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     for part in parts:
         if os.getppid() != parent:
             return
         try:
             generated.make_part(*part)
-        except Exception:  # whatever it is, it is raised again where somebody can read it
+        except Exception:  # `fill` makes the part again, and raises there
             return
 
 
 def save_whole(path: Path, array: NDArray[Any]) -> None:
-    """Write an array under `path` so that it stands there whole or not at all."""
+    """Write an array to `path`, which holds it completely or does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -169,10 +185,8 @@ def save_whole(path: Path, array: NDArray[Any]) -> None:
         raise
 
 
-def _clear_away(folder: Path) -> None:
-    """Remove what a process that was killed while writing has left; what is younger may be
-    another's work.
-    """
+def _remove_abandoned(folder: Path) -> None:
+    """Remove temporary files of killed processes; a recent one may belong to a live process."""
     for path in folder.glob(".*.npy.*"):
         if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
             path.unlink(missing_ok=True)
@@ -183,10 +197,8 @@ def _layout(length: int) -> np.dtype[Any]:
 
 
 @lru_cache(maxsize=512)
-def _opened(path: Path, length: int) -> NDArray[Any]:
-    """A part, read from the disk when asked for; raises ValueError that names the file when it is
-    none.
-    """
+def _open_part(path: Path, length: int) -> NDArray[Any]:
+    """Map a part into memory; raises ValueError that names the file if it is damaged."""
     try:
         part: NDArray[Any] = np.load(path, mmap_mode="r")
     except (ValueError, OSError) as error:
@@ -200,5 +212,19 @@ def _opened(path: Path, length: int) -> NDArray[Any]:
     return part
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+@lru_cache(maxsize=16)
+def _hash_examples(
+    make: Callable[..., Examples], arguments: tuple[Any, ...], splits: tuple[str, ...], count: int
+) -> str:
+    """Return the SHA-256 of the first `count` examples of each split."""
+    digest = hashlib.sha256()
+    for split in splits:
+        for array in make(*arguments, split, np.arange(count)):
+            digest.update(np.ascontiguousarray(array).astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,30 +1,33 @@
-"""Pathfinder pictures: two dashed curves among shorter ones, and two dots that may or may not end
-the same curve.
+"""Pathfinder images: two long dashed curves among shorter ones, and two dots at ends of curves.
 
-The rule (Linsley et al. 2018, arXiv 1805.08315; drewlinsley/pathfinder with the parameters of Long
-Range Arena). A curve is a chain of bars, called paddles. Between the paddles lie joints; a joint is
-`margin` from the paddles on either side, and the next paddle's far end is drawn on a circle around
-the joint, with probability proportional to cos^2(continuity * turn), where there is room. Two
-paddles are never nearer than two margins, but at a joint.
+The rule is that of Linsley et al. 2018 (arXiv 1805.08315; drewlinsley/pathfinder with the
+parameters of Long Range Arena). A curve is a chain of bars, called paddles, with joints between
+them. A joint lies `margin` from the paddles on either side. The far end of the next paddle is drawn
+on a circle around the joint, with probability proportional to cos^2(continuity * turn), where there
+is room. Except at a joint, two paddles are never nearer than two margins.
 
-                      o----  ----  ----                 o  a dot, at the beginning of a curve
-                                       \\                -  a paddle
-                                        \\  o            the other dot ends this curve (1) or the other long one (0)
+    o----  ----  ----           o  the dots: the first begins a curve; the second ends the same
+                     \\             curve (label 1) or the other long one (label 0)
+                      \\  o      -  a paddle
 
-Two curves grow by turns from two seeds that lie a given distance apart; when one is stuck, both are
-begun anew. Then distractors are strewn where there is room, each tried five times. Where the
-published code lets the last paddle of a curve be drawn over by others, ours does not, so that every
-picture has one answer. Its joints are rounded up to whole pixels, ours to the nearest; it draws at
-twice the size and shrinks with Lanczos, we count 4 x 4 points of each pixel. As there, distractors
-are drawn at the curves' contrast alone, the two long curves at that of curves times paddles.
+Two curves grow in turns from two seeds that lie a fixed distance apart; if one is stuck, both start
+again. Then distractors are added where there is room, with five tries each.
 
-Which pixels are taken is kept in one long integer, a bit a pixel, row after row: whether a paddle
-meets what is there is then one `&`, and most of the work is finding out that there is no room.
+Differences from the published code: it lets other paddles cover the last paddle of a curve; here
+they cannot, so that every image has one answer. It rounds joints up to whole pixels; here they are
+rounded to the nearest. It draws at twice the size and shrinks with a Lanczos filter; here each
+pixel is sampled at 4 x 4 points. As there, distractors have the contrast of curves, and the two
+long curves the product of the contrasts of curves and of paddles.
+
+The occupied pixels are one long integer with one bit per pixel, row by row. Whether a paddle meets
+an occupied pixel is then one `&`, which is fast; most of the work is finding out that there is no
+room.
 """
 
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -36,20 +39,23 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lookback.tasks.lra.cache import Examples, Integers
+
 Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
 Point = tuple[int, int]  # row, column
 Direction = tuple[float, float]  # down, right; of any length
 
-PADDLE_TRIES, DISTRACTOR_TRIES = 3, 5
-SAMPLES = 4  # points a pixel in each direction
-# of a pixel, for it to be taken: the published code lets two paddles share one up to 1.8 in all
+PADDLE_TRIES = 3
+DISTRACTOR_TRIES = 5
+SAMPLES = 4  # points per pixel, in each direction
+# Share of a pixel that must be covered for it to be occupied. The published code lets two paddles
+# share a pixel up to 1.8 in all.
 COVERED = 0.9
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How a picture of a size is drawn; lengths in pixels."""
+    """The published parameters for one image size; lengths in pixels."""
 
     side: int
     padding: int
@@ -57,7 +63,7 @@ class Setting:
     dot_radius: float
     paddle_length: int
     thickness: float
-    margins: tuple[int, ...]  # one is drawn for each picture
+    margins: tuple[int, ...]  # each image draws one of them
     paddle_contrast: float
     curve_contrast: float
     continuity: float
@@ -79,365 +85,375 @@ class Paddle(NamedTuple):
     direction: Direction
 
 
-class Taken(NamedTuple):
-    """Pixels, as bits: those that no other paddle's may meet, and those where no other paddle may
-    end.
-    """
+class Occupied(NamedTuple):
+    """Occupied pixels, as bits."""
 
-    near: int
-    wide: int
+    near: int  # within a margin of a paddle: no other paddle's `near` may meet them
+    wide: int  # within two margins of a paddle: no other paddle may end there
 
-    def __or__(self, other: tuple[int, int]) -> Taken:
-        return Taken(self.near | other[0], self.wide | other[1])
+    def __or__(self, other: tuple[int, int]) -> Occupied:
+        return Occupied(self.near | other[0], self.wide | other[1])
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A chain of paddles; the last one hangs on `joint`, points along `heading`, and takes the
-    pixels `last`.
-    """
+    """A chain of paddles from `tail` to `head`."""
 
     paddles: tuple[Paddle, ...]
     tail: Point
     head: Point
-    joint: Point
-    heading: Direction
-    last: Taken
+    joint: Point  # of the last paddle with the one before it
+    heading: Direction  # from that joint along the last paddle
+    last: Occupied  # by the last paddle
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What was drawn: grey values (side, side), whether both dots are on one curve, the long
-    curves, and the rest.
-    """
+    """A drawn image and the objects in it."""
 
-    image: NDArray[np.uint8]
-    label: int
+    image: NDArray[np.uint8]  # (side, side) grey values
+    label: int  # 1 if both dots are on one curve
     curves: tuple[Curve, Curve]
     distractors: tuple[Curve, ...]
     dots: tuple[Point, Point]
 
 
-def make(
-    seed: int, length: int, contour: int, split: str, rows: Integers
-) -> tuple[NDArray[np.uint8], Integers, Integers]:
-    """Pictures number `rows` of a split, of `length` pixels, whose long curves have `contour`
-    paddles.
+def make(seed: int, length: int, contour: int, split: str, rows: Integers) -> Examples:
+    """Return the images with the numbers `rows` of a split, `length` pixels each.
 
-    Returns grey values (rows, length), labels (rows,), lengths (rows,).
+    `contour` is the number of paddles in a long curve.
     """
     pictures = [picture(seed, isqrt(length), contour, split, int(row)) for row in rows]
-    tokens = np.stack([drawn.image.ravel() for drawn in pictures])
-    return tokens, np.array([drawn.label for drawn in pictures]), np.full(len(rows), length)
+    return Examples(
+        tokens=np.stack([drawn.image.ravel() for drawn in pictures]),
+        labels=np.array([drawn.label for drawn in pictures]),
+        lengths=np.full(len(rows), length),
+    )
 
 
 def picture(seed: int, side: int, contour: int, split: str, row: int) -> Picture:
-    """Picture `row` of a split: a function of the arguments alone."""
+    """Return image `row` of a split: a function of the arguments alone."""
     digest = hashlib.sha256(f"pathfinder {seed} {side} {contour} {split} {row}".encode()).digest()
     random = Random(int.from_bytes(digest, "little"))
-    label, setting = int(random.random() < 0.5), SETTINGS[side]
-    board = Board.of(setting, below(len(setting.margins), random))
-    taken, curves = two_curves(board, contour, random)
-    distractors = tuple(strew(board, taken, contour // 3, random))
+    setting = SETTINGS[side]
+    label = int(random.random() < 0.5)
+
+    board = make_board(setting, setting.margins[below(len(setting.margins), random)])
+    occupied, curves = two_curves(board, contour, random)
+    distractors = tuple(add_distractors(board, occupied, contour // 3, random))
+
+    # The first dot begins a curve; the second ends the same curve or the other one.
     first = below(2, random)
-    dots = curves[first].tail, curves[first if label else 1 - first].head
-    light = np.zeros((side, side))
-    paint(light, board, curves, setting.curve_contrast * setting.paddle_contrast)
-    paint(light, board, distractors, setting.curve_contrast)
+    second = first if label else 1 - first
+    dots = (curves[first].tail, curves[second].head)
+
+    canvas = np.zeros((board.stride, board.stride))  # the image and the edge around it
+    paint(canvas, board, curves, setting.curve_contrast * setting.paddle_contrast)
+    paint(canvas, board, distractors, setting.curve_contrast)
     for dot in dots:
-        lighten(light, dot, disc(setting.dot_radius))
+        lighten(canvas, board, dot, disc(setting.dot_radius))
+    light = canvas[board.edge : -board.edge, board.edge : -board.edge]
     image = np.rint(light * (255 / light.max())).astype(np.uint8)
     return Picture(image, label, curves, distractors, dots)
 
 
 def below(count: int, random: Random) -> int:
-    """A whole number from 0 to `count` - 1, the same on every machine."""
+    """Return a random integer of 0..count-1, the same on every machine."""
     return int(random.random() * count)
 
 
+def any_direction(random: Random) -> Direction:
+    """Return one of 360 directions, all equally likely."""
+    angle = radians(below(360, random))
+    return sin(angle), cos(angle)
+
+
 def moved(point: Point, direction: Direction, distance: float) -> Point:
-    """The pixel at a distance from another in a direction."""
+    """Return the pixel at a distance from another in a direction."""
     size = hypot(*direction)
-    row, column = (round(p + distance * d / size) for p, d in zip(point, direction, strict=True))
-    return row, column
+    row = point[0] + distance * direction[0] / size
+    column = point[1] + distance * direction[1] / size
+    return round(row), round(column)
 
 
-class Stamp(NamedTuple):
-    """What a paddle does to the square of pixels up to `reach` around its start."""
-
-    light: Floats  # share of each pixel that it covers
-    near: int  # bits of those within a margin of it, from the square's first pixel on
-    wide: int  # bits of those within two
-    offsets: tuple[int, ...]  # places of the bits of `near`, from the start
+# The board: pixels as bits, and the stamp that a paddle leaves on them.
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Board:
-    """A picture's pixels as bits: `stride` to a row, with an edge outside the picture all around,
-    which is taken.
-    """
+    """The pixels of an image as bits, `stride` to a row, with an occupied edge around the image."""
 
     setting: Setting
     margin: int
-    reach: int
-    edge: int
+    reach: int  # a paddle with two margins lies within this distance of its start
+    edge: int  # width of the edge: as far as a paddle may be tried
     stride: int
-    outside: Taken
+    outside: Occupied
 
-    @staticmethod
-    @lru_cache(maxsize=16)
-    def of(setting: Setting, margin_number: int) -> Board:
-        """The board of a setting, with the margin of this number."""
-        margin = setting.margins[margin_number]
-        reach = setting.paddle_length + 2 * margin + ceil(setting.thickness)
-        edge = 2 * setting.paddle_length + 3 * margin + 2  # as far as a paddle may be tried
-        frames = [
-            np.pad(
-                np.zeros((setting.side - 2 * border,) * 2, bool),
-                edge + border,
-                constant_values=True,
-            )
-            for border in (setting.padding, setting.padding + margin)
-        ]
-        stride = setting.side + 2 * edge
-        return Board(
-            setting, margin, reach, edge, stride, Taken(*(bits(frame, stride) for frame in frames))
-        )
-
-    def place(self, point: Point) -> int:
-        """Number of a pixel's bit."""
+    def bit(self, point: Point) -> int:
+        """Return the number of a pixel's bit."""
         return (point[0] + self.edge) * self.stride + point[1] + self.edge
 
-    def stamp(self, direction: Direction) -> Stamp:
-        """What a paddle of this direction takes and draws."""
-        setting = self.setting
-        return stamp(
-            setting.paddle_length,
-            setting.thickness,
-            self.margin,
-            self.reach,
-            self.stride,
-            direction,
-        )
+    def occupied_by(self, paddle: Paddle) -> Occupied:
+        """Return the pixels that a paddle occupies."""
+        mark = stamp(self, paddle.direction)
+        shift = self.bit(paddle.start) - self.reach * (self.stride + 1)
+        return Occupied(mark.near << shift, mark.wide << shift)
 
-    def taken_by(self, paddle: Paddle) -> Taken:
-        """The pixels that a paddle takes, where it lies on the board."""
-        mark, shift = (
-            self.stamp(paddle.direction),
-            self.place(paddle.start) - self.reach * (self.stride + 1),
-        )
-        return Taken(mark.near << shift, mark.wide << shift)
+
+@lru_cache(maxsize=16)
+def make_board(setting: Setting, margin: int) -> Board:
+    """Return the empty board of a setting and margin."""
+    edge = 2 * setting.paddle_length + 3 * margin + 2
+    stride = setting.side + 2 * edge
+    frames = []
+    for border in (setting.padding, setting.padding + margin):
+        inside = np.zeros((setting.side - 2 * border,) * 2, dtype=bool)
+        frames.append(bits(np.pad(inside, edge + border, constant_values=True), stride))
+    return Board(
+        setting=setting,
+        margin=margin,
+        reach=setting.paddle_length + 2 * margin + ceil(setting.thickness),
+        edge=edge,
+        stride=stride,
+        outside=Occupied(*frames),
+    )
 
 
 def bits(pixels: NDArray[np.bool_], stride: int) -> int:
-    """Pixels of a square as the bits of an integer, `stride` to a row, the first one lowest."""
-    spread = np.zeros((len(pixels), stride), dtype=bool)
-    spread[:, : pixels.shape[1]] = pixels
-    return int.from_bytes(np.packbits(spread, bitorder="little").tobytes(), "little")
+    """Return the pixels of a square as bits of an integer, `stride` to a row, the first lowest."""
+    rows = np.zeros((len(pixels), stride), dtype=bool)
+    rows[:, : pixels.shape[1]] = pixels
+    return int.from_bytes(np.packbits(rows, bitorder="little").tobytes(), "little")
+
+
+class Stamp(NamedTuple):
+    """The marks of a paddle on the square of pixels within `reach` of its start."""
+
+    light: Floats  # share of each pixel that the paddle covers
+    near: int  # bits of the pixels within a margin, from the first pixel of the square on
+    wide: int  # bits of the pixels within two margins
+    offsets: tuple[int, ...]  # numbers of the bits of `near`, relative to the start
 
 
 @lru_cache(maxsize=4096)
-def stamp(
-    length: int, thickness: float, margin: int, reach: int, stride: int, direction: Direction
-) -> Stamp:
-    """A bar of a length and thickness, in pixels, and its margins, within `reach` of where it
-    begins.
-    """
-    away = distance_to_bar(reach, length, direction) - thickness / 2
-    near, wide = (share(away <= margin) >= COVERED), (share(away <= 2 * margin) >= COVERED)
+def stamp(board: Board, direction: Direction) -> Stamp:
+    """Return the stamp of a paddle in this direction."""
+    reach = board.reach
+    stride = board.stride
+    axis_distance = distance_to_bar(reach, board.setting.paddle_length, direction)
+    distance = axis_distance - board.setting.thickness / 2
+
+    near = share(distance <= board.margin) >= COVERED
+    wide = share(distance <= 2 * board.margin) >= COVERED
     offsets = (np.argwhere(near) - reach) @ (stride, 1)
-    return Stamp(share(away <= 0), bits(near, stride), bits(wide, stride), tuple(offsets.tolist()))
+    return Stamp(
+        share(distance <= 0), bits(near, stride), bits(wide, stride), tuple(offsets.tolist())
+    )
 
 
 def distance_to_bar(reach: int, length: float, direction: Direction) -> Floats:
-    """Distance to a bar that begins at (0, 0), of SAMPLES x SAMPLES points in each pixel up to
-    `reach` away.
+    """Return the distance of sample points to the axis of a bar that begins at (0, 0).
+
+    There are SAMPLES x SAMPLES points in each pixel up to `reach` away.
     """
     ticks = (np.arange((2 * reach + 1) * SAMPLES) + 0.5) / SAMPLES - reach - 0.5
-    row, column = ticks[:, None], ticks[None, :]
-    down, right = (d / hypot(*direction) for d in direction)
+    row = ticks[:, None]
+    column = ticks[None, :]
+    size = hypot(*direction)
+    down = direction[0] / size
+    right = direction[1] / size
+
     along = np.clip(row * down + column * right, 0, length)
     squared = (row - along * down) ** 2 + (column - along * right) ** 2
-    return np.sqrt(
-        np.round(squared, 9)
-    )  # points at the very edge fall the same way on every machine
+    # Rounded, so that points at the very edge fall on the same side on every machine.
+    return np.sqrt(np.round(squared, 9))
 
 
 def share(points: NDArray[np.bool_]) -> Floats:
-    """Share of each pixel's points that are set."""
+    """Return the share of each pixel's sample points that are set."""
     side = len(points) // SAMPLES
     return points.reshape(side, SAMPLES, side, SAMPLES).mean(axis=(1, 3))
 
 
+# Drawing.
+
+
 @lru_cache(maxsize=16)
 def disc(radius: float) -> Floats:
-    """How much of each pixel a disc covers; radius in pixels."""
+    """Return the share of each pixel that a disc covers; radius in pixels."""
     return share(distance_to_bar(ceil(radius), 0, (1.0, 0.0)) <= radius)
 
 
-def paint(light: Floats, board: Board, curves: tuple[Curve, ...], contrast: float) -> None:
-    """Draw the paddles of curves into a picture, (side, side), at a contrast."""
+def paint(canvas: Floats, board: Board, curves: tuple[Curve, ...], contrast: float) -> None:
+    """Draw the paddles of curves onto the pixels of a board."""
     for curve in curves:
         for paddle in curve.paddles:
-            lighten(light, paddle.start, board.stamp(paddle.direction).light * contrast)
+            light = stamp(board, paddle.direction).light * contrast
+            lighten(canvas, board, paddle.start, light)
 
 
-def lighten(light: Floats, centre: Point, part: Floats) -> None:
-    """Draw a square of light around a pixel; where there is light already, the brighter stays."""
-    reach = len(part) // 2
-    top, left = (max(0, c - reach) for c in centre)
-    window = light[top : centre[0] + reach + 1, left : centre[1] + reach + 1]
-    row, column = (max(0, reach - c) for c in centre)
-    np.maximum(
-        window, part[row : row + window.shape[0], column : column + window.shape[1]], out=window
-    )
+def lighten(canvas: Floats, board: Board, centre: Point, patch: Floats) -> None:
+    """Draw a square patch around a pixel; where light overlaps, the brighter value stays."""
+    side = len(patch)
+    top = centre[0] + board.edge - side // 2
+    left = centre[1] + board.edge - side // 2
+    window = canvas[top : top + side, left : left + side]
+    np.maximum(window, patch, out=window)
+
+
+# Growing curves.
 
 
 @lru_cache(maxsize=4096)
 def turns(radius: int, continuity: float, heading: Direction) -> tuple[tuple[Point, float], ...]:
-    """Where the end of the next paddle may lie around a joint, and how likely each place is,
-    unnormalised.
-    """
-    found = []
-    for place in circle(radius):
-        turn = abs((atan2(*place) - atan2(*heading) + pi) % (2 * pi) - pi)
+    """Return the possible ends of the next paddle around a joint, with unnormalised weights."""
+    ends = []
+    for pixel in circle(radius):
+        turn = abs((atan2(*pixel) - atan2(*heading) + pi) % (2 * pi) - pi)
         weight = cos(min(turn * continuity, pi / 2)) ** 2
         if weight > 1e-9:
-            found.append((place, weight))
-    return tuple(found)
+            ends.append((pixel, weight))
+    return tuple(ends)
 
 
 @lru_cache(maxsize=16)
 def circle(radius: int) -> tuple[Point, ...]:
-    """Pixels of a circle around (0, 0), met by steps of a pixel along it."""
-    steps = [step / radius for step in range(ceil(2 * pi * radius))]
-    return tuple(
-        sorted({(round(radius * sin(angle)), round(radius * cos(angle))) for angle in steps})
-    )
+    """Return the pixels of a circle around (0, 0), sampled at steps of one pixel."""
+    pixels = set()
+    for step in range(ceil(2 * pi * radius)):
+        angle = step / radius
+        pixels.add((round(radius * sin(angle)), round(radius * cos(angle))))
+    return tuple(sorted(pixels))
 
 
-def extended(board: Board, curve: Curve, taken: Taken, random: Random) -> Curve | None:
-    """The curve with one more paddle, None where there is no room. `taken` is by all but the
-    curve's last paddle.
+def seed_curve(board: Board, tail: Point, direction: Direction) -> Curve:
+    """Return a curve of one paddle."""
+    paddle = Paddle(tail, direction)
+    head = moved(tail, direction, board.setting.paddle_length)
+    joint = moved(tail, direction, -board.margin)
+    return Curve((paddle,), tail, head, joint, direction, board.occupied_by(paddle))
+
+
+def extended(board: Board, curve: Curve, occupied: Occupied, random: Random) -> Curve | None:
+    """Return the curve with one more paddle, or None if there is no room.
+
+    `occupied` covers everything except the last paddle of the curve itself.
     """
     setting = board.setting
     joint = moved(curve.joint, curve.heading, setting.paddle_length + 2 * board.margin)
-    corner = board.place(joint)
-    ways = turns(setting.paddle_length + board.margin, setting.continuity, curve.heading)
-    open_ways = [
-        way for way in ways if not taken.wide >> (corner + way[0][0] * board.stride + way[0][1]) & 1
-    ]
-    total = list(accumulate(weight for _, weight in open_ways))
-    for _ in range(PADDLE_TRIES if total else 0):
-        drawn = random.random() * total[-1]
-        down, right = next(
-            way[0] for way, up_to in zip(open_ways, total, strict=True) if drawn < up_to
-        )
+    centre = board.bit(joint)
+
+    ends = []
+    weights = []
+    for end, weight in turns(
+        setting.paddle_length + board.margin, setting.continuity, curve.heading
+    ):
+        if not occupied.wide >> (centre + end[0] * board.stride + end[1]) & 1:
+            ends.append(end)
+            weights.append(weight)
+    if not ends:
+        return None
+
+    cumulative = list(accumulate(weights))
+    for _ in range(PADDLE_TRIES):
+        down, right = ends[bisect_right(cumulative, random.random() * cumulative[-1])]
+        # The paddle begins at its far end and runs towards the joint.
         paddle = Paddle((joint[0] + down, joint[1] + right), (-float(down), -float(right)))
-        mine = board.taken_by(paddle)
-        if not mine.near & taken.near:
+        last = board.occupied_by(paddle)
+        if not last.near & occupied.near:
             return replace(
                 curve,
                 paddles=(*curve.paddles, paddle),
                 head=paddle.start,
                 joint=joint,
                 heading=(float(down), float(right)),
-                last=mine,
+                last=last,
             )
     return None
 
 
-def seed_curve(board: Board, tail: Point, direction: Direction) -> Curve:
-    """A curve of one paddle."""
-    paddle = Paddle(tail, direction)
-    head, joint = (
-        moved(tail, direction, by) for by in (board.setting.paddle_length, -board.margin)
-    )
-    return Curve((paddle,), tail, head, joint, direction, board.taken_by(paddle))
-
-
-def any_direction(random: Random) -> Direction:
-    """One of 360 directions, all alike."""
-    angle = radians(below(360, random))
-    return sin(angle), cos(angle)
-
-
-def two_curves(board: Board, contour: int, random: Random) -> tuple[Taken, tuple[Curve, Curve]]:
-    """The two long curves, grown by turns, begun anew until both are whole; and what they take."""
+def two_curves(board: Board, contour: int, random: Random) -> tuple[Occupied, tuple[Curve, Curve]]:
+    """Return the two long curves and all occupied pixels; starts again until both are complete."""
     distance = board.setting.seed_distance
+    # The first seed keeps twice the distance from every side.
+    room = board.setting.side - 4 * distance
     while True:
-        # The first seed keeps twice the distance from every side.
-        first = tuple(
-            2 * distance + below(board.setting.side - 4 * distance, random) for _ in range(2)
-        )
-        second = moved((first[0], first[1]), any_direction(random), distance)
-        curves = [
-            seed_curve(board, (tail[0], tail[1]), any_direction(random)) for tail in (first, second)
-        ]
-        grown = (
-            grow_by_turns(board, curves, contour, random)
-            if not curves[0].last.near & curves[1].last.near
-            else None
-        )
-        if grown:
-            return grown
+        row = 2 * distance + below(room, random)
+        column = 2 * distance + below(room, random)
+        tail = (row, column)
+        other_tail = moved(tail, any_direction(random), distance)
+        curve = seed_curve(board, tail, any_direction(random))
+        other = seed_curve(board, other_tail, any_direction(random))
+
+        if not curve.last.near & other.last.near:
+            grown = grow_in_turns(board, curve, other, contour, random)
+            if grown:
+                return grown
 
 
-def grow_by_turns(
-    board: Board, curves: list[Curve], contour: int, random: Random
-) -> tuple[Taken, tuple[Curve, Curve]] | None:
-    """Both curves with `contour` paddles and what they take, or None where one of them is stuck."""
-    taken = board.outside  # by all but the last paddles
+def grow_in_turns(
+    board: Board, first: Curve, second: Curve, contour: int, random: Random
+) -> tuple[Occupied, tuple[Curve, Curve]] | None:
+    """Return all occupied pixels and both complete curves, or None if one is stuck."""
+    occupied = board.outside  # and all paddles but the last of each curve
     for _ in range(contour - 1):
-        for mine in range(2):
-            longer = extended(board, curves[mine], taken | curves[1 - mine].last, random)
-            if longer is None:
-                return None
-            taken = taken | curves[mine].last
-            curves[mine] = longer
-    return taken | curves[0].last | curves[1].last, (curves[0], curves[1])
+        longer = extended(board, first, occupied | second.last, random)
+        if longer is None:
+            return None
+        occupied |= first.last
+        first = longer
+
+        longer = extended(board, second, occupied | first.last, random)
+        if longer is None:
+            return None
+        occupied |= second.last
+        second = longer
+    return occupied | first.last | second.last, (first, second)
 
 
-def strew(board: Board, taken: Taken, paddles: int, random: Random) -> Iterator[Curve]:
-    """Distractors of so many paddles each, where there is room for them."""
+def add_distractors(
+    board: Board, occupied: Occupied, paddles: int, random: Random
+) -> Iterator[Curve]:
+    """Yield distractors of `paddles` paddles each, as many as the setting has and find room."""
     for _ in range(board.setting.distractor_paddles // paddles):
         for _ in range(DISTRACTOR_TRIES):
-            found = distractor(board, taken, paddles, random)
-            if found:
-                taken, curve = found
+            grown = distractor(board, occupied, paddles, random)
+            if grown:
+                occupied, curve = grown
                 yield curve
                 break
 
 
 def distractor(
-    board: Board, taken: Taken, paddles: int, random: Random
-) -> tuple[Taken, Curve] | None:
-    """One distractor and all that is taken then; None when it is stuck."""
+    board: Board, occupied: Occupied, paddles: int, random: Random
+) -> tuple[Occupied, Curve] | None:
+    """Return a distractor and all pixels occupied with it, or None if it is stuck."""
     direction = any_direction(random)
-    tail = free_place(board, taken.near, direction, random)
+    tail = free_start(board, occupied.near, direction, random)
     if tail is None:
         return None
     curve = seed_curve(board, tail, direction)
     for _ in range(paddles - 1):
-        longer = extended(board, curve, taken, random)
+        longer = extended(board, curve, occupied, random)
         if longer is None:
             return None
-        taken, curve = taken | curve.last, longer
-    return taken | curve.last, curve
+        occupied |= curve.last
+        curve = longer
+    return occupied | curve.last, curve
 
 
-def free_place(board: Board, near: int, direction: Direction, random: Random) -> Point | None:
-    """A pixel where a paddle may start in this direction, each such pixel equally likely; None
-    where there is none.
-    """
+def free_start(board: Board, near: int, direction: Direction, random: Random) -> Point | None:
+    """Return a random pixel where a paddle in this direction has room, or None if there is none."""
+    # A start is blocked if any pixel of the stamp would meet an occupied one.
     blocked = near
-    for offset in board.stamp(direction).offsets:
+    for offset in stamp(board, direction).offsets:
         blocked |= near >> offset if offset >= 0 else near << -offset
+
     size = board.stride * board.stride
     content = (blocked & ((1 << size) - 1)).to_bytes(-(-size // 8), "little")
-    free = np.flatnonzero(
-        np.unpackbits(np.frombuffer(content, np.uint8), count=size, bitorder="little") == 0
-    )
+    is_blocked = np.unpackbits(np.frombuffer(content, np.uint8), count=size, bitorder="little")
+    free = np.flatnonzero(is_blocked == 0)
     if not len(free):
         return None
     row, column = divmod(int(free[below(len(free), random)]), board.stride)

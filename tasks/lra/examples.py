@@ -1,57 +1,66 @@
-"""What the tasks of this folder share: examples as batches, their identity, and images drawn in
-characters.
-"""
+"""Helpers of the tasks in this folder: batches, documents as bytes, and pictures as text."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from functools import cache
 from io import BytesIO
 from math import isqrt
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lookback.tasks.lra.cache import Examples, Generated
-from lookback.tasks.task import SPLITS, Batch
+from lookback.tasks.corpus import byte_symbols
+from lookback.tasks.lra.cache import Examples
+from lookback.tasks.task import Batch
 
-BYTES, PAD = 257, 256
-"""Token ids of text: the 256 bytes, and what fills a short document up."""
+PAD = 256
+"""Token that fills up a short document; 0 to 255 are its bytes."""
+TEXT_SYMBOLS = [*byte_symbols(), "_"]
+GREY_SYMBOLS = [str(grey) for grey in range(256)]
 SHADES = " .:-=+*#%@"
 
 
 def as_batch(examples: Examples, padded: bool = True) -> Batch:
-    """A batch of examples, their valid lengths only where some are `padded`."""
-    tokens, labels, lengths = (
-        torch.from_numpy(np.ascontiguousarray(part)).long() for part in examples
-    )
-    return Batch(tokens, labels, lengths=lengths if padded else None)
+    """Return examples as a batch of int64, with their valid lengths if some are `padded`."""
+    tokens = torch.from_numpy(np.ascontiguousarray(examples.tokens)).long()
+    labels = torch.from_numpy(examples.labels)
+    lengths = torch.from_numpy(examples.lengths) if padded else None
+    return Batch(tokens, labels, lengths=lengths)
 
 
-def padded_bytes(texts: Sequence[bytes], length: int) -> tuple[Tensor, Tensor]:
-    """Documents as bytes, cut at `length` and filled up with PAD: (documents, length), and valid
-    tokens of each.
+def text_batch(texts: Sequence[bytes], labels: Sequence[int], length: int) -> Batch:
+    """Return one document per label as a batch, cut at `length` or filled up with PAD.
 
-    An empty document counts as one PAD, so that there is something to read.
+    An empty document counts as one PAD, so that there is a token to read.
     """
     tokens = np.full((len(texts), length), PAD, dtype=np.int64)
     for row, text in zip(tokens, texts, strict=True):
         row[: len(text)] = np.frombuffer(text[:length], dtype=np.uint8)
     lengths = [max(1, min(len(text), length)) for text in texts]
-    return torch.from_numpy(tokens), torch.tensor(lengths)
+    return Batch(torch.from_numpy(tokens), torch.tensor(labels), lengths=torch.tensor(lengths))
 
 
-def grey_values(file: bytes, side: int, where: str) -> NDArray[np.uint8]:
-    """Grey values of a PNG file, (side * side,); raises ValueError, saying where, when it is not a
-    whole one.
+def pair_batch(texts: Sequence[bytes], labels: Sequence[int], length: int) -> Batch:
+    """Return two consecutive documents per label as a batch: tokens (batch, 2, length)."""
+    documents = text_batch(texts, labels, length)
+    assert documents.lengths is not None
+    return Batch(
+        documents.tokens.unflatten(0, (-1, 2)),
+        documents.targets,
+        lengths=documents.lengths.unflatten(0, (-1, 2)),
+    )
+
+
+def grey_values(file: bytes, side: int, name: str) -> NDArray[np.uint8]:
+    """Return the grey values of a PNG file, (side * side,).
+
+    Raises ValueError that begins with `name` unless the file is a whole PNG of this size.
     """
     from PIL import Image, UnidentifiedImageError
 
-    expected = f"{where}: expected a PNG of {side} x {side}"
+    expected = f"{name}: expected a PNG of {side} x {side}"
     try:
         with Image.open(BytesIO(file), formats=["PNG"]) as image:
             grey = np.asarray(image.convert("L"))
@@ -63,35 +72,19 @@ def grey_values(file: bytes, side: int, where: str) -> NDArray[np.uint8]:
 
 
 def text_picture(tokens: Tensor) -> str:
-    """A document as text, without what fills it up."""
-    return bytes(token for token in tokens.tolist() if token < PAD).decode(
-        "utf-8", errors="replace"
-    )
+    """Return a document, (length,), as text without its padding."""
+    content = bytes(token for token in tokens.tolist() if token < PAD)
+    return content.decode("utf-8", errors="replace")
 
 
 def picture(tokens: Tensor) -> str:
-    """A square grey image, (side * side,) of 0 to 255, in characters: light ones stand for bright
-    pixels.
+    """Return a square image of grey values, (side * side,), as lines of characters.
+
+    The brighter a pixel, the more ink has its character.
     """
     side = isqrt(len(tokens))
     shades = (tokens.reshape(side, side) * len(SHADES)) // 256
-    return "\n".join("".join(SHADES[shade] for shade in row).rstrip() for row in shades.tolist())
-
-
-@cache
-def _first_examples(
-    name: str, make: Any, arguments: tuple[Any, ...], length: int, count: int
-) -> str:
-    digest = hashlib.sha256()
-    for split in SPLITS:
-        for part in make(*arguments, split, np.arange(count)):
-            digest.update(np.ascontiguousarray(part).astype("<i8").tobytes())
-    return digest.hexdigest()
-
-
-def generated_identity(generated: Generated, count: int) -> dict[str, Any]:
-    """What identifies a set that we make: a hash of the first `count` examples of each split."""
-    digest = _first_examples(
-        generated.name, generated.make, generated.arguments, generated.length, count
-    )
-    return {"source": "generated", "first_examples": count, "first_examples_sha256": digest}
+    lines = []
+    for row in shades.tolist():
+        lines.append("".join(SHADES[shade] for shade in row).rstrip())
+    return "\n".join(lines)

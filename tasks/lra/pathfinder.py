@@ -1,4 +1,4 @@
-"""Pathfinder and Path-X: do the two dots lie on the same curve? One pixel a token, row after row."""
+"""Pathfinder and Path-X: do the two dots lie on the same curve? One token per pixel, row by row."""
 
 from __future__ import annotations
 
@@ -10,71 +10,68 @@ from torch import Tensor
 
 from lookback.tasks.lra import curves
 from lookback.tasks.lra.cache import Generated
-from lookback.tasks.lra.examples import as_batch, generated_identity, picture
+from lookback.tasks.lra.examples import GREY_SYMBOLS, as_batch, picture
 from lookback.tasks.lra.released import digest_of, list_images, read_images, release, split_sizes
-from lookback.tasks.task import Batch, register_task
+from lookback.tasks.task import Batch, Options, register_task
 
 SIZES = {"train": 160000, "validation": 20000, "test": 20000}
-CONTOURS = {14: "curv_contour_length_14", 9: "curv_contour_length_9", 6: "curv_baseline"}
+FOLDERS = {14: "curv_contour_length_14", 9: "curv_contour_length_9", 6: "curv_baseline"}
 SOURCE = "Pathfinder: Linsley et al. 2018 (arXiv 1805.08315), the rule of drewlinsley/pathfinder"
 
 
 def image_set(length: int, released: bool, contour_length: int, data_seed: int) -> Generated:
-    """The pictures of a size: those that we draw, or those of the release."""
-    side = isqrt(length)
-    if contour_length not in CONTOURS:
+    """Return the images of `length` pixels: generated ones, or those of the released archive.
+
+    Raises ValueError for a contour length that was not published, AbsentCorpusError if the released
+    images are not on this machine.
+    """
+    if contour_length not in FOLDERS:
         raise ValueError(
             f"contour_length {contour_length}: expected 14 (the published one), 9 or 6"
         )
     if not released:
-        return Generated(
-            "pathfinder", curves.make, (data_seed, length, contour_length), length, SIZES
-        )
-    folder = release(f"pathfinder{side}/{CONTOURS[contour_length]}")
+        arguments: tuple[Any, ...] = (data_seed, length, contour_length)
+        return Generated("pathfinder", curves.make, arguments, length, SIZES)
+
+    side = isqrt(length)
+    folder = release(f"pathfinder{side}/{FOLDERS[contour_length]}")
     sizes = split_sizes(len(list_images(folder).files))
-    return Generated(
-        "pathfinder-released", read_images, (str(folder), side, _digest(folder)), length, sizes
-    )
+    digest = digest_of(*sorted((folder / "metadata").glob("*.npy")))
+    arguments = (str(folder), side, digest)
+    return Generated("pathfinder-released", read_images, arguments, length, sizes)
 
 
-def _digest(folder: Path) -> str:
-    return digest_of(*sorted((folder / "metadata").glob("*.npy")))
-
-
-def _identity(length: int, **options: Any) -> dict[str, Any]:
-    images = image_set(length, **options)
-    if not options["released"]:
-        return generated_identity(images, count=4)
+def data_identity(length: int, options: Options) -> dict[str, Any]:
+    """Return what identifies the images: a hash of the first of them, or of the metadata."""
+    images = image_set(length, **vars(options))
+    if not options.released:
+        return images.identity(count=4)
     folder, _, digest = images.arguments
     left_out = list_images(Path(folder)).left_out
     return {"source": "released", "metadata_sha256": digest, "empty_images_left_out": left_out}
 
 
-def _fetch(length: int, **options: Any) -> None:
-    image_set(length, **options).fill()
-
-
-def _card(length: int, *lengths: int) -> dict[str, Any]:
-    """What both tasks have in common; `length` is the one whose images identify the task."""
+def shared_facts(length: int, *other_lengths: int) -> dict[str, Any]:
+    """Return the facts that both tasks share; the images of `length` pixels identify the data."""
     return {
         "vocabulary": 256,
         "classes": 2,
         "baseline_score": 0.5,
-        "lengths": (length, *lengths),
+        "lengths": (length, *other_lengths),
         "exact": True,
-        "sizes": lambda **options: image_set(length, **options).sizes,
-        "symbols": lambda **options: [str(grey) for grey in range(256)],
-        "answers": lambda **options: ["two curves", "one curve"],
-        "data": lambda **options: _identity(length, **options),
+        "sizes": lambda options: image_set(length, **vars(options)).sizes,
+        "symbols": GREY_SYMBOLS,
+        "answers": ["two curves", "one curve"],
+        "data": lambda options: data_identity(length, options),
         "picture": picture,
-        "fetch": _fetch,
+        "fetch": lambda length, options: image_set(length, **vars(options)).fill(),
     }
 
 
 @register_task(
     "pathfinder",
     source=SOURCE + ", at 32 x 32 (64 x 64 and 256 x 256 too)",
-    **_card(1024, 4096, 65536),
+    **shared_facts(1024, 4096, 65536),
 )
 def sample_pathfinder(
     rows: Tensor,
@@ -85,27 +82,25 @@ def sample_pathfinder(
     contour_length: int = 14,
     data_seed: int = 0,
 ) -> Batch:
-    """A picture of dashed curves with two dots, read pixel by pixel: does one curve join the dots?
+    """An image of dashed curves with two dots, read pixel by pixel: does one curve join the dots?
 
-        tokens    grey values 0 to 255 of 32 x 32 pixels, the upper left one first
-        target    1 when both dots end the same curve, 0 when they end two
+        tokens    grey values 0 to 255 of 32 x 32 pixels, from the upper left
+        target    1 if both dots are ends of the same curve, 0 if they are ends of two curves
 
-    Curves of 14 paddles are the published ("hard") setting, 9 and 6 the easier ones. Papers split
-    the released pictures differently, so test sets are not the same across papers: `released` takes
-    80, 10 and 10 % in the order of the files; otherwise the pictures are our own, by the published
-    rule, and `data_seed` draws others.
+    `contour_length` is the number of dashes of a curve: 14 is the published ("hard") setting, 9 and
+    6 are easier. Images are generated by the published rule; another `data_seed` draws others.
+    `released` reads the published images instead, split into 80, 10 and 10 % in the order of the
+    files. Papers split them differently, so that test sets differ between papers.
 
-    Tests following a curve whose neighbouring pixels lie a row, that is 32 tokens and more, apart.
-    Does not test language or memory of content. Scores at a half are the rule until training finds
-    the way; give it many steps.
+    Tests following a curve whose neighbouring pixels lie 32 tokens and more apart. Does not test
+    language or memory of content. Scores stay at one half until training suddenly succeeds; give it
+    many steps.
     """
-    return as_batch(
-        image_set(length, released, contour_length, data_seed).read(split, rows.numpy()),
-        padded=False,
-    )
+    images = image_set(length, released, contour_length, data_seed)
+    return as_batch(images.read(split, rows.numpy()), padded=False)
 
 
-@register_task("pathx", source=SOURCE + ", at 128 x 128", **_card(16384))
+@register_task("pathx", source=SOURCE + ", at 128 x 128", **shared_facts(16384))
 def sample_pathx(
     rows: Tensor,
     length: int,
@@ -115,16 +110,15 @@ def sample_pathx(
     contour_length: int = 14,
     data_seed: int = 0,
 ) -> Batch:
-    """Pathfinder at 128 x 128, 16384 tokens: most models that do well on the small pictures stay at
-    chance here.
+    """Pathfinder at 128 x 128 pixels, 16384 tokens, where most models stay at chance.
 
-    tokens    grey values 0 to 255 of 128 x 128 pixels, the upper left one first
-    target    1 when both dots end the same curve, 0 when they end two
+        tokens    grey values 0 to 255 of 128 x 128 pixels, from the upper left
+        target    1 if both dots are ends of the same curve, 0 if they are ends of two curves
 
-    Options as in pathfinder. Tests the same, with rows 128 tokens apart. Does not tell why a model
-    fails: too little reach, too few steps and a wrong learning rate all look like a half.
+    Options as in pathfinder.
+
+    Tests the same as pathfinder, with rows that are 128 tokens apart. Does not show why a model
+    fails: too little reach, too few steps and a wrong learning rate all give a score of one half.
     """
-    return as_batch(
-        image_set(length, released, contour_length, data_seed).read(split, rows.numpy()),
-        padded=False,
-    )
+    images = image_set(length, released, contour_length, data_seed)
+    return as_batch(images.read(split, rows.numpy()), padded=False)

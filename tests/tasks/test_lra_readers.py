@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lookback.tasks.lra import corpora, released
+from lookback.tasks.lra import corpora, labelled, listops, released
 from lookback.tasks.lra.cache import Generated
 from lookback.tasks.lra.pathfinder import image_set
 from lookback.tasks.task import AbsentCorpusError, get_task
@@ -28,21 +28,15 @@ LISTOPS = (
 def nothing_remembered():
     """Readers remember what they have read for as long as a process lives."""
     remembered = (
-        corpora.rows_of,
-        corpora.identity,
+        labelled.open_corpus,
+        labelled.identity,
         released.read_pairs,
         released.list_images,
         released.digest_of,
-        released_listops(),
+        listops.read_split,
     )
     for reader in remembered:
         reader.cache_clear()
-
-
-def released_listops():
-    from lookback.tasks.lra import listops
-
-    return listops._released
 
 
 @pytest.fixture
@@ -100,7 +94,10 @@ def test_other_listops_files_are_refused(tmp_path, content, complaint):
         released.read_listops(path, 64)
 
 
-PAIRS = "1.0\tP00-1\tP00-2\tA study of parsing .\tWe parse \\n things\n0.0\tP00-1\tP00-3\tA study of parsing .\tSpeech\n"
+PAIRS = (
+    "1.0\tP00-1\tP00-2\tA study of parsing .\tWe parse \\n things\n"
+    "0.0\tP00-1\tP00-3\tA study of parsing .\tSpeech\n"
+)
 
 
 def test_pairs_are_read_each_split_from_its_own_file(release, monkeypatch):
@@ -240,7 +237,7 @@ def reviews(tmp_path, monkeypatch):
     """
     monkeypatch.setenv("LOOKBACK_IMDB", str(tmp_path / "imdb"))
     monkeypatch.setenv("LOOKBACK_DATA", str(tmp_path / "data"))
-    small = replace(corpora.TEXT, rows={"train": 20, "test": 10}, validation=4)
+    small = replace(corpora.TEXT, train_rows=20, test_rows=10, validation=4)
     monkeypatch.setattr(corpora, "TEXT", small)
     texts = [f"Review {number}, not bad: \u00e9" for number in range(20)]
     parquet(
@@ -260,7 +257,7 @@ def test_text_is_read_from_parquet_files(reviews):
     )
     held_out = {task.picture(tokens) for tokens in task.batch("validation", 0, 0, 4, 64).tokens}
     assert len(held_out) == 4 and not held_out & set(found)
-    assert corpora.identity(reviews)["test_also_in_train"] == 2
+    assert labelled.identity(reviews)["test_also_in_train"] == 2
     assert (batch.lengths == (batch.tokens < 256).sum(1)).all()
     assert batch.tokens[0, batch.lengths[0] - 2 :].tolist()[:3] == [
         0xC3,
@@ -270,13 +267,14 @@ def test_text_is_read_from_parquet_files(reviews):
 
 
 def test_text_is_saved_and_read_without_the_files(reviews, monkeypatch):
-    before = corpora.rows_of(reviews)
-    corpora.fetch(reviews)
+    before = labelled.open_corpus(reviews)
+    labelled.fetch(reviews)
     monkeypatch.delenv("LOOKBACK_IMDB")
-    corpora.rows_of.cache_clear()
-    after = corpora.rows_of(reviews)
+    labelled.open_corpus.cache_clear()
+    after = labelled.open_corpus(reviews)
     assert after.hashes == before.hashes
-    assert [path.name for path in reviews.folder.parent.iterdir()] == ["text"]
+    left = [path.name for path in reviews.folder.parent.iterdir()]
+    assert sorted(left) == [".text.lock", "text"]
 
 
 @pytest.mark.parametrize(
@@ -304,8 +302,8 @@ def test_other_parquet_files_are_refused_and_nothing_is_saved(
 ):
     parquet(tmp_path / "imdb/train-00000-of-00001.parquet", **columns)
     with pytest.raises(ValueError, match=complaint):
-        corpora.fetch(reviews)
-    assert not (tmp_path / "data").exists() or not list((tmp_path / "data").iterdir())
+        labelled.fetch(reviews)
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [".text.lock"]
 
 
 def test_a_truncated_parquet_file_is_refused(reviews, tmp_path):
@@ -314,14 +312,14 @@ def test_a_truncated_parquet_file_is_refused(reviews, tmp_path):
     with pytest.raises(
         ValueError, match=r"test-00000-of-00001\.parquet: expected a whole parquet file"
     ):
-        corpora.rows_of(reviews)
+        labelled.open_corpus(reviews)
 
 
 @pytest.fixture
 def photographs(tmp_path, monkeypatch):
     """Ten photographs in the form of the hub's parquet files: the bytes of a PNG in colour."""
     monkeypatch.setenv("LOOKBACK_CIFAR10", str(tmp_path / "cifar"))
-    small = replace(corpora.IMAGE, rows={"train": 10, "test": 2}, validation=2)
+    small = replace(corpora.IMAGE, train_rows=10, test_rows=2, validation=2)
     monkeypatch.setattr(corpora, "IMAGE", small)
     write_photographs(tmp_path, 10)
     return small

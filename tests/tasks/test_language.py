@@ -25,16 +25,16 @@ from lookback.benchmarks.describe.spec import prefetched
 from lookback.tasks import corpus, language
 from lookback.tasks.corpus import Corpus, constant_bits, whole_folder, windows
 from lookback.tasks.task import SPLITS, AbsentCorpusError, get_task
-from tests.bigram import bigram_bits, bits_per_byte, fit
+from tests.tasks.bigram import bigram_bits, bits_per_byte, fit
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SIZES = {"train": 9000, "validation": 500, "test": 500}
 FETCHED = {"enwik8": language.ENWIK8, "wikitext103": language.WIKITEXT103, "pg19": language.PG19}
 
 
 @pytest.fixture(autouse=True)
 def nothing_remembered(tmp_path, monkeypatch):
-    """Every test has a data folder of its own, and nothing named in the environment."""
+    """Give every test an empty data folder, and no copies named in the environment."""
     monkeypatch.setenv("LOOKBACK_DATA", str(tmp_path / "data"))
     for name in FETCHED.values():
         monkeypatch.delenv(name.variable, raising=False)
@@ -43,7 +43,7 @@ def nothing_remembered(tmp_path, monkeypatch):
 
 @pytest.fixture
 def enwik8(tmp_path, monkeypatch):
-    """A text of the form of enwik8, ten thousandths of its size, declared to be the published one."""
+    """A text with the form of enwik8, declared to be the published one."""
     text = (
         np.random.default_rng(0)
         .choice(np.frombuffer(b"<page>[[a]] of \n", dtype=np.uint8), 10000)
@@ -69,7 +69,7 @@ def named(
 
 
 def fetch(name: str) -> dict[str, bytes]:
-    """Fetch a corpus as `lookback prefetch` does; its splits as they are then read."""
+    """Fetch a corpus as `lookback prefetch` does, and return the splits as tasks read them."""
     task = get_task(name)
     assert task.fetch is not None
     task.fetch(256)
@@ -117,7 +117,7 @@ def test_enwik8_is_fetched_once(enwik8, tmp_path, monkeypatch):
     assert asked == ["/dc/enwik8.zip"]
 
 
-def test_what_cannot_be_fetched_is_told_with_what_helps(monkeypatch):
+def test_a_failed_download_suggests_a_copy(monkeypatch):
     monkeypatch.setattr(language, "ENWIK8_URL", "http://127.0.0.1:9/enwik8.zip")
     with pytest.raises(
         OSError, match=r"cannot fetch .*; or name the file enwik8 or enwik8\.zip in LOOKBACK_ENWIK8"
@@ -228,7 +228,7 @@ def test_wikitext_is_fetched_as_the_hubs_card_says(wikitext, monkeypatch):
     monkeypatch.setattr(language, "WIKITEXT_HUB", str(wikitext))
     assert fetch("wikitext103") == WIKITEXT
     place = "hf://datasets/Salesforce/wikitext@b08601e04326c79dfdd32d625aee71d232d685c3/wikitext-103-raw-v1/a.parquet"
-    assert corpus._revision(place) == "b08601e04326c79dfdd32d625aee71d232d685c3"
+    assert corpus.revision_of(place) == "b08601e04326c79dfdd32d625aee71d232d685c3"
 
 
 def test_pg19_is_books_that_end(tmp_path, monkeypatch):
@@ -305,14 +305,14 @@ def test_an_absent_corpus_names_the_command(name, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-def test_prefetch_says_what_it_has(enwik8, tmp_path, monkeypatch):
+def test_prefetch_reports_the_corpus(enwik8, tmp_path, monkeypatch):
     named(monkeypatch, tmp_path / "enwik8", enwik8)
     said = prefetched("enwik8", None, [], [])
     assert "bytes {'train': 9000, 'validation': 500, 'test': 500}" in said and "sha256" in said
     assert "a constant answer has" in card("enwik8") and "tokens  " in card("enwik8")
 
 
-def test_a_damaged_corpus_is_told(enwik8, tmp_path, monkeypatch):
+def test_a_damaged_corpus_is_reported(enwik8, tmp_path, monkeypatch):
     named(monkeypatch, tmp_path / "enwik8", enwik8)
     fetch("enwik8")
     folder = language.ENWIK8.folder
@@ -334,7 +334,7 @@ def test_a_folder_is_whole_or_not_there(tmp_path):
         (folder / "train.bytes").write_bytes(b"half")
         raise KeyboardInterrupt
     assert not place.exists() and not list(place.parent.glob("*unfinished*"))
-    (place.parent / ".corpus-unfinished").mkdir()  # what a process that was killed leaves
+    (place.parent / ".corpus-unfinished").mkdir()  # the remains of a killed process
     (place.parent / ".corpus-unfinished" / "old").touch()
     with whole_folder(place) as folder:
         (folder / "train.bytes").write_bytes(b"whole")
@@ -363,8 +363,10 @@ def test_corpora_are_mapped_and_not_copied(tmp_path):
     }
     (folder / "corpus.json").write_text(json.dumps(facts))
     code = (
-        "import resource, sys; from lookback.tasks.task import get_task; task = get_task('enwik8')\n"
-        "def most(): return [int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM')][0]\n"
+        "from lookback.tasks.task import get_task; task = get_task('enwik8')\n"
+        "def most():\n"
+        "    lines = open('/proc/self/status')\n"
+        "    return [int(line.split()[1]) for line in lines if line.startswith('VmHWM')][0]\n"
         "task.batch('test', 0, 0, 8, 16); before = most()\n"
         "for i in range(100): task.batch('train', 0, i, 8, 1024)\n"
         "print(most() - before)"
@@ -375,7 +377,7 @@ def test_corpora_are_mapped_and_not_copied(tmp_path):
     assert int(done.stdout) < 64 * 1024  # KiB
 
 
-def test_the_constant_answer_is_the_shares_of_the_training_bytes():
+def test_the_constant_baseline_predicts_the_shares_of_the_training_bytes():
     train, test = b"aaab" * 50, b"abbb"
     share = {byte: (train.count(byte) + 1) / (len(train) + 256) for byte in b"ab"}
     expected = -sum(log2(share[byte]) for byte in test) / len(test)
@@ -383,7 +385,7 @@ def test_the_constant_answer_is_the_shares_of_the_training_bytes():
     assert constant_bits(*counts) == pytest.approx(expected)
 
 
-def test_held_out_windows_begin_at_the_same_places_at_every_length():
+def test_held_out_windows_start_at_the_same_positions_at_every_length():
     """So a score at 1024 is of the text scored at 128, read further; those that the end cuts off
     begin elsewhere.
     """
@@ -419,7 +421,7 @@ def test_the_bigram_model_is_counted():
     assert found == pytest.approx(expected)
 
 
-def test_the_bigram_model_lies_between_a_constant_answer_and_none():
+def test_the_bigram_model_lies_between_the_constant_baseline_and_none():
     task = get_task("python")
     bits = bigram_bits(task, 256, 64)
     assert 2.5 < bits < task.baseline_score - 0.5

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lookback.benchmarks.measure.evaluate import EVALUATION_BATCH, EVALUATION_SEED
 from lookback.tasks.corpus import Bytes
-from lookback.tasks.language import _corpus
+from lookback.tasks.language import standard_library
 from lookback.tasks.task import Task
 
 
@@ -30,7 +30,7 @@ def bigram_bits(task: Task, length: int, examples: int) -> float:
     """Bits per byte of the model fitted on `python`'s training text, on the windows that models are
     tested on.
     """
-    bits, found = fit(_corpus()["train"]), []
+    bits, found = fit(standard_library()["train"]), []
     for index in range(-(-examples // EVALUATION_BATCH)):
         batch = task.batch("test", EVALUATION_SEED, index, EVALUATION_BATCH, length)
         found.append(torch.cat([batch.tokens, batch.targets[:, -1:]], 1))

@@ -1,4 +1,4 @@
-"""Nothing reaches for a network: not at import, in a run, or in a report."""
+"""Nothing uses the network: not an import, a run, or a report."""
 
 import os
 import subprocess
@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WATCH = """
 import os, sys
 
 def seen(event, args):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
-        if not isinstance(args[-1], (str, bytes)) or event != "socket.connect":  # a path is a socket of this machine
+        # A path as address is a socket of this machine.
+        if not isinstance(args[-1], (str, bytes)) or event != "socket.connect":
             with open(os.environ["NETWORK_SEEN"], "a") as file:
                 file.write(f"{event} {args[1:] if event == 'socket.connect' else args}\\n")
 
@@ -23,7 +24,7 @@ sys.addaudithook(seen)
 
 @pytest.fixture
 def watched(tmp_path: Path) -> dict[str, str]:
-    """An environment in which every Python process writes down what it looks up or connects to."""
+    """An environment in which every Python process logs its look-ups and connections."""
     (tmp_path / "watch").mkdir()
     (tmp_path / "watch" / "sitecustomize.py").write_text(WATCH)
     paths = os.pathsep.join([str(tmp_path / "watch"), str(ROOT)])
@@ -48,27 +49,10 @@ def test_a_run_and_its_report_need_no_network(watched: dict[str, str], tmp_path:
         seen.read_text().count("127.0.0.1") == 2
     )  # so whatever a process or its child reached for would be seen
     seen.unlink()
-    cells = [
-        "--scale",
-        "smoke",
-        "--task",
-        "copy",
-        "--model",
-        "lstm",
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-    ]
-    python(watched, "-m", "lookback.benchmarks.cli", "run", "quick", *cells, *results)
-    python(
-        watched,
-        "-m",
-        "lookback.benchmarks.cli",
-        "report",
-        "quick-smoke",
-        *results,
-        "--reports",
-        str(tmp_path / "reports"),
-    )
+    cli = ["-m", "lookback.benchmarks.cli"]
+    cells = ["--scale", "smoke", "--task", "copy", "--model", "lstm"]
+    device = ["--device", "cpu", "--threads", "1"]
+    reports = ["--reports", str(tmp_path / "reports")]
+    python(watched, *cli, "run", "quick", *cells, *device, *results)
+    python(watched, *cli, "report", "quick-smoke", *results, *reports)
     assert list((tmp_path / "reports").rglob("index.html")) and not seen.exists(), seen.read_text()

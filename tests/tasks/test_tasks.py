@@ -1,7 +1,8 @@
-"""Every registered task: its contract. And each rule against something independent of the sampler."""
+"""The contract of every registered task, and each rule against something independent."""
 
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,13 +23,8 @@ from lookback.tasks.task import (
 )
 
 BUDGET = 2**18  # tokens a batch: images of 16384 tokens are drawn one by one
-POINTING = (
-    "copy",
-    "selective_copy",
-    "mqar",
-    "recall",
-    "needle",
-)  # the answer stands `distance` back
+# The answer stands `distance` back.
+POINTING = ("copy", "selective_copy", "mqar", "recall", "needle")
 
 
 def some_length(task: Task) -> int:
@@ -95,7 +91,7 @@ def test_splits_share_no_example(name: str) -> None:
 @pytest.mark.parametrize(
     "name", [name for name in task_names() if get_task(name).score == "accuracy"]
 )
-def test_no_constant_answer_beats_the_one_stated(name: str) -> None:
+def test_no_constant_answer_beats_the_baseline(name: str) -> None:
     task = present(name)
     batches = [
         task.batch("train", 0, i, min(512, BUDGET // some_length(task)), some_length(task))
@@ -110,7 +106,7 @@ def test_no_constant_answer_beats_the_one_stated(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", POINTING)
-def test_the_answer_stands_at_its_distance(name: str) -> None:
+def test_the_answer_is_at_its_distance(name: str) -> None:
     task = get_task(name)
     batch = task.batch("test", 0, 0, 64, 96)
     assert batch.distances is not None
@@ -120,7 +116,7 @@ def test_the_answer_stands_at_its_distance(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["recall", "mqar"])
-def test_the_key_stands_before_its_value(name: str) -> None:
+def test_the_key_is_before_its_value(name: str) -> None:
     batch = get_task(name).batch("test", 0, 0, 64, 96)
     assert batch.distances is not None
     row, position = (batch.targets != IGNORE).nonzero(as_tuple=True)
@@ -255,12 +251,12 @@ def test_python_reads_files_of_its_split_alone() -> None:
         ("copy", {"symbols": 0}, "at least 1 symbol"),
     ],
 )
-def test_wrong_use_is_told(name: str, options: dict[str, int], words: str) -> None:
+def test_wrong_options_are_reported(name: str, options: dict[str, int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         get_task(name, options)
 
 
-def test_impossible_lengths_are_told() -> None:
+def test_impossible_lengths_are_reported() -> None:
     for name, length in (("copy", 19), ("mqar", 65), ("mqar", 14), ("recall", 23), ("needle", 2)):
         with pytest.raises(ValueError, match=f"no sequences of length {length}: expected at least"):
             get_task(name).batch("train", 0, 0, 1, length)
@@ -270,27 +266,52 @@ def test_impossible_lengths_are_told() -> None:
         get_task("copy").batch("dev", 0, 0, 1, 64)
 
 
-def test_a_taken_name_is_told() -> None:
+def test_a_taken_name_is_reported() -> None:
     card = {
         "vocabulary": 2,
         "baseline_score": 0.5,
         "lengths": (4,),
         "source": "",
-        "symbols": lambda: ["0", "1"],
     }
-    with pytest.raises(ValueError, match=r"'copy' is already registered by tasks\.copying"):
+    with pytest.raises(
+        ValueError, match=r"'copy' is already registered by lookback\.tasks\.copying"
+    ):
         register_task("copy", **card)(lambda *_: None)  # type: ignore[arg-type, return-value]
     with pytest.raises(ValueError, match="lower-case"):
         register_task("../copy", **card)(lambda *_: None)  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"vocabulary": lambda alphabet: alphabet}, r"vocabulary must .* takes \(alphabet\)"),
+        ({"shortest": lambda delay, alphabet: 1}, r"shortest must .* takes \(delay, alphabet\)"),
+        ({"symbols": lambda: ["0", "1"]}, r"symbols must .* \(options\), and takes \(\)"),
+        (
+            {"fetch": lambda length: None},
+            r"fetch must .* \(length, options\), and takes \(length\)",
+        ),
+    ],
+)
+def test_functions_that_spell_options_are_refused(facts: dict[str, Any], words: str) -> None:
+    def sample(batch_size: int, length: int, generator: torch.Generator, *, alphabet: int = 2):  # type: ignore[no-untyped-def]
+        raise AssertionError("never drawn from")
+
+    card = {"vocabulary": 2, "baseline_score": 0.5, "lengths": (4,), "source": "", **facts}
+    with pytest.raises(ValueError, match=f"task 'refused': {words}"):
+        register_task("refused", **card)(sample)
+    assert "refused" not in task_names()
+
+
+def test_symbols_are_the_numbers_of_the_tokens_by_default() -> None:
+    assert get_task("parity").symbols == get_task("parity").answers == ["0", "1"]
 
 
 @pytest.mark.parametrize(("pairs", "alphabet", "far"), [(8, 16, 47), (4, 8, 95)])
 def test_the_value_seen_last_is_right_near_by_as_the_card_says(
     pairs: int, alphabet: int, far: int
 ) -> None:
-    """In `recall` a rule that looks nothing up is above half-way up to the distance that the card
-    states.
-    """
+    """A rule without lookup passes the half-way score up to the distance that the card states."""
     task = get_task("recall", {"pairs": pairs, "alphabet": alphabet})
     batch = task.batch("test", 0, 0, 4000, 512)
     assert batch.distances is not None

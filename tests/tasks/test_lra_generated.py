@@ -1,5 +1,5 @@
-"""ListOps and Pathfinder are drawn by the published rules: checked by reading what was written, and
-by counting.
+"""ListOps and Pathfinder follow the published rules: checked by evaluating and tracing examples,
+and by counting.
 """
 
 import hashlib
@@ -94,7 +94,7 @@ def test_listops_statistics_are_those_measured_of_the_published_rule(expressions
 
 
 def test_listops_keeps_the_published_share_of_draws():
-    keys = trees.numbered(
+    keys = trees.random_words(
         trees.stream_keys("acceptance", np.zeros(1, dtype=np.int64)), np.arange(100_000)
     )
     lengths = trees.measure(keys, 2000)
@@ -104,8 +104,10 @@ def test_listops_keeps_the_published_share_of_draws():
 
 
 def test_measuring_a_tree_agrees_with_drawing_it():
-    keys = trees.numbered(trees.stream_keys("sizes", np.zeros(1, dtype=np.int64)), np.arange(2000))
-    assert (trees.measure(keys, 10**9) == trees.subtree_lengths(trees.grow(keys))[0]).all()
+    keys = trees.random_words(
+        trees.stream_keys("sizes", np.zeros(1, dtype=np.int64)), np.arange(2000)
+    )
+    assert (trees.measure(keys, 10**9) == trees.subtree_lengths(trees.build(keys))[0]).all()
 
 
 @pytest.mark.parametrize("length", [64, 300, 1024])
@@ -125,7 +127,7 @@ def test_any_expression_can_be_made_alone(expressions):
         )
 
 
-def test_no_expression_stands_twice_nor_in_two_splits(expressions):
+def test_no_expression_occurs_twice(expressions):
     other = [trees.make(0, 2000, split, np.arange(1000))[0] for split in ("validation", "test")]
     seen = [row.tobytes() for part in (expressions[0], *other) for row in part]
     assert len(set(seen)) == len(seen)
@@ -219,7 +221,7 @@ def test_no_two_curves_touch(side, count):
                 assert apart > setting.thickness  # measured between the middles of the bars
 
 
-def test_pathfinder_draws_what_the_setting_says():
+def test_pathfinder_follows_its_setting():
     drawn = [picture(0, 32, 14, "train", row) for row in range(200)]
     labels = [p.label for p in drawn]
     assert 0.4 < sum(labels) / len(labels) < 0.6
@@ -245,9 +247,7 @@ def test_the_easier_settings_have_shorter_curves(contour, distractors):
 
 
 def test_the_dots_tell_nothing_without_the_curves():
-    """A constant answer, and the distance of the dots, do no better than chance by more than a
-    little.
-    """
+    """The distance of the dots predicts the label little better than chance."""
     drawn = [picture(1, 32, 14, "train", row) for row in range(300)]
     apart = np.array([math.dist(*p.dots) for p in drawn])
     labels = np.array([p.label for p in drawn])
@@ -261,7 +261,7 @@ def store(tmp_path, monkeypatch):
     return Generated("listops", trees.make, (0, 64), 64, SMALL)
 
 
-def test_a_kept_set_is_what_is_made_without_it(store):
+def test_written_parts_hold_the_generated_examples(store):
     rows = np.array([5, 2400, 1999, 5])
     made = store.read("train", rows)
     store.make_part("train", 0)
@@ -290,7 +290,7 @@ def test_a_failure_leaves_no_half_part(store, monkeypatch):
     assert list(store.folder.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_cleared_away(store):
+def test_remains_of_a_killed_process_are_removed(store):
     store.make_part("test", 0)
     left = store.folder / ".train-0000.npy.abc"
     left.write_bytes(b"half")
