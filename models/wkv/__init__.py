@@ -15,7 +15,7 @@ e^{k_t}, which make up the state. `wkv` chooses among three implementations of t
     triton      GPU: parallel over time too, float32 inside, recomputes in its backward pass
 
 `reference.py` has the definition, `linear.py` the derivation of the gradients. Source: Peng et al.
-2023, "RWKV: Reinventing RNNs for the Transformer Era", equations 16 to 18.
+2023, "RWKV: Reinventing RNNs for the Transformer Era" (arXiv 2305.13048).
 """
 
 from importlib.util import find_spec

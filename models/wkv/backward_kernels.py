@@ -160,16 +160,16 @@ def carry_backward(
         for i in tl.static_range(GROUP):
             chunk = chunks - 1 - first - i
             exists = inside & (chunk >= 0)
-            at = start + chunk * CHANNELS
-            new_alphas += (tl.load(at, mask=exists, other=0.0),)
-            new_betas += (tl.load(at + plane, mask=exists, other=0.0),)
-            new_exponents += (tl.load(at + 2 * plane, mask=exists, other=0.0),)
+            row = start + chunk * CHANNELS
+            new_alphas += (tl.load(row, mask=exists, other=0.0),)
+            new_betas += (tl.load(row + plane, mask=exists, other=0.0),)
+            new_exponents += (tl.load(row + 2 * plane, mask=exists, other=0.0),)
         for i in tl.static_range(GROUP):
             chunk = chunks - 1 - first - i
             exists = inside & (chunk >= 0)
             after_alpha, after_beta, after_exponent = join_exponent(alpha, beta, top, age, w)
-            at = start + chunk * CHANNELS
-            store_sums(at, plane, after_alpha, after_beta, after_exponent, exists)
+            row = start + chunk * CHANNELS
+            store_sums(row, plane, after_alpha, after_beta, after_exponent, exists)
             steps = tl.minimum(length - chunk * CHUNK, CHUNK) * 1.0
             alpha, beta, top, age = decay_and_add(
                 alpha, beta, top, age, steps, w, new_alphas[i], new_betas[i], new_exponents[i]

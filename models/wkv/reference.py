@@ -1,7 +1,7 @@
 """WKV-4 by its definition: the state, one step of the recurrence, and a loop over positions.
 
-This is the form to read, and the one the others are tested against. Source of the stable form: Peng
-et al. 2023, "RWKV: Reinventing RNNs for the Transformer Era", appendix D.
+This is the form to read, and the one the others are tested against. Its sums share an exponent that
+is factored out, as in RWKV's published kernels, so that no key is too large for exp().
 """
 
 from typing import NamedTuple
