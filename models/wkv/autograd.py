@@ -1,4 +1,4 @@
-"""Autograd of the registered operators `lookback::wkv_tiled` and `lookback::wkv_triton`.
+"""What the operators `lookback::wkv_tiled` and `lookback::wkv_triton` share: autograd and FLOPs.
 
 Both operators take (w, u, k, v, numerator, denominator, exponent, ...) and return (y, numerator,
 denominator, exponent, ...). Their backward operators hold the outgoing exponent p constant. That
@@ -7,10 +7,12 @@ not depend on the choice of p. `differentiate` adds the gradient of a use of p b
 """
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from lookback.models.wkv.reference import EMPTY_EXPONENT, WKVState
 
@@ -58,6 +60,14 @@ def differentiate(
     grad_before = grad_state if has_state else [None] * 3
     unused = [None] * (len(ctx.needs_input_grad) - INPUTS)
     return grad_w, grad_u, grad_k, grad_v, *grad_before, *unused
+
+
+def count_flops(operator: Any, flops: int, argument: int) -> None:
+    """Tells FlopCounterMode that `operator` takes `flops` per element of an argument, by index."""
+
+    @register_flop_formula(operator)
+    def formula(*shapes: Any, **_: Any) -> int:
+        return flops * prod(shapes[argument])
 
 
 def _or_zeros(grad: Tensor | None, output: Tensor) -> Tensor:

@@ -8,14 +8,12 @@ through the sequence tile by tile.
 
 import math
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from lookback.models.wkv import linear, logspace
-from lookback.models.wkv.autograd import differentiate, save
+from lookback.models.wkv.autograd import count_flops, differentiate, save
 from lookback.models.wkv.linear import positions
 from lookback.models.wkv.reference import WKVState, empty_state, state_dtype
 
@@ -171,16 +169,8 @@ def _allocate_gradients(grad_y: Tensor, *arguments: Tensor) -> tuple[Tensor, ...
 
 
 forward.register_autograd(partial(differentiate, backward), setup_context=save)
-
-
-@register_flop_formula(torch.ops.lookback.wkv_tiled)
-def _forward_flops(w: Any, u: Any, k: tuple[int, ...], *_: Any, **__: Any) -> int:
-    return FORWARD_FLOPS * math.prod(k)
-
-
-@register_flop_formula(torch.ops.lookback.wkv_tiled_backward)
-def _backward_flops(grad_y: tuple[int, ...], *_: Any, **__: Any) -> int:
-    return BACKWARD_FLOPS * math.prod(grad_y)
+count_flops(torch.ops.lookback.wkv_tiled, FORWARD_FLOPS, argument=2)  # k
+count_flops(torch.ops.lookback.wkv_tiled_backward, BACKWARD_FLOPS, argument=0)  # grad_y
 
 
 def outgoing_exponent(w: Tensor, k: Tensor, exponent: Tensor) -> Tensor:

@@ -7,16 +7,14 @@ module needs no GPU. Running it needs one, or Triton's interpreter (TRITON_INTER
 is imported).
 """
 
-import math
 import os
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from lookback.models.wkv.autograd import differentiate, save
+from lookback.models.wkv.autograd import count_flops, differentiate, save
 from lookback.models.wkv.reference import WKVState
 
 ENOUGH_PROGRAMS = 2000  # about fifteen warps on each of an H200's 132 multiprocessors
@@ -267,16 +265,8 @@ def _allocate_gradients(grad_y: Tensor, *arguments: Tensor) -> tuple[Tensor, ...
 
 
 forward.register_autograd(partial(differentiate, backward), setup_context=save)
-
-
-@register_flop_formula(torch.ops.lookback.wkv_triton)
-def _forward_flops(w: Any, u: Any, k: tuple[int, ...], *_: Any, **__: Any) -> int:
-    return FORWARD_FLOPS * math.prod(k)
-
-
-@register_flop_formula(torch.ops.lookback.wkv_triton_backward)
-def _backward_flops(grad_y: tuple[int, ...], *_: Any, **__: Any) -> int:
-    return BACKWARD_FLOPS * math.prod(grad_y)
+count_flops(torch.ops.lookback.wkv_triton, FORWARD_FLOPS, argument=2)  # k
+count_flops(torch.ops.lookback.wkv_triton_backward, BACKWARD_FLOPS, argument=0)  # grad_y
 
 
 def _constants(cut: Plan, channels: int) -> dict[str, int]:
