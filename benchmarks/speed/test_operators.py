@@ -18,7 +18,7 @@ COPIED_BYTES = 1 << (30 if ON_GPU else 27)
 LONGEST_TRANSFORMERS_BACKWARD = 1024
 
 if ON_GPU:
-    NAMES = ("lookback", "flash-linear-attention")
+    NAMES: tuple[str, ...] = ("lookback", "flash-linear-attention")
     DIRECTIONS = ("forward", "backward")
     SHAPES = (
         Shape(8, 4096, 768, "bfloat16"),
