@@ -35,8 +35,7 @@ from lookback.benchmarks.measure.step import (
 from lookback.benchmarks.record import AnyCell
 from lookback.models.model import parameter_count
 from lookback.models.model import state_bytes as bytes_of_state
-from lookback.models.wkv import linear, tiled
-from lookback.models.wkv.tiles import tiles
+from lookback.models.wkv import tiled
 from lookback.tasks.task import AbsentCorpusError, Batch, Task, get_task
 
 READINGS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
@@ -338,15 +337,17 @@ def few_tiles() -> Iterator[None]:
     memory.
     """
 
-    def few(length: int, row: int) -> Iterator[tuple[int, slice, int]]:
-        whole = list(tiles(length, row))
-        return iter(whole if len(whole) <= 3 else [*whole[:2], whole[-1]])
+    tiles = tiled.tiles
+
+    def few(k: Any) -> list[slice]:
+        whole = tiles(k)
+        return whole if len(whole) <= 3 else [*whole[:2], whole[-1]]
 
     try:
-        linear.tiles = tiled.tiles = few
+        tiled.tiles = few
         yield
     finally:
-        linear.tiles = tiled.tiles = tiles
+        tiled.tiles = tiles
 
 
 SHORT = (64, 320)  # positions

@@ -93,7 +93,7 @@ CLAIMS = (
           "The largest difference between the logits of one test sequence, up to 256 tokens of it, read at once and "
           "token by token by the same trained model, over the largest logit, in float32; shown is the largest of all "
           "runs and, where other numbers have an interval, from the smallest to it. Tests compare the operator with "
-          "its definition in float64 besides (`tests/test_wkv.py`).",
+          "its definition in float64 besides (`tests/models/test_wkv.py`).",
           parallel_recurrent_difference("rwkv", ROUNDING), f"every difference {ROUNDING}", "make language recall"),
     Claim("RWKV generates each token in constant time and memory", f"{RWKV}, abstract and figure of generation",
           "A token costs the same wherever it stands, and what is kept does not grow.",

@@ -1,166 +1,229 @@
-"""Measures `benchmarks/speed/test_speed.py` and prints what it says: times, ratios, and shares of
-the memory floor.
+"""Runs the measurements of this folder and prints tables: times, ratios, shares of memory's speed.
 
-    python -m lookback.benchmarks.speed.report                 measure, then print
-    python -m lookback.benchmarks.speed.report -k operator     a part, as pytest's -k names it
-    python -m lookback.benchmarks.speed.report -k training_step --profile     with what takes the time of each training step
-    python -m lookback.benchmarks.speed.report speed.json      print what pytest-benchmark wrote earlier
+    python -m lookback.benchmarks.speed.report                   measure everything, then print
+    python -m lookback.benchmarks.speed.report -k operator       a part, named as for pytest's -k
+    python -m lookback.benchmarks.speed.report -k training_step --profile
+                                                                 also where each step's time goes
+    python -m lookback.benchmarks.speed.report speed.json        print earlier measurements
 
-The memory floor is the time that a copy takes for the bytes that an operator must touch once; a
-share of 100 % is the speed of memory.
+The speed of memory is that of a copy, in bytes read and written per second. An operator that takes
+no longer than its inputs and outputs would at that speed is at 100 % of it.
 """
 
 import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pandas import DataFrame
 
 MEBIBYTE = 2**20
 NOISY = 0.1  # quartiles further apart than this share of the median
 
-
-def measure(target: Path, chosen: str = "") -> int:
-    """Runs the benchmarks that `chosen` names, without their own table; the exit code of pytest."""
-    plain = ["--benchmark-quiet", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs", "-q"]
-    file = str(Path(__file__).with_name("test_speed.py"))
-    return int(pytest.main([file, "-k", chosen, "--benchmark-json", str(target), *plain]))
+Measurement = dict[str, Any]
+Measurements = list[Measurement]
 
 
-def rows(results: dict[str, Any], section: str) -> list[dict[str, Any]]:
-    """The measurements of a section: their extra_info with median and spread, in seconds a call."""
-    found = []
-    for result in results["benchmarks"]:
-        info, stats = result["extra_info"], result["stats"]
-        if info.get("section") == section:
-            seconds = {
-                "seconds": stats["median"] / info["calls"],
-                "spread": stats["iqr"] / stats["median"],
-            }
-            found.append(info | seconds | {"group": result["group"], "rounds": stats["rounds"]})
-    return found
+def measure(target: Path, selection: str = "") -> int:
+    """Runs the measurements that `selection` names; returns pytest's exit code.
 
-
-def operator_lines(results: dict[str, Any]) -> Iterator[str]:
-    """A table a shape and direction, our operator first."""
-    copies = rows(results, "copy")
-    rate = copies[0]["bytes"] / copies[0]["seconds"] if copies else None
-    measured = rows(results, "operator")
-    if rate:
-        yield f"memory: {rate / 1e9:.1f} GB/s, a copy read and written, on {copies[0]['device']}"
-    for group in dict.fromkeys(row["group"] for row in measured):
-        members = [row for row in measured if row["group"] == group]
-        ours = next((row["seconds"] for row in members if row["name"] == "lookback"), None)
-        yield ""
-        yield (
-            f"{group}, {members[0]['threads']} thread(s)"
-            if members[0]["device"] == "cpu"
-            else group
-        )
-        yield f"  {'operator':<26}{'ms':>10}{'lookback is':>14}{'of the floor':>14}{'peak MiB':>10}{'rounds':>8}"
-        for row in members:
-            yield operator_line(row, ours, rate)
-
-
-def operator_line(row: dict[str, Any], ours: float | None, rate: float | None) -> str:
-    """One operator: its time, how many times faster ours is, its share of the floor, its memory."""
-    name = f"{row['name']} ({row['form']})" if row["form"] else row["name"]
-    ratio = f"{row['seconds'] / ours:.1f}x faster" if ours and row["name"] != "lookback" else ""
-    share = f"{row['touched_bytes'] / rate / row['seconds']:.1%}" if rate else ""
-    noisy = f"  noisy: quartiles {row['spread']:.0%} apart" if row["spread"] > NOISY else ""
-    memory = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / MEBIBYTE:.0f}"
-    return f"  {name:<26}{1e3 * row['seconds']:>10.3f}{ratio:>14}{share:>14}{memory:>10}{row['rounds']:>8}{noisy}"
-
-
-def step_lines(results: dict[str, Any]) -> Iterator[str]:
-    """Training steps of whole models, those of a size beside each other."""
-    measured = rows(results, "step")
-    for group in dict.fromkeys(row["group"] for row in measured):
-        members = [row for row in measured if row["group"] == group]
-        ours = next((row["seconds"] for row in members if row["name"] == "rwkv"), None)
-        yield ""
-        yield f"training {group} (batch x length x width x depth), {members[0]['device']}"
-        yield f"  {'model':<30}{'ms a step':>12}{'tokens a second':>18}{'rwkv is':>14}{'rounds':>8}"
-        for row in members:
-            ratio = (
-                f"{row['seconds'] / ours:.2f}x as fast" if ours and row["name"] != "rwkv" else ""
-            )
-            rate = f"{row['tokens'] / row['seconds']:,.0f}"
-            yield f"  {row['name']:<30}{1e3 * row['seconds']:>12.2f}{rate:>18}{ratio:>14}{row['rounds']:>8}"
-
-
-def decode_lines(results: dict[str, Any]) -> Iterator[str]:
-    """A token's step beside the matrix products and attention in it: what is over twice them is our
-    own code's cost.
+    pytest-benchmark writes them to `target`.
     """
-    if not rows(results, "decode"):
-        return
-    yield ""
-    yield f"{'decode, 1 x 256 x 256 x 4':<32}{'us a token':>12}{'its products':>14}{'step is':>10}"
-    found = {
-        (row["name"], row["what"]): 1e6 * row["seconds"] / row["tokens"]
-        for row in rows(results, "decode")
+    arguments = [str(Path(__file__).parent), "-k", selection, "--benchmark-json", str(target)]
+    plain = ["--benchmark-quiet", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs", "-q"]
+    return int(pytest.main([*arguments, *plain]))
+
+
+def read_measurements(path: Path) -> dict[str, Measurements]:
+    """Reads pytest-benchmark's file: by section, `extra_info` with seconds per call and spread."""
+    sections: dict[str, Measurements] = {}
+    for result in json.loads(path.read_text())["benchmarks"]:
+        info, stats = result["extra_info"], result["stats"]
+        measurement = info | {
+            "group": result["group"],
+            "rounds": stats["rounds"],
+            "seconds": stats["median"] / info["calls"],
+            "spread": stats["iqr"] / stats["median"],
+        }
+        sections.setdefault(info["section"], []).append(measurement)
+    return sections
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """Aligns rows of text: the first column to the left, the others to the right."""
+    frame = DataFrame(rows)
+    first = frame.columns[0]
+    width = frame[first].str.len().max()
+    frame[first] = frame[first].str.ljust(width)
+    return str(frame.to_string(index=False))
+
+
+def by_group(measurements: Measurements) -> dict[str, Measurements]:
+    """Measurements that are to be compared with each other, in the order they were made."""
+    groups: dict[str, Measurements] = {}
+    for measurement in measurements:
+        groups.setdefault(measurement["group"], []).append(measurement)
+    return groups
+
+
+def ratio(measurement: Measurement, group: Measurements, name: str) -> float | None:
+    """How many times the seconds of `name` in the same group a measurement takes."""
+    if measurement["name"] == name:
+        return None
+    for other in group:
+        if other["name"] == name:
+            return float(measurement["seconds"] / other["seconds"])
+    return None
+
+
+def operator_tables(sections: dict[str, Measurements]) -> Iterator[str]:
+    """A table per shape and direction, with Lookback's operator first."""
+    bytes_per_second = None
+    for copy in sections.get("copy", []):
+        bytes_per_second = copy["bytes"] / copy["seconds"]
+        speed = bytes_per_second / 1e9
+        yield f"memory: {speed:.1f} GB/s, a copy read and written, on {copy['device']}"
+    for title, group in by_group(sections.get("operator", [])).items():
+        threads = f", {group[0]['threads']} thread(s)" if group[0]["device"] == "cpu" else ""
+        rows = [operator_row(each, group, bytes_per_second) for each in group]
+        yield f"{title}{threads}\n{table(rows)}"
+
+
+def operator_row(
+    measurement: Measurement, group: Measurements, bytes_per_second: float | None
+) -> dict[str, str]:
+    """Time and memory of one operator, and how it compares with Lookback's and with memory."""
+    seconds = measurement["seconds"]
+    times_ours = ratio(measurement, group, "lookback")
+    implementation = f" ({measurement['form']})" if measurement["form"] else ""
+    row = {
+        "operator": measurement["name"] + implementation,
+        "ms": f"{1e3 * seconds:.3f}",
+        "lookback is": "" if times_ours is None else f"{times_ours:.1f}x faster",
+        "of memory's speed": "",
+        "peak MiB": "",
+        "rounds": str(measurement["rounds"]),
+        "": "",
     }
-    for name in dict.fromkeys(name for name, _ in found):
-        step, products = found[name, "step"], found[name, "its products"]
-        yield f"  {name:<30}{step:>12.0f}{products:>14.0f}{step / products:>9.2f}x"
+    if bytes_per_second:
+        share = measurement["touched_bytes"] / bytes_per_second / seconds
+        row["of memory's speed"] = f"{share:.1%}"
+    if measurement["peak_bytes"] is not None:
+        row["peak MiB"] = f"{measurement['peak_bytes'] / MEBIBYTE:.0f}"
+    if measurement["spread"] > NOISY:
+        row[""] = f"noisy: quartiles {measurement['spread']:.0%} apart"
+    return row
 
 
-def sampler_lines(results: dict[str, Any]) -> Iterator[str]:
-    """How many tokens and examples of each task one core makes in a second."""
-    if not rows(results, "sampler"):
-        return
-    yield ""
-    yield f"{'samplers, one core':<32}{'million tokens a second':>26}{'examples a second':>20}"
-    for row in rows(results, "sampler"):
-        tokens, examples = row["tokens"] / row["seconds"] / 1e6, row["examples"] / row["seconds"]
-        yield f"  {row['name']:<30}{tokens:>26.2f}{examples:>20,.0f}"
+def step_tables(sections: dict[str, Measurements]) -> Iterator[str]:
+    """A table per size: training steps of whole models."""
+    for title, group in by_group(sections.get("step", [])).items():
+        rows = []
+        for each in group:
+            times_rwkv = ratio(each, group, "rwkv")
+            row = {
+                "model": each["name"],
+                "ms per step": f"{1e3 * each['seconds']:.2f}",
+                "tokens per second": f"{each['tokens'] / each['seconds']:,.0f}",
+                "rwkv is": "" if times_rwkv is None else f"{times_rwkv:.2f}x as fast",
+                "rounds": str(each["rounds"]),
+            }
+            rows.append(row)
+        device = group[0]["device"]
+        yield f"training {title} (batch x length x width x depth), {device}\n{table(rows)}"
 
 
-def record_lines(results: dict[str, Any]) -> Iterator[str]:
-    """What many records cost to look through; where it is linear, that of a record stays as it is."""
-    if not rows(results, "records"):
-        return
-    yield ""
-    yield f"{'records':<32}{'of':>12}{'seconds':>12}{'us a record':>14}"
-    for row in rows(results, "records"):
-        each = 1e6 * row["seconds"] / row["records"]
-        yield f"  {row['name']:<30}{row['records']:>12,}{row['seconds']:>12.2f}{each:>14.0f}"
+def decode_tables(sections: dict[str, Measurements]) -> Iterator[str]:
+    """A token's step beside its matrix products and attention; above them is overhead."""
+    variants: dict[str, dict[str, float]] = {}  # model -> variant -> microseconds per token
+    for each in sections.get("decode", []):
+        microseconds = 1e6 * each["seconds"] / each["tokens"]
+        variants.setdefault(each["name"], {})[each["variant"]] = microseconds
+    rows = []
+    for name, microseconds_of in variants.items():
+        step = microseconds_of["step"]
+        products = microseconds_of["matrix products"]
+        row = {
+            "decode 1 x 256 x 256 x 4": name,
+            "us per token": f"{step:.0f}",
+            "its products": f"{products:.0f}",
+            "step is": f"{step / products:.2f}x",
+        }
+        rows.append(row)
+    if rows:
+        yield table(rows)
 
 
-SECTIONS = (operator_lines, step_lines, decode_lines, sampler_lines, record_lines)
+def sampler_tables(sections: dict[str, Measurements]) -> Iterator[str]:
+    """How many tokens and examples of each task one core makes per second."""
+    rows = []
+    for each in sections.get("sampler", []):
+        row = {
+            "samplers, one core": each["name"],
+            "million tokens per second": f"{each['tokens'] / each['seconds'] / 1e6:.2f}",
+            "examples per second": f"{each['examples'] / each['seconds']:,.0f}",
+        }
+        rows.append(row)
+    if rows:
+        yield table(rows)
 
 
-def profile_lines(results: dict[str, Any]) -> Iterator[str]:
-    """The operators that take the most time of each training step, as torch's profiler saw one."""
-    for row in rows(results, "step"):
-        yield f"\n{row['name']}, {row['group']}\n{row['profile']}"
+def record_tables(sections: dict[str, Measurements]) -> Iterator[str]:
+    """What it costs to look through many records; linear if the time per record stays the same."""
+    rows = []
+    for each in sections.get("records", []):
+        row = {
+            "records": each["name"],
+            "count": f"{each['records']:,}",
+            "seconds": f"{each['seconds']:.2f}",
+            "us per record": f"{1e6 * each['seconds'] / each['records']:.0f}",
+        }
+        rows.append(row)
+    if rows:
+        yield table(rows)
+
+
+def profile_tables(sections: dict[str, Measurements]) -> Iterator[str]:
+    """The operators that take the most time of each training step, from torch's profiler."""
+    for each in sections.get("step", []):
+        yield f"{each['name']}, {each['group']}\n{each['profile']}"
+
+
+Tables = Callable[[dict[str, Measurements]], Iterator[str]]
+REPORT: tuple[Tables, ...] = (
+    operator_tables,
+    step_tables,
+    decode_tables,
+    sampler_tables,
+    record_tables,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 where everything was measured, else pytest's exit code."""
+    """Returns 0 if everything was measured, otherwise pytest's exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m lookback.benchmarks.speed.report", allow_abbrev=False
     )
-    parser.add_argument("written", type=Path, nargs="?", help="what pytest-benchmark wrote earlier")
-    parser.add_argument("-k", dest="chosen", default="", help="a part, as pytest's -k names it")
+    parser.add_argument("written", type=Path, nargs="?", help="a file of earlier measurements")
+    parser.add_argument("-k", dest="selection", default="", help="a part, named as for pytest's -k")
     parser.add_argument(
-        "--profile", action="store_true", help="print what takes the time of each training step"
+        "--profile", action="store_true", help="also print where each training step's time goes"
     )
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         path = options.written or Path(folder) / "speed.json"
-        code = 0 if options.written else measure(path, options.chosen)
+        code = 0 if options.written else measure(path, options.selection)
         if not path.exists() or not path.stat().st_size:
             return code or 1
-        results = json.loads(path.read_text())
-    for section in (*SECTIONS, *([profile_lines] if options.profile else [])):
-        if lines := list(section(results)):
-            print("\n".join(lines))
+        sections = read_measurements(path)
+    report = (*REPORT, profile_tables) if options.profile else REPORT
+    for tables in report:
+        for text in tables(sections):
+            print(f"\n{text}")
     return code
 
 

@@ -1,22 +1,52 @@
-"""The definition of WKV-4 as a loop over positions: the form to read, and the one the others are
-checked against.
+"""WKV-4 by its definition: the state, one step of the recurrence, and a loop over positions.
 
-Formula: Peng et al. 2023, "RWKV: Reinventing RNNs for the Transformer Era", appendix D (the stable
-form).
+This is the form to read, and the one the others are tested against. Its sums share an exponent that
+is factored out, as in RWKV's published kernels, so that no key is too large for exp().
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lookback.models.wkv.state import WKVState, empty_state, state_dtype
+EMPTY_EXPONENT = -1e38  # not -inf: the difference of two infinities is nan
+LARGEST_LOG_WEIGHT = 80.0  # exp(80) is finite in float32, and beside it a weight of 1 vanishes
 
-LARGEST_LOG_WEIGHT = 80.0  # exp(80) is finite in float32, and beside it a weight of 1 is nothing
+
+class WKVState(NamedTuple):
+    """Two decayed sums over the past, each to be multiplied by exp(exponent).
+
+    All three have shape (batch, channels) and are float32, or float64 where the keys are float64.
+    The exponent is the largest exponent of any summand, so neither sum overflows, whatever the
+    keys.
+    """
+
+    numerator: Tensor  # sum of exp(k) v
+    denominator: Tensor  # sum of exp(k)
+    exponent: Tensor
+
+
+def empty_state(
+    batch_size: int,
+    channels: int,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> WKVState:
+    """Returns the state before the first position. `dtype` is float32 or float64."""
+    zeros = torch.zeros(2, batch_size, channels, device=device, dtype=dtype)
+    exponent = torch.full((batch_size, channels), EMPTY_EXPONENT, device=device, dtype=dtype)
+    return WKVState(zeros[0], zeros[1], exponent)
+
+
+def state_dtype(k: Tensor) -> torch.dtype:
+    """float64 for float64 keys, float32 for every other precision."""
+    return torch.float64 if k.dtype == torch.float64 else torch.float32
 
 
 def wkv_reference(
     w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: WKVState | None
 ) -> tuple[Tensor, WKVState]:
-    """One `wkv_step` a position, differentiated by autograd; computes in the state's dtype."""
+    """`wkv` as one `wkv_step` per position, differentiated by autograd, in the state's dtype."""
     state = state or empty_state(k.shape[0], k.shape[2], k.device, state_dtype(k))
     outputs = []
     for key, value in zip(k.unbind(1), v.unbind(1), strict=True):  # each (batch, channels)
@@ -28,29 +58,29 @@ def wkv_reference(
 def wkv_step(
     w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: WKVState
 ) -> tuple[Tensor, WKVState]:
-    """One position: k, v (batch, channels) and the state before it give y (batch, channels) and the
-    state after it.
+    """Returns y (batch, channels) of one position, and the state after it.
 
-    Computes in the state's dtype. In float32 the weight of a position n steps back is right to
-    about n times 6e-8; a float64 state forgets nothing. Arguments are not checked, because this is
-    the inner loop of decoding; `wkv` says what they must be.
+    w and u are (channels,), k and v (batch, channels). Computes in the state's dtype: in float32
+    the weight of a position n steps back has a relative error of about n times 6e-8. Arguments are
+    not checked, because this is the inner loop of decoding; see `wkv` for what they must be.
     """
     numerator, denominator, exponent = state
-    dtype, asked = exponent.dtype, v.dtype
-    key = k if k.dtype == dtype else k.to(dtype)  # to ask is cheaper than to convert to the same
-    value = v if asked == dtype else v.to(dtype)
-    weight = (
-        (key + u - exponent).clamp_max(LARGEST_LOG_WEIGHT).exp()
-    )  # of this position against the past
+    dtype = exponent.dtype
+    # comparing dtypes is cheaper than a conversion that changes nothing
+    key = k if k.dtype == dtype else k.to(dtype)
+    value = v if v.dtype == dtype else v.to(dtype)
+
+    # the weight of this position relative to exp(exponent), the scale of both sums
+    weight = (key + u - exponent).clamp_max(LARGEST_LOG_WEIGHT).exp()
     y = torch.addcmul(numerator, weight, value) / (denominator + weight)
 
+    # Decay the sums, add this position, and scale by the new largest exponent. Where the past stays
+    # the largest, `kept` is nearly 1, and other kernels take 1; but then the rounding errors of
+    # exponent - w add up over thousands of positions.
     largest = torch.maximum(exponent - w, key)
-    # The past is multiplied by what is left of exp(-w) after `largest` was rounded. Taking that for
-    # 1 where the past wins, as other kernels do, lets the rounding of exponent - w add up over
-    # thousands of positions.
     kept = (exponent - largest - w).exp()
     added = (key - largest).exp()
     numerator = torch.addcmul(numerator * kept, added, value)
-    return y if asked == dtype else y.to(asked), WKVState(
-        numerator, torch.addcmul(added, denominator, kept), largest
-    )
+    denominator = torch.addcmul(added, denominator, kept)
+    y = y if v.dtype == dtype else y.to(v.dtype)
+    return y, WKVState(numerator, denominator, largest)

@@ -1,47 +1,42 @@
-"""The GPU form of WKV-4 as two registered operators, forward and backward, over the kernels of
-`kernels.py`.
+"""WKV on a GPU as registered operators, `lookback::wkv_triton` and its backward pass.
 
-Parallel over time: what each chunk of positions adds, a scan over the chunks, then every chunk from
-what it starts with. The backward pass does the same with the adjoint, from the end. Importing this
-needs no GPU; running it needs one, or Triton's interpreter (TRITON_INTERPRET=1 before triton is
-imported).
+They launch the kernels of `forward_kernels.py` and `backward_kernels.py`, parallel over time as
+well as over batch and channels: what each chunk of positions adds, a scan over the chunks, then
+every chunk from the sums before it. The backward pass does the same from the end. Importing this
+module needs no GPU. Running it needs one, or Triton's interpreter (TRITON_INTERPRET=1 before triton
+is imported).
 """
 
-import math
 import os
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from lookback.models.wkv.gradients import differentiate, save
-from lookback.models.wkv.state import WKVState
+from lookback.models.wkv.autograd import count_flops, differentiate, save
+from lookback.models.wkv.reference import WKVState
 
 ENOUGH_PROGRAMS = 2000  # about fifteen warps on each of an H200's 132 multiprocessors
+LONGEST_CHUNK, SHORTEST_CHUNK = 256, 32
 GROUP = 16  # chunks whose summaries are loaded before the scan needs the first of them
-FORWARD_FLOPS = 24  # a position and channel: every sum twice, once for its chunk's summary
+FORWARD_FLOPS = 24  # per position and channel: every sum twice, once for its chunk's summary
 BACKWARD_FLOPS = 72
 
 
 class Plan(NamedTuple):
-    """How a call is cut: positions a chunk, positions and channels a program holds in registers,
-    chunks.
-    """
+    """How a call is divided among programs."""
 
-    chunk: int
-    unroll: int
-    sub: int
-    block: int
-    chunks: int
+    chunk: int  # positions per program
+    unroll: int  # positions loaded at a time, forwards
+    sub: int  # positions between two checkpoints of the backward pass, and loaded at a time
+    block: int  # channels per program
+    chunks: int  # chunks in the sequence
 
     @property
     def groups(self) -> int:
-        """Groups of the scan over chunks, a power of two so that few lengths need a compilation of
-        their own.
-        """
-        return _power_of_two(-(-self.chunks // GROUP))
+        """Groups of chunks in the scan: a power of two, so that few lengths are compiled anew."""
+        return _next_power_of_two(-(-self.chunks // GROUP))
 
 
 def interpreted() -> bool:
@@ -51,26 +46,29 @@ def interpreted() -> bool:
 
 @lru_cache(maxsize=256)
 def plan(batch_size: int, length: int, channels: int) -> Plan:
-    """The longest chunks that leave the GPU enough programs, because a chunk's summary costs as
-    much as a position.
+    """Returns the longest chunks that give the GPU enough programs.
+
+    A chunk's summary costs as much as a position, hence long chunks; each program is sequential,
+    hence many of them.
     """
-    block = 64 if not interpreted() else _power_of_two(channels)
+    block = _next_power_of_two(channels) if interpreted() else 64
     columns = batch_size * -(-channels // block)
-    chunk = 256
-    while chunk > 32 and columns * -(-length // chunk) < ENOUGH_PROGRAMS:
+    chunk = LONGEST_CHUNK
+    while chunk > SHORTEST_CHUNK and columns * -(-length // chunk) < ENOUGH_PROGRAMS:
         chunk //= 2
-    chunk = min(chunk, _power_of_two(length))
-    return Plan(chunk, min(8, chunk), min(8, chunk), block, -(-length // chunk))
+    chunk = min(chunk, _next_power_of_two(length))
+    unroll = min(8, chunk)
+    return Plan(chunk, unroll, unroll, block, -(-length // chunk))
 
 
-def _power_of_two(number: int) -> int:
+def _next_power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
 def wkv_triton(
     w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: WKVState | None
 ) -> tuple[Tensor, WKVState]:
-    """The GPU form; arguments as `wkv` has checked them."""
+    """`wkv` on a GPU; its arguments are checked already."""
     y, numerator, denominator, exponent, _ = forward(w, u, k, v, *(state or (None, None, None)))
     return y, WKVState(numerator, denominator, exponent)
 
@@ -85,58 +83,61 @@ def forward(
     denominator: Tensor | None,
     exponent: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """y, the outgoing state, and for the backward pass the sums before each chunk, (3, batch,
-    chunks, channels).
+    """Returns y, the outgoing state, and for the backward pass the sums before each chunk.
+
+    The latter are (3, batch, chunks, channels): numerator, denominator and exponent to base 2.
     """
-    from lookback.models.wkv import kernels
+    from lookback.models.wkv import forward_kernels as kernels
 
     w, u, k, v = (x.contiguous() for x in (w, u, k, v))
     before = _contiguous(numerator, denominator, exponent)
-    y, *after, sums = _outputs(w, u, k, v, *before)
+    y, *after, sums = _allocate_outputs(w, u, k, v, *before)
+
     batch_size, length, channels = k.shape
-    cut, part, given = plan(*k.shape), sums.stride(0), numerator is not None
-    columns, shape = (
-        -(-channels // cut.block),
-        {"CHANNELS": channels, "CHUNK": cut.chunk, "BLOCK": cut.block, "num_warps": 1},
-    )
-    with _on(k):
+    cut = plan(*k.shape)
+    has_state = numerator is not None
+    carried = has_state or cut.chunks > 1
+    plane = sums.stride(0)
+    columns = -(-channels // cut.block)
+    constants = _constants(cut, channels)
+    with _device_of(k):
         if cut.chunks > 1:
-            kernels.summaries[(columns, cut.chunks - 1, batch_size)](
-                w, k, v, sums, part, length, cut.chunks, UNROLL=cut.unroll, **shape
+            kernels.summaries[columns, cut.chunks - 1, batch_size](
+                w, k, v, sums, plane, length, cut.chunks, UNROLL=cut.unroll, **constants
             )
-        if cut.chunks > 1 or given:
-            kernels.carry_forward[(columns, batch_size)](
+        if carried:
+            kernels.carry_forward[columns, batch_size](
                 w,
                 *before,
                 sums,
-                part,
+                plane,
                 cut.chunks,
                 GROUPS=cut.groups,
                 GROUP=GROUP,
-                STATE=given,
-                **shape,
+                STATE=has_state,
+                **constants,
             )
-        kernels.outputs[(columns, cut.chunks, batch_size)](
+        kernels.outputs[columns, cut.chunks, batch_size](
             w,
             u,
             k,
             v,
             y,
             sums,
-            part,
+            plane,
             *after,
             length,
             cut.chunks,
             UNROLL=cut.unroll,
-            CARRIED=given or cut.chunks > 1,
+            CARRIED=carried,
             FULL=length % cut.chunk == 0,
-            **shape,
+            **constants,
         )
     return y, *after, sums
 
 
 @forward.register_fake
-def _outputs(
+def _allocate_outputs(
     w: Tensor,
     u: Tensor,
     k: Tensor,
@@ -145,16 +146,14 @@ def _outputs(
     denominator: Tensor | None,
     exponent: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    batch_size, length, channels = (
-        int(size) for size in k.shape
-    )  # also of a traced shape: the plan depends on it
-    row, chunks = (batch_size, channels), plan(batch_size, length, channels).chunks
-    carried = (
-        chunks if chunks > 1 or numerator is not None else 0
-    )  # one chunk of an empty past starts with nothing
-    numerator, denominator, exponent = (k.new_empty(row, dtype=torch.float32) for _ in range(3))
-    sums = k.new_empty(3, batch_size, carried, channels, dtype=torch.float32)
-    return v.new_empty(v.shape), numerator, denominator, exponent, sums
+    # int() also of a traced size: the plan depends on its value
+    batch_size, length, channels = (int(size) for size in k.shape)
+    chunks = plan(batch_size, length, channels).chunks
+    if chunks == 1 and numerator is None:
+        chunks = 0  # one chunk and an empty past: there are no sums before it
+    a, b, p = (k.new_empty(batch_size, channels, dtype=torch.float32) for _ in range(3))
+    sums = k.new_empty(3, batch_size, chunks, channels, dtype=torch.float32)
+    return v.new_empty(v.shape), a, b, p, sums
 
 
 @torch.library.custom_op("lookback::wkv_triton_backward", mutates_args=())
@@ -172,117 +171,113 @@ def backward(
     after_exponent: Tensor,
     sums: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of w, u, k, v and of the incoming state, stacked where there is one; see
-    `gradients.differentiate`.
+    """Returns the gradients of w, u, k, v and the incoming state, (3, batch, channels) or empty.
+
+    See `autograd.differentiate`, which calls it.
     """
-    from lookback.models.wkv import kernels
+    from lookback.models.wkv import backward_kernels as kernels
 
     w, u, k, v, grad_y = (x.contiguous() for x in (w, u, k, v, grad_y))
-    before, grad_after = (
-        _contiguous(numerator, denominator, exponent),
-        (grad_numerator, grad_denominator),
-    )
+    before = _contiguous(numerator, denominator, exponent)
+    grad_after = _contiguous(grad_numerator, grad_denominator)
+
     batch_size, length, channels = k.shape
-    cut, given = plan(*k.shape), numerator is not None
+    cut = plan(*k.shape)
+    has_state = numerator is not None
     grad_k, grad_v = k.new_empty(k.shape), v.new_empty(v.shape)
-    grad_state = k.new_empty(3 if given else 0, batch_size, channels, dtype=torch.float32)
+    grad_state = k.new_empty(3 if has_state else 0, batch_size, channels, dtype=torch.float32)
     adjoint = sums.new_empty(3, batch_size, cut.chunks, channels)
-    inner = sums.new_empty(3, batch_size, cut.chunks * cut.chunk // cut.sub, channels)
-    part = adjoint.stride(0)
-    parts = sums.new_empty(2, batch_size * cut.chunks, channels)
-    columns, shape = (
-        -(-channels // cut.block),
-        {"CHANNELS": channels, "CHUNK": cut.chunk, "BLOCK": cut.block},
-    )
-    shape |= {"num_warps": 1}
-    full = {"SUB": cut.sub, "FULL": length % cut.chunk == 0}
-    size = (length, cut.chunks)
-    with _on(k):
-        kernels.adjoint_summaries[(columns, cut.chunks, batch_size)](
+    checkpoints = sums.new_empty(3, batch_size, cut.chunks * cut.chunk // cut.sub, channels)
+    partial_sums = sums.new_empty(2, batch_size * cut.chunks, channels)  # of grad_w and grad_u
+
+    plane = adjoint.stride(0)
+    columns = -(-channels // cut.block)
+    constants = _constants(cut, channels)
+    full = length % cut.chunk == 0
+    with _device_of(k):
+        kernels.adjoint_summaries[columns, cut.chunks, batch_size](
             w,
             u,
             k,
             v,
             grad_y,
             sums,
-            part,
-            inner,
-            inner.stride(0),
+            plane,
+            checkpoints,
+            checkpoints.stride(0),
             adjoint,
-            *size,
-            CARRIED=given or cut.chunks > 1,
-            **shape,
-            **full,
+            length,
+            cut.chunks,
+            SUB=cut.sub,
+            CARRIED=has_state or cut.chunks > 1,
+            FULL=full,
+            **constants,
         )
-        kernels.carry_backward[(columns, batch_size)](
+        kernels.carry_backward[columns, batch_size](
             w,
-            *_contiguous(*grad_after),
+            *grad_after,
             after_exponent,
             adjoint,
-            part,
-            *size,
+            plane,
+            length,
+            cut.chunks,
             GROUPS=cut.groups,
             GROUP=GROUP,
             STATE=grad_numerator is not None,
-            **shape,
+            **constants,
         )
-        kernels.gradients[(columns, cut.chunks, batch_size)](
+        kernels.gradients[columns, cut.chunks, batch_size](
             w,
             u,
             k,
             v,
             grad_y,
-            inner,
-            inner.stride(0),
+            checkpoints,
+            checkpoints.stride(0),
             adjoint,
-            part,
+            plane,
             grad_k,
             grad_v,
-            parts,
-            parts.stride(0),
+            partial_sums,
+            partial_sums.stride(0),
             *before,
             grad_state,
             grad_state.stride(0),
-            *size,
-            STATE=given,
-            **shape,
-            **full,
+            length,
+            cut.chunks,
+            SUB=cut.sub,
+            STATE=has_state,
+            FULL=full,
+            **constants,
         )
-    grad_w, grad_u = parts.sum(1)
+    grad_w, grad_u = partial_sums.sum(1)
     return grad_w.to(w.dtype, copy=True), grad_u.to(u.dtype, copy=True), grad_k, grad_v, grad_state
 
 
 @backward.register_fake
-def _gradients(grad_y: Tensor, *args: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    w, u, k, v, numerator = args[2:7]
-    parts = 0 if numerator is None else 3
+def _allocate_gradients(grad_y: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
+    w, u, k, v, numerator = arguments[2:7]
+    batch_size, _, channels = k.shape
     grad_w, grad_u, grad_k, grad_v = (x.new_empty(x.shape) for x in (w, u, k, v))
-    return (
-        grad_w,
-        grad_u,
-        grad_k,
-        grad_v,
-        k.new_empty(parts, k.shape[0], k.shape[2], dtype=torch.float32),
-    )
+    state_rows = 0 if numerator is None else 3
+    grad_state = k.new_empty(state_rows, batch_size, channels, dtype=torch.float32)
+    return grad_w, grad_u, grad_k, grad_v, grad_state
 
 
 forward.register_autograd(partial(differentiate, backward), setup_context=save)
+count_flops(torch.ops.lookback.wkv_triton, FORWARD_FLOPS, argument=2)  # k
+count_flops(torch.ops.lookback.wkv_triton_backward, BACKWARD_FLOPS, argument=0)  # grad_y
 
 
-@register_flop_formula(torch.ops.lookback.wkv_triton)
-def _forward_flops(w: Any, u: Any, k: tuple[int, ...], *_: Any, **__: Any) -> int:
-    return FORWARD_FLOPS * math.prod(k)
-
-
-@register_flop_formula(torch.ops.lookback.wkv_triton_backward)
-def _backward_flops(grad_y: tuple[int, ...], *_: Any, **__: Any) -> int:
-    return BACKWARD_FLOPS * math.prod(grad_y)
+def _constants(cut: Plan, channels: int) -> dict[str, int]:
+    """What every kernel is compiled for."""
+    return {"CHANNELS": channels, "CHUNK": cut.chunk, "BLOCK": cut.block, "num_warps": 1}
 
 
 def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(None if x is None else x.contiguous() for x in tensors)
 
 
-def _on(k: Tensor) -> Any:
-    """Kernels start on the current device, which need not be the tensors'."""
+def _device_of(k: Tensor) -> Any:
+    """Selects k's device: kernels start on the current one, which may be another."""
     return torch.cuda.device(k.device) if k.is_cuda else torch.no_grad()

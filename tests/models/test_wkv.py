@@ -1,4 +1,4 @@
-"""WKV: every form against the oracle, and the promises that the door makes."""
+"""WKV on the CPU: every implementation against the oracle, and the contract of `wkv`."""
 
 import math
 
@@ -12,10 +12,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lookback.models.wkv import WKVState, empty_state, resolve_backend, tiled, wkv, wkv_step
-from tests.test_wkv_oracle import INPUTS, OUTPUTS, Array, Arrays, oracle, random_inputs, raw_grads
+from tests.models.test_wkv_oracle import (
+    INPUTS,
+    OUTPUTS,
+    Array,
+    Arrays,
+    oracle,
+    random_inputs,
+    raw_grads,
+)
 
-ORDINARY, EXTREME = 1e-6, 5e-5  # the largest relative error of y and of any gradient
-UNDERFLOW = 1e-30  # below it a true gradient is taken for 0
+ORDINARY, EXTREME = 1e-6, 5e-5  # largest relative error of y and of any gradient
+UNDERFLOW = 1e-30  # smaller true gradients count as 0
 SHAPES = [
     (1, 1, 1),
     (1, 2, 3),
@@ -30,12 +38,16 @@ SHAPES = [
 
 
 def as_float32(arrays: Arrays) -> Arrays:
-    """What float32 makes of them, so that the oracle and the operator get the same numbers."""
+    """Rounds to float32, so that the oracle and the operator receive the same numbers."""
     return {name: x.astype(np.float32).astype(float) for name, x in arrays.items()}
 
 
 def run_wkv(inputs: Arrays, grads: Arrays, backend: str) -> tuple[Arrays, Arrays]:
-    """y, and what the outgoing state means, in float32; and the gradients of all inputs."""
+    """Returns the outputs of `wkv` in float32, and the gradients of all inputs.
+
+    The outputs are y, the mean of the values so far, and the logarithm of their total weight: the
+    state in a form that does not depend on its choice of exponent.
+    """
     device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
     tensors = [
         torch.tensor(inputs[name], dtype=torch.float32, device=device, requires_grad=True)
@@ -54,7 +66,7 @@ def run_wkv(inputs: Arrays, grads: Arrays, backend: str) -> tuple[Arrays, Arrays
 
 
 def run_oracle(inputs: Arrays, grads: Arrays) -> tuple[Arrays, Arrays, Arrays]:
-    """The same from the oracle, and the sizes of what its gradients are sums of."""
+    """Returns the same from the oracle, and the sizes of the summands of its gradients."""
     outputs, differentiate = oracle(inputs)
     a, b, p = (outputs[name] for name in OUTPUTS[1:])
     grad_sums = {
@@ -62,24 +74,21 @@ def run_oracle(inputs: Arrays, grads: Arrays) -> tuple[Arrays, Arrays, Arrays]:
         "denominator": (grads["mass"] - grads["mean"] * a / b) / b,
     }
     gradients, _ = differentiate({"y": grads["y"], **grad_sums, "exponent": grads["mass"]})
-    grad_sums["denominator"] = (
-        np.abs(grads["mass"]) + np.abs(grads["mean"] * a / b)
-    ) / b  # which cancel as well
+    # its two summands cancel as well
+    grad_sums["denominator"] = (np.abs(grads["mass"]) + np.abs(grads["mean"] * a / b)) / b
     _, sizes = differentiate({"y": grads["y"], **grad_sums, "exponent": grads["mass"]})
     return {"y": outputs["y"], "mean": a / b, "mass": np.log(b) + p}, gradients, sizes
 
 
 def error(measured: Array, expected: Array, size: Array | None = None) -> float:
-    """The largest error relative to the largest entry of the same channel, of `size` where that is
-    given.
-    """
+    """Largest error, relative to the largest entry of the same channel of `size` or `expected`."""
     size = np.abs(expected if size is None else size)
     size = size.max(axis=tuple(range(size.ndim - 1)))
     return float((np.abs(measured - expected) / (size + UNDERFLOW)).max())
 
 
 def worst_errors(inputs: Arrays, grads: Arrays, backend: str) -> dict[str, float]:
-    """The error of every output and gradient in float32."""
+    """Returns the error of every output and gradient in float32."""
     inputs, grads = as_float32(inputs), as_float32(grads)
     outputs, gradients = run_wkv(inputs, grads, backend)
     expected, expected_gradients, sizes = run_oracle(inputs, grads)
@@ -96,7 +105,7 @@ def worst_errors(inputs: Arrays, grads: Arrays, backend: str) -> dict[str, float
 
 
 def random_grads(generator: np.random.Generator, inputs: Arrays) -> Arrays:
-    """Gradients of y and of what the outgoing state means."""
+    """Gradients of the outputs of `run_wkv`."""
     grads = raw_grads(generator, inputs)
     return {"y": grads["y"], "mean": grads["numerator"], "mass": grads["denominator"]}
 
@@ -109,7 +118,7 @@ def assert_below(errors: dict[str, float], bar: float) -> None:
 def extreme_inputs(
     generator: np.random.Generator, shape: tuple[int, int, int], largest_key: float = 60
 ) -> Arrays:
-    """Keys up to +-60, decays from 1e-6 to 148."""
+    """Inputs with keys up to +-60 and decay rates from 1e-6 to 148."""
     decays = np.exp(generator.uniform(math.log(1e-6), math.log(148), shape[2]))
     decays[0], decays[-1] = 1e-6, 148
     keys = generator.uniform(-largest_key, largest_key, shape)
@@ -119,7 +128,7 @@ def extreme_inputs(
 def small_tensors(
     shape: tuple[int, int, int], dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> list[Tensor]:
-    """w, u, k, v that require gradients."""
+    """Returns w, u, k, v, all requiring gradients."""
     inputs = random_inputs(np.random.default_rng(seed), *shape)
     return [
         torch.tensor(inputs[name], dtype=dtype, requires_grad=True) for name in ("w", "u", "k", "v")
@@ -127,7 +136,7 @@ def small_tensors(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_tiled_is_the_oracle(shape: tuple[int, int, int]) -> None:
+def test_tiled_equals_the_oracle(shape: tuple[int, int, int]) -> None:
     generator = np.random.default_rng(sum(shape))
     inputs = random_inputs(generator, *shape)
     assert_below(worst_errors(inputs, random_grads(generator, inputs), "tiled"), ORDINARY)
@@ -135,9 +144,7 @@ def test_tiled_is_the_oracle(shape: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_tiled_gradients_entry_by_entry(shape: tuple[int, int, int]) -> None:
-    """Where float32 states do not limit it, the CPU form is exact in what its sums cancel to as
-    well.
-    """
+    """Without a float32 state in between, even small differences of large summands are exact."""
     generator = np.random.default_rng(sum(shape))
     inputs = as_float32(random_inputs(generator, *shape))
     grads = as_float32(random_grads(generator, inputs))
@@ -157,7 +164,7 @@ def test_tiled_gradients_entry_by_entry(shape: tuple[int, int, int]) -> None:
     length=st.integers(1, 150),
     channels=st.integers(1, 40),
 )
-def test_tiled_is_the_oracle_on_fresh_inputs(
+def test_tiled_equals_the_oracle_on_random_shapes(
     seed: int, batch_size: int, length: int, channels: int
 ) -> None:
     generator = np.random.default_rng(seed)
@@ -173,7 +180,7 @@ def test_tiled_survives_extremes(shape: tuple[int, int, int]) -> None:
 
 
 def test_float64_stays_float64() -> None:
-    """And any use of the outgoing state has the right gradient, also one of its exponent alone."""
+    """And any use of the outgoing state has the right gradient, even of its exponent alone."""
     generator = np.random.default_rng(4)
     inputs = random_inputs(generator, 2, 40, 5)
     grads = raw_grads(generator, inputs)
@@ -207,9 +214,7 @@ def test_half_precision(dtype: torch.dtype, backend: str) -> None:
 
 @pytest.mark.parametrize("spread", [280, 320])
 def test_both_sides_of_the_range_check(spread: float) -> None:
-    """Keys whose exponentials float64 just holds, around zero and far from it, and keys it does not
-    hold.
-    """
+    """Keys whose exponentials float64 just holds, around 0 and around 5000, and keys beyond."""
     for centre in (0, 5000):
         generator = np.random.default_rng(6)
         inputs = extreme_inputs(generator, (2, 300, 5), spread) | {"u": generator.uniform(-1, 1, 5)}
@@ -225,7 +230,7 @@ def test_both_sides_of_the_range_check(spread: float) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_log_space_is_the_oracle(
+def test_log_space_equals_the_oracle(
     shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiled, "LARGEST_EXPONENT", -1.0)  # nothing fits
@@ -243,25 +248,25 @@ def test_first_output_is_the_first_value(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["reference", "tiled"])
 @pytest.mark.parametrize("cut", [1, 17, 59])
-def test_two_parts_are_one_run(backend: str, cut: int) -> None:
-    """Also in their gradients, which reach the first part only through the state."""
+def test_state_continues_a_sequence(backend: str, cut: int) -> None:
+    """Also in the gradients, which reach the first half only through the state."""
     w, u, k, v = tensors = small_tensors((2, 60, 5), torch.float64)
     whole, last = wkv(w, u, k, v, backend=backend)
     first, middle = wkv(w, u, k[:, :cut], v[:, :cut], backend=backend)
     second, end = wkv(w, u, k[:, cut:], v[:, cut:], middle, backend=backend)
-    parts = torch.cat((first, second), dim=1)
-    torch.testing.assert_close(parts, whole)
+    joined = torch.cat((first, second), dim=1)
+    torch.testing.assert_close(joined, whole)
     torch.testing.assert_close(end, last)
     weights = torch.randn(
         whole.shape, dtype=whole.dtype, generator=torch.Generator().manual_seed(0)
     )
     torch.testing.assert_close(
-        torch.autograd.grad((parts * weights).sum(), tensors),
+        torch.autograd.grad((joined * weights).sum(), tensors),
         torch.autograd.grad((whole * weights).sum(), tensors),
     )
 
 
-def test_steps_are_the_whole() -> None:
+def test_steps_equal_the_whole_sequence() -> None:
     w, u, k, v = (x.detach() for x in small_tensors((2, 200, 5)))
     whole, last = wkv(w, u, k, v)
     state, outputs = empty_state(2, 5), []
@@ -273,7 +278,7 @@ def test_steps_are_the_whole() -> None:
 
 
 def test_a_float32_step_does_not_drift() -> None:
-    """Taking the rounded exponent - w for exact would cost 6e-4 here."""
+    """Neglecting the rounding error of exponent - w would cost 6e-4 here."""
     generator = np.random.default_rng(7)
     inputs = random_inputs(generator, 1, 30000, 16)
     inputs = as_float32(inputs | {"k": generator.uniform(-60, 60, inputs["k"].shape)})
@@ -313,11 +318,11 @@ def test_reference_gradients() -> None:
 def test_tiled_is_deterministic() -> None:
     tensors = small_tensors((3, 300, 20))
 
-    def once() -> tuple[Tensor, ...]:
+    def run() -> tuple[Tensor, ...]:
         y, _ = wkv(*tensors)
         return y, *torch.autograd.grad(y.square().sum(), tensors)
 
-    assert all(torch.equal(a, b) for a, b in zip(once(), once(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
 def test_inputs_may_be_views() -> None:
@@ -359,7 +364,7 @@ def test_counted_without_being_computed() -> None:
     assert counter.get_total_flops() == 2 * 9 * 4 * (tiled.FORWARD_FLOPS + tiled.BACKWARD_FLOPS)
 
 
-def test_inference_keeps_nothing() -> None:
+def test_inference_saves_nothing() -> None:
     w, u, k, v = (x.detach() for x in small_tensors((2, 9, 4)))
     *_, carries, _ = tiled.forward(w, u, k, v, *empty_state(2, 4), False)
     assert carries.numel() == 0
@@ -370,7 +375,7 @@ def test_auto_is_tiled_on_a_cpu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             {"backend": "cuda"},
@@ -394,17 +399,17 @@ def test_auto_is_tiled_on_a_cpu() -> None:
         ({"state": empty_state(2, 4)[:2]}, "got 2 parts"),
     ],
 )
-def test_wrong_arguments_are_named(change: dict[str, object], said: str) -> None:
+def test_wrong_arguments_are_named(change: dict[str, object], message: str) -> None:
     arguments = {
         "w": torch.zeros(4),
         "u": torch.zeros(4),
         "k": torch.zeros(2, 3, 4),
         "v": torch.zeros(2, 3, 4),
     }
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         wkv(**(arguments | change))
 
 
-def test_tiled_wants_a_cpu() -> None:
+def test_tiled_requires_a_cpu() -> None:
     with pytest.raises(ValueError, match="expected CPU tensors, got meta"):
         resolve_backend("tiled", torch.zeros(1, 1, 1, device="meta"))

@@ -1,8 +1,8 @@
-"""WKV's kernels against the oracle: compiled where a GPU is, else in Triton's interpreter.
+"""WKV's kernels against the oracle: compiled on a GPU, or in Triton's interpreter.
 
-The interpreter must be asked for before triton is imported, and other tests import it. So without a
-GPU the tests of the arithmetic are skipped here, and run by `test_in_the_interpreter` in a process
-of their own.
+The interpreter is chosen by TRITON_INTERPRET=1 before triton is imported, and other tests import it
+without. So on a machine without a GPU, the tests of the arithmetic are skipped at first, and
+`test_in_the_interpreter` runs this file again in a process with that setting.
 """
 
 import os
@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lookback.models.wkv import WKVState, resolve_backend, triton, wkv
-from tests.test_wkv import (
+from tests.models.test_wkv import (
     EXTREME,
     assert_below,
     extreme_inputs,
@@ -27,7 +27,7 @@ from tests.test_wkv import (
     small_tensors,
     worst_errors,
 )
-from tests.test_wkv_oracle import random_inputs
+from tests.models.test_wkv_oracle import random_inputs
 
 pytest.importorskip("triton")
 
@@ -43,9 +43,7 @@ compiled = pytest.mark.skipif(triton.interpreted(), reason="the interpreter comp
 
 @pytest.fixture
 def short_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Chunks of 4, two groups of registers each, so that a short sequence has many, and a second
-    group in the scan.
-    """
+    """Chunks of 4 positions, so that a short sequence has many, and a second group in the scan."""
 
     def plan(batch_size: int, length: int, channels: int) -> triton.Plan:
         return triton.Plan(chunk=4, unroll=2, sub=2, block=4, chunks=-(-length // 4))
@@ -72,7 +70,7 @@ def test_in_the_interpreter() -> None:
         __file__,
     ]
     run = subprocess.run(
-        command, env=environment, cwd=Path(__file__).parent.parent, capture_output=True, text=True
+        command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True
     )
     assert run.returncode == 0, run.stdout + run.stderr
 
@@ -81,7 +79,7 @@ def test_in_the_interpreter() -> None:
 @pytest.mark.parametrize(
     "shape", [(1, 1, 1), (2, 2, 3), (3, 7, 5), (1, 31, 33), (2, 33, 70), (1, 100, 3)]
 )
-def test_triton_is_the_oracle(shape: tuple[int, int, int]) -> None:
+def test_triton_equals_the_oracle(shape: tuple[int, int, int]) -> None:
     generator = np.random.default_rng(sum(shape))
     inputs = random_inputs(generator, *shape)
     assert_below(worst_errors(inputs, random_grads(generator, inputs), "triton"), ORDINARY)
@@ -96,7 +94,7 @@ def test_many_chunks(shape: tuple[int, int, int], short_chunks: None) -> None:
 
 
 @arithmetic
-def test_fresh_inputs() -> None:
+def test_random_shape() -> None:
     generator = np.random.default_rng()
     shape = tuple(int(generator.integers(1, top)) for top in (3, 40, 30))
     inputs = random_inputs(generator, *shape)
@@ -114,7 +112,7 @@ def test_triton_survives_extremes(length: int) -> None:
 @arithmetic
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype: torch.dtype) -> None:
-    """Rounded once, when written: in the bar of the dtype against the same inputs in float64."""
+    """Outputs are rounded once, when they are written: compared with the same inputs in float64."""
     w, u, k, v = (x.detach().to(DEVICE) for x in small_tensors((2, 40, 8)))
     k, v = (x.to(dtype).requires_grad_() for x in (k, v))
     y, state = wkv(w, u, k, v, backend="triton")
@@ -132,18 +130,18 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 @arithmetic
 @pytest.mark.parametrize("cut", [1, 10])
-def test_two_parts_are_one_run(cut: int, short_chunks: None) -> None:
-    """Also in their gradients, which reach the first part only through the state."""
+def test_state_continues_a_sequence(cut: int, short_chunks: None) -> None:
+    """Also in the gradients, which reach the first half only through the state."""
     w, u, k, v = tensors = [
         x.detach().to(DEVICE).requires_grad_() for x in small_tensors((1, 18, 3))
     ]
     whole, last = wkv(w, u, k, v, backend="triton")
     first, middle = wkv(w, u, k[:, :cut], v[:, :cut], backend="triton")
     second, end = wkv(w, u, k[:, cut:], v[:, cut:], middle, backend="triton")
-    parts = torch.cat((first, second), dim=1)
-    torch.testing.assert_close(parts, whole)
+    joined = torch.cat((first, second), dim=1)
+    torch.testing.assert_close(joined, whole)
     torch.testing.assert_close(end, last)
-    grads = torch.autograd.grad(parts.square().sum(), tensors)
+    grads = torch.autograd.grad(joined.square().sum(), tensors)
     torch.testing.assert_close(
         grads, torch.autograd.grad(whole.square().sum(), tensors), rtol=1e-5, atol=1e-5
     )
@@ -153,16 +151,16 @@ def test_two_parts_are_one_run(cut: int, short_chunks: None) -> None:
 def test_triton_is_deterministic(short_chunks: None) -> None:
     tensors = [x.detach().to(DEVICE).requires_grad_() for x in small_tensors((2, 10, 3))]
 
-    def once() -> tuple[Tensor, ...]:
+    def run() -> tuple[Tensor, ...]:
         y, _ = wkv(*tensors, backend="triton")
         return y, *torch.autograd.grad(y.square().sum(), tensors)
 
-    assert all(torch.equal(a, b) for a, b in zip(once(), once(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
 @arithmetic
-def test_keys_of_minus_infinity_are_not_there() -> None:
-    """A mask: such positions add nothing to the past. (The first position must have a finite key.)"""
+def test_keys_of_minus_infinity_add_nothing() -> None:
+    """They mask positions. (The first position must have a finite key.)"""
     w, u, k, v = (x.detach().to(DEVICE) for x in small_tensors((1, 9, 3)))
     k[:, 4] = float("-inf")
     y, _ = wkv(w, u, k, v, backend="triton")
@@ -171,11 +169,11 @@ def test_keys_of_minus_infinity_are_not_there() -> None:
 
 
 @arithmetic
-@pytest.mark.parametrize("given", [True, False])
-def test_registered_operator(given: bool) -> None:
+@pytest.mark.parametrize("has_state", [True, False])
+def test_registered_operator(has_state: bool) -> None:
     tensors = [x.detach().to(DEVICE).requires_grad_() for x in small_tensors((2, 3, 4))]
     state = [
-        torch.rand(2, 4, device=DEVICE, requires_grad=True) if given else None for _ in range(3)
+        torch.rand(2, 4, device=DEVICE, requires_grad=True) if has_state else None for _ in range(3)
     ]
     tests = (
         "test_schema",
@@ -187,9 +185,7 @@ def test_registered_operator(given: bool) -> None:
 
 
 def test_counted_without_a_gpu() -> None:
-    """A dry run of what a GPU would do on a machine without one; autograd itself refuses to
-    pretend.
-    """
+    """A dry run of a GPU's work without one; backward is called by hand, as autograd needs CUDA."""
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         w, u = (torch.rand(8, device="cuda") for _ in range(2))
         k, v = (torch.rand(2, 100, 8, device="cuda", dtype=torch.bfloat16) for _ in range(2))
@@ -225,15 +221,16 @@ def test_counted_without_a_gpu() -> None:
     ["summaries", "carry_forward", "outputs", "adjoint_summaries", "carry_backward", "gradients"],
 )
 def test_kernels_compile_for_hopper(name: str) -> None:
-    """Which the interpreter cannot say, and which needs no GPU."""
+    """The interpreter compiles nothing, and compiling needs no GPU."""
     from triton import compile as compile_kernel
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from lookback.models.wkv import kernels
+    from lookback.models.wkv import backward_kernels, forward_kernels
 
-    kernel = getattr(kernels, name)
-    known = {
+    module = forward_kernels if hasattr(forward_kernels, name) else backward_kernels
+    kernel = getattr(module, name)
+    constants = {
         "CHANNELS": 100,
         "BLOCK": 64,
         "CHUNK": 32,
@@ -242,24 +239,24 @@ def test_kernels_compile_for_hopper(name: str) -> None:
         "GROUPS": 2,
         "GROUP": 16,
     }
-    known |= {"CARRIED": True, "STATE": True, "FULL": False}
-    half = {"k_ptr", "v_ptr", "y_ptr", "grad_ptr", "grad_k_ptr", "grad_v_ptr"}
-    signature = {
-        x: "constexpr"
-        if x in known
-        else ("*bf16" if x in half else "*fp32")
-        if x.endswith("_ptr")
-        else "i32"
-        for x in kernel.arg_names
-    }
-    constants = {x: known[x] for x in kernel.arg_names if x in known}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    constants |= {"CARRIED": True, "STATE": True, "FULL": False}
+    half = {"k_ptr", "v_ptr", "y_ptr", "grad_y_ptr", "grad_k_ptr", "grad_v_ptr"}
+    signature = {}
+    for argument in kernel.arg_names:
+        if argument in constants:
+            signature[argument] = "constexpr"
+        elif argument in half:
+            signature[argument] = "*bf16"
+        else:
+            signature[argument] = "*fp32" if argument.endswith("_ptr") else "i32"
+    used = {x: value for x, value in constants.items() if x in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=used)
     assert compile_kernel(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1}).asm[
         "cubin"
     ]
 
 
-def test_triton_wants_a_gpu() -> None:
+def test_triton_requires_a_gpu() -> None:
     with pytest.raises(ValueError, match="expected CUDA tensors, got meta"):
         resolve_backend("triton", torch.zeros(1, 1, 1, device="meta"))
     with pytest.raises(ValueError, match=r"got torch\.float64"):
@@ -269,10 +266,8 @@ def test_triton_wants_a_gpu() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == "cpu", reason="no GPU")
 @pytest.mark.parametrize("shape", [(8, 1000, 768), (1, 20000, 100), (64, 64, 256)])
-def test_triton_is_tiled_at_full_size(shape: tuple[int, int, int]) -> None:
-    """At sizes where the plan takes its longer chunks; the CPU form is held to the oracle
-    elsewhere.
-    """
+def test_triton_equals_tiled_at_full_size(shape: tuple[int, int, int]) -> None:
+    """At sizes where `plan` takes longer chunks; the CPU form is compared with the oracle above."""
     tensors = [x.detach().requires_grad_() for x in small_tensors(shape)]
     moved = [x.detach().to(DEVICE).requires_grad_() for x in tensors]
     (expected, state), (y, after) = wkv(*tensors), wkv(*moved)

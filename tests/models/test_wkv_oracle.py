@@ -1,8 +1,7 @@
-"""What the WKV tests compare with: the recurrence and its hand-written adjoint in numpy, at 80 bits
-where it has them.
+"""The oracle of the WKV tests: the recurrence and its adjoint in numpy, written by hand.
 
-It shares nothing with the operator: linear space (80 bits hold exp(11000)), one position after the
-other, no torch.
+It shares nothing with the operator: no torch, no tiles, no scaling by exponents. It computes with
+80 bits where numpy has them, which hold exp(11000).
 """
 
 from collections.abc import Callable
@@ -18,11 +17,11 @@ OUTPUTS = ("y", "numerator", "denominator", "exponent")
 
 
 def oracle(inputs: Arrays) -> tuple[Arrays, Callable[[Arrays], tuple[Arrays, Arrays]]]:
-    """The outputs, and a function from their gradients to those of the inputs and to what these are
-    made of.
+    """Returns the outputs, and a function of their gradients.
 
-    The latter are the sizes of the summands, of which a gradient can be a small difference; no
-    rounding is smaller. w, u (c,); k, v, y (b, t, c); numerator, denominator, exponent (b, c).
+    That function returns the gradients of the inputs, and the sizes of their summands: a gradient
+    can be a small difference of large summands, whose rounding errors it has. w, u (c,); k, v, y
+    (b, t, c); numerator, denominator, exponent (b, c).
     """
     w, u, k, v, a_in, b_in, p_in = (inputs[name].astype(LONG) for name in INPUTS)
     length, decay, e = k.shape[1], np.exp(-w), np.exp(k)
@@ -47,9 +46,8 @@ def oracle(inputs: Arrays) -> tuple[Arrays, Callable[[Arrays], tuple[Arrays, Arr
         alpha, beta = later[:, :, ::-1]
 
         through_bonus = bonus * (gn * v - gn * y)
-        rest = (
-            grad_p - grad_a * a_out - grad_b * b_out
-        )  # what the exponent gets while the sums stay as they are
+        # the gradient of the exponent while the sums stay as they are
+        rest = grad_p - grad_a * a_out - grad_b * b_out
         largest = candidates.argmax(axis=1)
         chosen = np.arange(length + 1)[:, None] == largest[:, None]  # (b, 1 + t, c)
         through_exponent = np.where(chosen, rest[:, None], 0)
@@ -86,8 +84,9 @@ def oracle(inputs: Arrays) -> tuple[Arrays, Callable[[Arrays], tuple[Arrays, Arr
 
 
 def _running(terms: Array, carry: Array, decay: Array) -> tuple[Array, Array]:
-    """carry = terms[:, :, t] + decay * carry, for terms (2, b, t, c): the carry before every
-    position, and the last.
+    """Accumulates carry = terms[:, :, t] + decay * carry, for terms (2, b, t, c).
+
+    Returns the carry before every position, and after the last.
     """
     before = np.empty_like(terms)
     for t in range(terms.shape[2]):
@@ -99,9 +98,7 @@ def _running(terms: Array, carry: Array, decay: Array) -> tuple[Array, Array]:
 def random_inputs(
     generator: np.random.Generator, batch_size: int, length: int, channels: int
 ) -> Arrays:
-    """Ordinary inputs: keys and values about 1, decays as RWKV-4 learns them, a state that has seen
-    something.
-    """
+    """Ordinary inputs: keys and values around 1, decays as RWKV-4 learns them, a used state."""
     row, full = (batch_size, channels), (batch_size, length, channels)
     return {
         "w": np.exp(generator.uniform(-6, 3, channels)),
@@ -115,7 +112,7 @@ def random_inputs(
 
 
 def raw_grads(generator: np.random.Generator, inputs: Arrays) -> Arrays:
-    """Gradients of the outputs."""
+    """Random gradients of the outputs."""
     shapes = {"y": inputs["v"].shape, **dict.fromkeys(OUTPUTS[1:], inputs["exponent"].shape)}
     return {name: generator.normal(size=shape) for name, shape in shapes.items()}
 
