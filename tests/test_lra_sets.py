@@ -15,8 +15,8 @@ from lookback.benchmarks.describe.spec import doubles, histogram
 from lookback.benchmarks.measure.evaluate import evaluate
 from lookback.benchmarks.measure.step import logits_and_targets, make_model
 from lookback.benchmarks.record import CostCell, LearnCell
+from lookback.models.classifier import pair_features, pool, reverse_valid
 from lookback.models.model import build_model, model_names
-from lookback.models.reading import pair_features, pool, reverse_valid
 from lookback.tasks.lra.source import _files
 from lookback.tasks.task import Batch, get_task
 
