@@ -197,7 +197,7 @@ def test_both_documents_go_through_one_encoder():
 
 
 def test_readings_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="one label a sequence"):
+    with pytest.raises(ValueError, match="one label per example"):
         build_model("rwkv", 20, width=16, depth=1, direction="bidirectional")
     with pytest.raises(ValueError, match="pooling 'max'"):
         build_model("rwkv", 20, 2, width=16, depth=1, pooling="max")

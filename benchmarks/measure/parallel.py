@@ -172,7 +172,7 @@ def seed(cell_seed: int, step: int) -> None:
         torch.manual_seed(((cell_seed * SEEDS + step) * SEEDS + rank()) % (1 << 63))
 
 
-DataParallelModel = DistributedDataParallel
+DataParallelModel = DistributedDataParallel  # its gradients are means over all processes
 
 
 def wrap_model(model: SequenceModel) -> SequenceModel | DataParallelModel:
