@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_pytree_node
 
-from lookback.models.contract import POSITIONS, TOLERANCE, differs
+from lookback.models.contract import POSITIONS, TOLERANCE, differs, is_causal
 from lookback.models.model import Architecture, ArchitectureSpec, register_family
 
 # What libraries call their cache, as an argument of `forward` and in its output.
@@ -128,12 +128,13 @@ class LibraryStack(nn.Module):
         self.cache_name = next((name for name in CACHE_NAMES if name in parameters), None)
         self.has_cache_switch = "use_cache" in parameters
         self.max_length = _max_length(self.stack, config)
-        self.passed_checks: set[str] = set()
+        self.checks: set[str] = set()
 
     def forward(self, x: Tensor) -> Tensor:  # (batch, length, width) -> same
         self._check_length(x.shape[1])
         self._check_once(
-            self._is_causal, "is not causal: later positions change the outputs of earlier ones"
+            lambda x: is_causal(self.read, x, TOLERANCE),
+            "is not causal: later positions change the outputs of earlier ones",
         )
         return self.read(x)
 
@@ -217,11 +218,10 @@ class LibraryStack(nn.Module):
         weight = next(self.parameters())
         # fake and meta tensors hold no numbers, and a graph that is being compiled needs no check
         has_numbers = type(weight) is nn.Parameter and not weight.is_meta
-        is_done = check.__name__ in self.passed_checks
-        if is_done or torch.compiler.is_compiling() or not has_numbers:
+        if problem in self.checks or torch.compiler.is_compiling() or not has_numbers:
             return
 
-        self.passed_checks.add(check.__name__)
+        self.checks.add(problem)
         was_training = self.training
         self.eval()
         try:
@@ -237,17 +237,12 @@ class LibraryStack(nn.Module):
         if not is_right:
             raise ValueError(f"model {self.name!r} {problem}")
 
-    def _is_causal(self, x: Tensor) -> bool:
-        half = x.shape[1] // 2
-        changed = torch.cat([x[:, :half], -x[:, half:]], 1)
-        return not differs(self.read(changed)[:, :half], self.read(x)[:, :half], TOLERANCE)
-
     def _steps_like_forward(self, x: Tensor) -> bool:
+        state = LibraryCache(None), 0
+        outputs = []
         half = x.shape[1] // 2
-        y, state = self.read_on(x[:, :half], (LibraryCache(None), 0))
-        outputs = [y]
-        for position in x[:, half:].split(1, dim=1):
-            y, state = self.read_on(position, state)
+        for part in (x[:, :half], *x[:, half:].split(1, dim=1)):
+            y, state = self.read_on(part, state)
             outputs.append(y)
         return not differs(torch.cat(outputs, 1), self.read(x), TOLERANCE)
 
@@ -377,10 +372,8 @@ def _option_defaults(configuration: Any) -> dict[str, Any]:
         if field not in hidden:
             options[field] = 0.0 if _is_dropout(field, default) else default
 
-    aliases = {}
-    for alias, field in configuration.attribute_map.items():
-        if field in options:
-            aliases[alias] = options[field]
+    names = configuration.attribute_map
+    aliases = {alias: options[field] for alias, field in names.items() if field in options}
     return {**aliases, **options}
 
 
