@@ -355,8 +355,7 @@ def _field_name(configuration: Any, name: str) -> str:
 def _constructor_defaults(configuration: Any) -> dict[str, Any]:
     """Return the constructor's defaults; None where a field is computed from others."""
     parameters = inspect.signature(configuration).parameters.values()
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {p.name: p.default for p in parameters if p.kind in kinds}
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def _is_dropout(field: str, default: Any) -> bool:
@@ -413,10 +412,10 @@ def fla_architecture(kind: str) -> Architecture:
 
     # not by the registry of transformers, in which both libraries have a `mamba`
     classes: dict[str, tuple[Any, Any]] = {}
-    for config_name, configuration in vars(library).items():
-        model_name = config_name.removesuffix("Config") + "ForCausalLM"
-        if config_name.endswith("Config") and hasattr(library, model_name):
-            classes[configuration.model_type] = configuration, getattr(library, model_name)
+    for class_name, language_model in vars(library).items():
+        if class_name.endswith("ForCausalLM"):
+            configuration = getattr(library, class_name.replace("ForCausalLM", "Config"))
+            classes[configuration.model_type] = configuration, language_model
 
     _check_kind(name, classes)
     return _architecture(name, *classes[kind])
