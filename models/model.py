@@ -1,9 +1,9 @@
-"""What a model is: a stack of blocks of one architecture between a shared embedding and a shared
-head.
+"""The frame around every architecture, and the registry of architectures.
 
-An architecture brings its block, registered where it is defined, once, by its own name. A
-comparison then differs in the block alone. Keyword-only parameters of the block's constructor are
-the model's options.
+It exists so that a comparison differs in the architecture alone: all models share one embedding,
+one head, one way to read a sequence and one way to be built by name. An architecture brings its
+block, registered once, where it is defined. The keyword-only parameters of the block's constructor
+are the model's options.
 """
 
 from __future__ import annotations
@@ -21,29 +21,33 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lookback.models.lean import normed, parts, product
-from lookback.models.reading import DIRECTIONS, POOLINGS, pair_features, pool, reverse_valid
-
 State = Any
-"""What a block keeps between positions: tensors and numbers in tuples, lists and dicts."""
+"""What a block remembers between positions: tensors and numbers in tuples, lists and dicts."""
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+LISTED_OPTIONS = 16  # a message about an unknown option lists at most this many
 
 
 def small_normal(weight: Tensor) -> None:
-    """Normal with variance 2 / (5 width), where width is the last size (Nguyen and Salazar 2019,
-    arXiv 1910.05895).
+    """Fill a weight from a normal distribution of variance 2 / (5 width), width its last size.
+
+    Nguyen and Salazar 2019 (arXiv 1910.05895).
     """
-    nn.init.normal_(weight, std=(2 / (5 * weight.shape[-1])) ** 0.5)
+    width = weight.shape[-1]
+    nn.init.normal_(weight, std=(2 / (5 * width)) ** 0.5)
 
 
 @dataclass(frozen=True)
 class ArchitectureSpec:
-    """What an architecture asks of the frame around its blocks and of the optimiser.
+    """What an architecture declares to the frame around its blocks, and to the optimizer.
 
-    `learning_rate_scale` multiplies the learning rate of the parameters whose last name it holds.
-    An architecture that with `is_full_stack` has all its layers in one block, with the norm behind
-    them and a method `drop` for the dropout.
+    Attributes:
+        embedding_norm: put a LayerNorm behind the embedding.
+        embedding_init: initialises the embedding's weight, (vocabulary, width), in place.
+        head_init: initialises the head's weight, (outputs, inputs), in place.
+        learning_rate_scale: factors on the learning rate, by the last name of a parameter.
+        is_full_stack: one block holds all layers and the last norm. The block then needs a method
+            `add_dropout(dropout)`, which applies the dropout to the update of each layer.
     """
 
     embedding_norm: bool = False
@@ -53,14 +57,21 @@ class ArchitectureSpec:
     is_full_stack: bool = False
 
 
-class SequenceModel(nn.Module):
-    """Embedding, blocks, norm and head.
+@dataclass(frozen=True)
+class Architecture:
+    """A registered architecture: its block, its declarations, and its options' defaults."""
 
-    Without `classes` the head answers at every position over the vocabulary; with them, once a
-    sequence, on its last valid position or the mean of all (`pooling`). Read in both directions, a
-    sequence goes through a second stack back to front too, and what is kept of the two is added. Of
-    two `documents`, read by the same blocks, the head sees both, their product and their
-    difference. In training, a share `dropout` of what each layer adds is left out.
+    block: type[nn.Module]
+    spec: ArchitectureSpec
+    defaults: Mapping[str, Any]
+
+
+class SequenceModel(nn.Module):
+    """Embedding, blocks, a norm and a head, which predicts over the vocabulary at every position.
+
+    In training, the share `dropout` of what each layer adds to its input is dropped.
+    `head_shape` (inputs, outputs) and `bidirectional`, which adds a second stack of blocks, are
+    for `SequenceClassifier`.
     """
 
     def __init__(
@@ -68,178 +79,127 @@ class SequenceModel(nn.Module):
         block: type[nn.Module],
         spec: ArchitectureSpec,
         vocabulary: int,
-        classes: int | None,
         width: int,
         depth: int,
         options: Mapping[str, Any],
-        pooling: str = "last",
-        direction: str = "causal",
-        sequences_per_example: int = 1,
         dropout: float = 0.0,
+        *,
+        head_shape: tuple[int, int] | None = None,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__()
-        _check_reading(classes, pooling, direction, sequences_per_example)
-        self.spec, self.classes = spec, classes
-        self.pooling, self.sequences_per_example, self.dropout = (
-            pooling,
-            sequences_per_example,
-            nn.Dropout(dropout),
-        )
+        self.spec = spec
+        self.dropout = nn.Dropout(dropout)
+
+        def make_blocks() -> nn.ModuleList:
+            layers = 1 if spec.is_full_stack else depth
+            return nn.ModuleList(block(width, layer, depth, **options) for layer in range(layers))
+
+        # The order of these lines is the order of the random draws, which scores depend on.
         self.embedding = nn.Embedding(vocabulary, width)
         self.embedding_norm = nn.LayerNorm(width) if spec.embedding_norm else nn.Identity()
-        layers = 1 if spec.is_full_stack else depth
-        self.blocks = nn.ModuleList(
-            block(width, layer, depth, **options) for layer in range(layers)
-        )
-        self.backward_blocks = nn.ModuleList(
-            block(width, layer, depth, **options)
-            for layer in range(layers if direction == "bidirectional" else 0)
-        )
+        self.blocks = make_blocks()
+        self.backward_blocks = make_blocks() if bidirectional else nn.ModuleList()
         self.norm = nn.Identity() if spec.is_full_stack else nn.LayerNorm(width)
-        self.head = nn.Linear(
-            width if sequences_per_example == 1 else 4 * width, classes or vocabulary, bias=False
-        )
+        self.head = nn.Linear(*(head_shape or (width, vocabulary)), bias=False)
         spec.embedding_init(self.embedding.weight)
         spec.head_init(self.head.weight)
+
         if spec.is_full_stack and dropout:
             for stack in (*self.blocks, *self.backward_blocks):
-                stack.drop(self.dropout)
+                stack.add_dropout(self.dropout)
 
-    def forward(
-        self, tokens: Tensor, asked: Tensor | None = None, lengths: Tensor | None = None
-    ) -> Tensor:
-        """Answers to all positions at once.
+    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Return the logits of all positions, or of some, reading the sequences in parallel.
 
         Args:
-            tokens: (batch, length) int64; (batch, 2, length) for two documents.
-            asked: flat indices into (batch, length); the head then answers at these alone.
-            lengths: (batch,) or (batch, 2) valid tokens, for models with `classes`; all, when None.
+            tokens: (batch, length) int64.
+            positions: (n,) indices into the flattened (batch * length); all positions if None.
 
         Returns:
-            (batch, length, vocabulary) logits; (asked, vocabulary) with `asked`; (batch, classes)
-            with classes.
+            (batch, length, vocabulary); with `positions`, (n, vocabulary).
         """
-        if self.classes:
-            return self.head(self.features(tokens, lengths))
         x = self.run_blocks(self.blocks, self.embed(tokens))  # (batch, length, width)
-        return self.logits(x if asked is None else x.flatten(0, 1)[asked])
-
-    def features(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
-        """What the head sees of each sequence, (batch, width), or of each pair of documents,
-        (batch, 4 width).
-        """
-        if self.sequences_per_example > 1:
-            lengths = None if lengths is None else lengths.flatten()
-        x = self.embed(tokens.flatten(0, -2))  # (sequences, length, width)
-        features = self.encode(self.blocks, x, lengths)
-        if len(self.backward_blocks):
-            features = features + self.encode(
-                self.backward_blocks, reverse_valid(x, lengths), lengths
-            )
-        return (
-            features
-            if self.sequences_per_example == 1
-            else pair_features(features.unflatten(0, (-1, self.sequences_per_example)))
-        )
-
-    def encode(self, blocks: nn.ModuleList, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """What a stack makes of a sequence, (sequences, length, width) -> (sequences, width)."""
-        return pool(self.norm(self.run_blocks(blocks, x)), lengths, self.pooling)
-
-    def run_blocks(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
-        """A stack of blocks, (batch, length, width) -> same; with dropout in training."""
-        dropping = self.training and self.dropout.p and not self.spec.is_full_stack
-        for block in blocks:
-            x = x + self.dropout(block(x) - x) if dropping else block(x)
-        return x
+        if positions is not None:
+            x = x.flatten(0, 1)[positions]
+        return self.logits(x)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Tokens (...,) -> what the first block reads (..., width)."""
+        """Return the input of the first block: (...,) int64 -> (..., width)."""
         return self.embedding_norm(self.embedding(tokens))
 
+    def run_blocks(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        """Run a stack of blocks, in training with dropout: (batch, length, width) -> same."""
+        # a full stack applies the dropout itself, between its layers
+        drops = self.training and self.dropout.p > 0 and not self.spec.is_full_stack
+        for block in blocks:
+            y = block(x)
+            x = x + self.dropout(y - x) if drops else y
+        return x
+
     def logits(self, x: Tensor) -> Tensor:
-        """What the last block gives (..., width) -> logits (..., vocabulary or classes)."""
+        """Apply the last norm and the head: (..., width) -> (..., outputs)."""
         return self.head(self.norm(x))
 
     def initial_state(self, batch_size: int) -> list[State]:
-        """The state of every block before the first token."""
-        self._check_streams()
+        """Return the state of every block before the first token."""
         weight = self.embedding.weight
-        return [
-            block.initial_state(batch_size, weight.device, weight.dtype) for block in self.blocks
-        ]  # type: ignore[operator]
+        states = []
+        for block in self.blocks:
+            states.append(block.initial_state(batch_size, weight.device, weight.dtype))
+        return states
 
     def step(self, token: Tensor, state: list[State]) -> tuple[Tensor, list[State]]:
-        """One position: tokens (batch,) -> logits (batch, vocabulary or classes) and the next
-        state.
+        """Read one token of each sequence: (batch,) -> logits (batch, outputs) and the next state.
 
-        A state is used once: blocks may write into it.
+        A state can be used only once, because blocks may overwrite it.
         """
-        layers, following = parts(self), []
         x = self.embed(token)
-        for block, before in zip(layers["blocks"], state, strict=True):
-            x, after = block.step(x, before)
-            following.append(after)
-        return product(
-            layers["head"], x if self.spec.is_full_stack else normed(layers["norm"], x)
-        ), following
+        next_state = []
+        for block, block_state in zip(self.blocks, state, strict=True):
+            x, block_state = block.step(x, block_state)
+            next_state.append(block_state)
+        return self.logits(x), next_state
 
     def prefill(self, tokens: Tensor) -> tuple[Tensor, list[State]]:
-        """Read (batch, length) tokens at once: logits after the last one, and the state to go on
-        from.
+        """Read a prompt: (batch, length) -> logits after its last token, and the state.
 
-        Blocks that have a `prefill(x) -> (x, state)` read all positions in parallel; others step
-        through them.
+        Blocks without a `prefill(x) -> (y, state)` of their own are stepped through the prompt.
         """
-        self._check_streams()
-        x, state = self.embed(tokens), []
+        x = self.embed(tokens)
+        state = []
         for block in self.blocks:
-            # type: ignore[operator]
-            x, after = block.prefill(x) if hasattr(block, "prefill") else step_through(block, x)
-            state.append(after)
+            if hasattr(block, "prefill"):
+                x, block_state = block.prefill(x)
+            else:
+                x, block_state = step_through(block, x)
+            state.append(block_state)
         return self.logits(x[:, -1]), state
 
-    def _check_streams(self) -> None:
-        if self.pooling != "last" or len(self.backward_blocks) or self.sequences_per_example > 1:
-            raise ValueError(
-                "this model answers on whole sequences (pooling 'mean', direction 'bidirectional' or pairs of "
-                "documents), not position by position"
-            )
-
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for an optimiser: `learning_rate_scale` by the architecture, `decay` for matrices
-        only.
+        """Return the optimizer's parameter groups.
+
+        Each group has its `params`, its `learning_rate_scale`, and `decay`, whether weight decay
+        applies: to matrices only, and not to those that their library marks as exempt.
         """
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
-            scale = self.spec.learning_rate_scale.get(name.rpartition(".")[2], 1.0)
-            decay = parameter.ndim >= 2 and not getattr(parameter, "_no_weight_decay", False)
+            last_name = name.rpartition(".")[2]
+            scale = self.spec.learning_rate_scale.get(last_name, 1.0)
+            is_exempt = getattr(parameter, "_no_weight_decay", False)
+            decay = parameter.ndim >= 2 and not is_exempt
             groups.setdefault((scale, decay), []).append(parameter)
+
         return [
-            {"params": p, "learning_rate_scale": scale, "decay": decay}
-            for (scale, decay), p in groups.items()
+            {"params": parameters, "learning_rate_scale": scale, "decay": decay}
+            for (scale, decay), parameters in groups.items()
         ]
 
 
-def _check_reading(
-    classes: int | None, pooling: str, direction: str, sequences_per_example: int
-) -> None:
-    if pooling not in POOLINGS or direction not in DIRECTIONS:
-        raise ValueError(
-            f"pooling {pooling!r} and direction {direction!r}: expected one of {', '.join(POOLINGS)}, and one of "
-            f"{', '.join(DIRECTIONS)}"
-        )
-    if classes is None and (pooling, direction, sequences_per_example) != ("last", "causal", 1):
-        raise ValueError(
-            "pooling, direction and documents are for tasks of one label a sequence: here positions are asked"
-        )
-
-
 def step_through(block: Any, x: Tensor) -> tuple[Tensor, State]:
-    """What a block says, position by position, to (batch, length, width), and its state behind the
-    last.
-    """
-    state, outputs = block.initial_state(x.shape[0], x.device, x.dtype), []
+    """Step a block through x, (batch, length, width); return its outputs and its last state."""
+    state = block.initial_state(x.shape[0], x.device, x.dtype)
+    outputs = []
     for position in x.unbind(1):
         y, state = block.step(position, state)
         outputs.append(y)
@@ -247,119 +207,128 @@ def step_through(block: Any, x: Tensor) -> tuple[Tensor, State]:
 
 
 def state_bytes(state: State) -> int:
-    """Bytes of memory that a state keeps: what its tensors are views of counts whole, and once."""
-    storages = [leaf.untyped_storage() for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
-    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+    """Return the bytes of memory that a state keeps alive.
+
+    A view counts with its whole storage, and a shared storage counts once.
+    """
+    storages = {leaf.untyped_storage() for leaf in tree_leaves(state) if isinstance(leaf, Tensor)}
+    return sum(storage.nbytes() for storage in storages)
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Numbers in all parameters, embedding and head included."""
+    """Return the number of weights, those of embedding and head included."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@dataclass(frozen=True)
-class _Registration:
-    block: type[nn.Module]
-    spec: ArchitectureSpec
-    defaults: dict[str, Any]
+# The registry
 
-
-_MODELS: dict[str, _Registration] = {}
-Found = tuple[type[nn.Module], ArchitectureSpec, dict[str, Any]]
-_FAMILIES: dict[str, Callable[[str], Found]] = {}
+Family = Callable[[str], Architecture]
 Block = TypeVar("Block", bound=type[nn.Module])
+
+_architectures: dict[str, Architecture] = {}
+_families: dict[str, Family] = {}
 
 
 def register_model(name: str, spec: ArchitectureSpec | None = None) -> Callable[[Block], Block]:
-    """Register a block under a name; raises ValueError when the name is malformed or taken, or this
-    is no block.
+    """Register a block under a name.
 
-    A block is an nn.Module of a layer, made as `block(width, layer, depth, **options)`:
+    A block is an nn.Module with the weights of one layer, made as
+    `block(width, layer, depth, **options)`, layer counted from 0. Its methods:
 
-        forward(x)                               (batch, length, width) -> same, all positions at once
-        initial_state(batch_size, device, dtype) its state before the first position
-        step(x, state)                           (batch, width) -> same and the next state: one position
-        prefill(x)                               `forward` and the state behind it; where there is none, it is stepped
+        forward(x)                 (batch, length, width) -> same, all positions in parallel
+        initial_state(batch_size, device, dtype)
+                                   the state before the first position
+        step(x, state)             one position: (batch, width) -> same, and the next state
+        prefill(x)                 optional: what `forward` returns, and the state after x
 
-    `forward` over T positions equals T calls of `step`, and a later position changes nothing
-    earlier.
+    `forward` over T positions must equal T calls of `step`, and a later position must not change
+    the output of an earlier one.
+
+    Raises ValueError if the name is malformed or taken, or if the class is not a block.
     """
 
     def decorate(block: Block) -> Block:
         if not NAME.fullmatch(name):
             raise ValueError(
-                f"model name {name!r}: expected lower-case letters, digits, '_', '.', '-', 64 at most"
+                f"model name {name!r}: expected at most 64 lower-case letters, digits, "
+                "'_', '.' and '-'"
             )
-        if name in _MODELS:
-            raise ValueError(
-                f"model {name!r} is already registered by {_MODELS[name].block.__module__}"
-            )
-        if not (inspect.isclass(block) and issubclass(block, nn.Module)):
-            raise ValueError(
-                f"model {name!r}: expected a block, a subclass of torch.nn.Module, not {block!r}"
-            )
-        try:
-            inspect.signature(block).bind(64, 0, 1)
-        except TypeError as error:
-            wanted = "expected a block made as block(width, layer, depth), options by keyword and with defaults"
-            raise ValueError(f"model {name!r}: {wanted}: {error}") from error
-        options = inspect.signature(block.__init__).parameters.values()
-        defaults = {p.name: p.default for p in options if p.kind is p.KEYWORD_ONLY}
-        _MODELS[name] = _Registration(block, spec or ArchitectureSpec(), defaults)
+        if name in _architectures:
+            owner = _architectures[name].block.__module__
+            raise ValueError(f"model {name!r} is already registered by {owner}")
+
+        defaults = _option_defaults(name, block)
+        _architectures[name] = Architecture(block, spec or ArchitectureSpec(), defaults)
         return block
 
     return decorate
 
 
-def register_family(
-    prefix: str, summary: str
-) -> Callable[[Callable[[str], Found]], Callable[[str], Found]]:
-    """Register a function that finds the models called PREFIX:NAME: block, spec and defaults of a
-    NAME.
+def _option_defaults(name: str, block: type[nn.Module]) -> dict[str, Any]:
+    """Return the options of a block with their defaults; raises ValueError if it is no block."""
+    if not (inspect.isclass(block) and issubclass(block, nn.Module)):
+        raise ValueError(
+            f"model {name!r}: expected a block, a subclass of torch.nn.Module, not {block!r}"
+        )
+    try:
+        inspect.signature(block).bind(64, 0, 1)
+    except TypeError as error:
+        raise ValueError(
+            f"model {name!r}: expected a block made as block(width, layer, depth), "
+            f"options by keyword and with defaults: {error}"
+        ) from error
 
-    It raises ValueError for a NAME it does not have. `summary` is a line for `lookback list`.
+    parameters = inspect.signature(block.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def register_family(prefix: str, summary: str) -> Callable[[Family], Family]:
+    """Register a function that finds the architecture NAME of the models called PREFIX:NAME.
+
+    The function raises ValueError for a NAME it does not know. `lookback list` shows the summary.
     """
 
-    def decorate(find: Callable[[str], Found]) -> Callable[[str], Found]:
-        if prefix in _FAMILIES:
-            raise ValueError(
-                f"models {prefix}:NAME are already registered by {_FAMILIES[prefix].__module__}"
-            )
-        _FAMILIES[prefix] = find
-        return find
+    def decorate(find_architecture: Family) -> Family:
+        if prefix in _families:
+            owner = _families[prefix].__module__
+            raise ValueError(f"models {prefix}:NAME are already registered by {owner}")
+        _families[prefix] = find_architecture
+        return find_architecture
 
     return decorate
 
 
 def model_names() -> list[str]:
-    """Names of all registered models, sorted; those of families are not among them."""
-    package = importlib.import_module(__package__ or "models")
-    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+    """Return the sorted names of all registered models, without those of families."""
+    package = importlib.import_module("lookback.models")
+    for module in pkgutil.iter_modules(package.__path__, "lookback.models."):
         importlib.import_module(module.name)
-    return sorted(_MODELS)
+    return sorted(_architectures)
 
 
-def _registration(name: str) -> _Registration:
-    """What is registered under a name; raises ValueError that suggests near names."""
-    prefix, colon, rest = name.partition(":")
+def find_architecture(name: str) -> Architecture:
+    """Return the architecture of this name; raises ValueError that suggests similar names."""
+    prefix, _, rest = name.partition(":")
     names = model_names()
-    if colon and prefix in _FAMILIES and NAME.fullmatch(rest):
-        return _Registration(*_FAMILIES[prefix](rest))
-    if name not in names:
-        families = [f"{family}:NAME" for family in sorted(_FAMILIES)]
-        near = difflib.get_close_matches(name, names) or [*sorted(names), *families]
-        raise ValueError(f"unknown model {name!r}: expected {' or '.join(near)}")
-    return _MODELS[name]
+    if name in names:
+        return _architectures[name]
+    if prefix in _families and NAME.fullmatch(rest):
+        return _families[prefix](rest)
+
+    similar = difflib.get_close_matches(name, names)
+    if not similar:
+        similar = [*names, *(f"{family}:NAME" for family in sorted(_families))]
+    raise ValueError(f"unknown model {name!r}: expected {' or '.join(similar)}")
 
 
 def model_options(name: str) -> dict[str, Any]:
-    """The options of a model and their defaults; raises ValueError that suggests near names."""
-    return dict(_registration(name).defaults)
+    """Return the options of a model with their defaults; raises ValueError for an unknown name."""
+    return dict(find_architecture(name).defaults)
 
 
 def registered_block(name: str) -> type[nn.Module]:
-    """The block behind a name; raises ValueError as `model_options` does."""
-    return _registration(name).block
+    """Return the block of a model; raises ValueError for an unknown name."""
+    return find_architecture(name).block
 
 
 def build_model(
@@ -375,37 +344,47 @@ def build_model(
     dropout: float = 0.0,
     **options: Any,
 ) -> SequenceModel:
-    """A model with fresh weights, drawn from torch's global generator; `SequenceModel` says what
-    the arguments do.
+    """Build a model with fresh weights, drawn from torch's global generator.
 
-    Raises ValueError on an unknown name or option, and where the architecture cannot have this
-    width.
+    With `classes` it is a `SequenceClassifier`, which has one label per example; `pooling`,
+    `direction` and `sequences_per_example` are for classifiers only.
+
+    Raises ValueError for an unknown name or option, for settings that a model without classes
+    cannot have, and for a width that the architecture cannot have.
     """
-    found = _registration(name)
-    for unknown in sorted(set(options) - set(found.defaults)):
-        raise ValueError(
-            f"model {name!r} has no option {unknown!r}: {_known(unknown, found.defaults)}"
+    from lookback.models.classifier import SequenceClassifier  # that module imports this one
+
+    architecture = find_architecture(name)
+    for option in sorted(set(options) - set(architecture.defaults)):
+        expected = _known_options(option, architecture.defaults)
+        raise ValueError(f"model {name!r} has no option {option!r}: {expected}")
+
+    block, spec = architecture.block, architecture.spec
+    if classes is not None:
+        return SequenceClassifier(
+            block,
+            spec,
+            vocabulary,
+            classes,
+            width,
+            depth,
+            options,
+            dropout,
+            pooling=pooling,
+            direction=direction,
+            sequences_per_example=sequences_per_example,
         )
-    return SequenceModel(
-        found.block,
-        found.spec,
-        vocabulary,
-        classes,
-        width,
-        depth,
-        options,
-        pooling,
-        direction,
-        sequences_per_example,
-        dropout,
-    )
+    if (pooling, direction, sequences_per_example) != ("last", "causal", 1):
+        raise ValueError(
+            "pooling, direction and pairs of sequences are for tasks with one label per example: "
+            "this task asks at positions"
+        )
+    return SequenceModel(block, spec, vocabulary, width, depth, options, dropout)
 
 
-FEW_OPTIONS = 16  # that a line can name
-
-
-def _known(unknown: str, options: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(unknown, options)
-    if near and len(options) > FEW_OPTIONS:
-        return f"of its {len(options)}, nearest are {', '.join(near)}"
+def _known_options(unknown: str, options: Mapping[str, Any]) -> str:
+    """Return the end of a message about an unknown option: which options there are."""
+    similar = difflib.get_close_matches(unknown, options)
+    if similar and len(options) > LISTED_OPTIONS:
+        return f"of its {len(options)} options, the most similar are {', '.join(similar)}"
     return f"its options are {', '.join(sorted(options)) or 'none'}"

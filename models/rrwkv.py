@@ -1,20 +1,28 @@
 """RRWKV: RWKV-4 that looks back through mediums. Our reconstruction, not the author's code.
 
-Wang 2023 (arXiv 2306.05176) was withdrawn by its author, without code or results. Public is the
-idea: *mediums*, abstract representations of the input at regular intervals, enter time-mix and
-channel-mix, so that the model can look back at them. What follows is our reading; h is the input of
+Wang 2023 (arXiv 2306.05176) was withdrawn by its author, without code or results. The idea is
+public: *mediums*, abstract representations of the input at regular intervals, enter time-mix and
+channel-mix, so that the model can look back at them. This is our reading of it. h is the input of
 the time-mix, y that of the channel-mix, S the interval:
 
-    segment j ends   s_j = mean of h over the S tokens of segment j
-                     m_j = s_j * sigmoid(W_up relu(W_down s_j))                       squeeze and excite, width D/4
+    segment j ends   m_j = mean of h over the S tokens of segment j
     latest medium    m(t) = m_j of the last segment that ended at or before t-1; 0 before the first
-    time-mix         x^c_t = mu_c h_t + (1 - mu_c) h_{t-1} + nu_c m(t)                for c in r, k, v; nu starts at 0
-    retrospection    z(t) = WKV over the finished mediums, keys W_k m_j, values W_v m_j, one step a segment
-                     o_t  = W_o( sigmoid(r_t) * ( wkv_t + sigmoid(W_g h_t) * z(t) ) )
-    channel-mix      x^c_t = mu_c y_t + (1 - mu_c) y_{t-1} + nu_c n(t)                for c in r, k; n: mediums of y
 
-With retrospection "attention" z(t) is softmax attention of r_t over all finished mediums. Without
-an interval the block is RWKV-4.
+    time-mix         x^c_t = mu_c h_t + (1 - mu_c) h_{t-1} + nu_c m(t)           for c in r, k, v
+    retrospection    z(t) = wkv over the finished mediums, one step per segment,
+                            with keys W_k m_j and values W_v m_j
+                     o_t  = W_o ( sigmoid(r_t) * ( wkv_t + sigmoid(W_g h_t) * z(t) ) )
+
+    channel-mix      x^c_t = mu_c y_t + (1 - mu_c) y_{t-1} + nu_c n(t)           for c in r, k
+                     n(t): the latest medium of y, made in the same way
+
+nu starts at 0. With retrospection "attention", z(t) is softmax attention of r_t to all finished
+mediums. Without an interval the block is RWKV-4.
+
+The option `squeeze` is an extension, squeeze-and-excite on the mediums (the paper names a squeeze
+operation as future work):
+
+                     m_j = s_j * sigmoid(W_up relu(W_down s_j))       s_j the mean, W_down to D/4
 """
 
 from math import isqrt
@@ -24,7 +32,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from lookback.models.lean import own, parts, product
 from lookback.models.model import register_model
 from lookback.models.rwkv import (
     SPEC,
@@ -32,74 +39,70 @@ from lookback.models.rwkv import (
     RWKVBlock,
     TimeMix,
     TimeMixState,
-    last,
+    last_position,
     orthogonal,
-    shift,
+    previous_inputs,
 )
 from lookback.models.wkv import empty_state, wkv, wkv_step
 
 RETROSPECTIONS = ("recurrent", "attention", "none")
-Interval = int | str
+Interval = int | str  # tokens, or "sqrt" or "none"
 
 
-class Stream(NamedTuple):
-    """Mediums as a stream meets them: the sum over the unfinished segment, and the latest medium,
-    (batch, width).
-    """
+class MediumStream(NamedTuple):
+    """State of the mediums of one mix; tensors are (batch, width)."""
 
-    total: Tensor
-    latest: Tensor
+    segment_sum: Tensor  # of the inputs in the unfinished segment
+    latest: Tensor  # the medium of the last finished segment
     position: int
     interval: int
 
 
-class Memory(NamedTuple):
-    """What retrospection keeps of finished mediums: `state` is that of their WKV, or all their keys
-    and values.
+class MediumMemory(NamedTuple):
+    """What retrospection remembers of finished mediums.
 
-    `answer` (batch, width) is what the WKV over mediums says until the next medium; None with
-    attention.
+    With "recurrent", `past` is a WKVState, and `average` (batch, width) is the output of WKV after
+    the latest medium. With "attention", `past` holds all keys and values, and `average` is None.
     """
 
-    state: Any
-    answer: Tensor | None
+    past: Any
+    average: Tensor | None
 
 
 class RetrospectiveState(NamedTuple):
-    """The state of the mix without mediums, the mediums, and (time-mix) what retrospection
-    remembers of them.
-    """
+    """State of a mix with mediums: that of RWKV's mix, the mediums, and the retrospection's."""
 
     plain: Any
-    stream: Stream
-    memory: Memory
+    stream: MediumStream
+    memory: MediumMemory
 
 
-NO_MEMORY = Memory(None, None)
+NO_MEMORY = MediumMemory(None, None)
 
 
-def segment_length(interval: int | str, length: int) -> int:
-    """Tokens of a segment; of "sqrt" the square root of the length, rounded up."""
+def segment_length(interval: Interval, length: int) -> int:
+    """Return the tokens per segment; for "sqrt", the square root of the length, rounded up."""
     return isqrt(length - 1) + 1 if interval == "sqrt" else int(interval)
 
 
-def as_seen(per_segment: Tensor, interval: int, length: int) -> Tensor:
-    """Spread what finished segments bring, (batch, segments, width), over the `length` positions
-    that see it latest.
+def spread_segments(per_segment: Tensor, interval: int, length: int) -> Tensor:
+    """Give each position the value of the latest segment that is finished before it.
+
+    (batch, segments, width) -> (batch, length, width); zeros before the first finished segment.
     """
-    late = pad(
-        per_segment, (0, 0, 1, 0)
-    )  # segment j is seen from segment j + 1 on; nothing before the first
-    return late[:, :, None].expand(-1, -1, interval, -1).flatten(1, 2)[:, :length]
+    delayed = pad(per_segment, (0, 0, 1, 0))  # segment j is visible from segment j + 1 on
+    repeated = delayed[:, :, None].expand(-1, -1, interval, -1)
+    return repeated.flatten(1, 2)[:, :length]
 
 
 class Squeeze(nn.Module):
-    """Means of segments -> mediums, (..., width) -> same: a small gate weighs the channels."""
+    """Squeeze-and-excite: a small gate weighs the channels of a medium, (..., width) -> same."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.down = nn.Linear(width, max(1, width // 4), bias=False)
-        self.up = nn.Linear(max(1, width // 4), width, bias=False)
+        narrow = max(1, width // 4)
+        self.down = nn.Linear(width, narrow, bias=False)
+        self.up = nn.Linear(narrow, width, bias=False)
         orthogonal(self.down)
         nn.init.zeros_(self.up.weight)
 
@@ -108,242 +111,228 @@ class Squeeze(nn.Module):
 
 
 class Mediums(nn.Module):
-    """What both mixes share: makes mediums of a mix's inputs, and adds the latest to each of its
-    `count` inputs.
+    """Makes mediums from the inputs of a mix, and adds the latest one to its shifted inputs.
+
+    `count` is the number of shifted inputs that get a share of the medium.
     """
 
-    def __init__(self, width: int, interval: int | str, squeeze: bool, count: int) -> None:
+    def __init__(self, width: int, interval: Interval, squeeze: bool, count: int) -> None:
         super().__init__()
         self.interval = interval
         self.squeeze = Squeeze(width) if squeeze else nn.Identity()
         self.shares = nn.ParameterList(nn.Parameter(torch.zeros(width)) for _ in range(count))
 
     def add(self, inputs: tuple[Tensor, ...], medium: Tensor) -> tuple[Tensor, ...]:
-        """Inputs of a mix, each (batch, length, width), with their share of the latest medium."""
+        """Add to each input its share of the latest medium; all are (..., width)."""
         if not len(self.shares):
             return inputs
-        return tuple(
-            torch.addcmul(x, nu, medium) for x, nu in zip(inputs, self.shares, strict=True)
-        )
+        pairs = zip(inputs, self.shares, strict=True)
+        return tuple(torch.addcmul(x, share, medium) for x, share in pairs)
 
-    def add_once(self, inputs: tuple[Tensor, ...], medium: Tensor) -> tuple[Tensor, ...]:
-        """`add` for `step`."""
-        shares = own(parts(self)["shares"]).values()
-        return (
-            tuple([torch.addcmul(x, nu, medium) for x, nu in zip(inputs, shares, strict=True)])
-            if shares
-            else inputs
-        )
+    def read(self, h: Tensor) -> tuple[Tensor, MediumStream]:
+        """Return the mediums of h, (batch, length, width), and the state after its last position.
 
-    def of_sequence(self, h: Tensor) -> tuple[Tensor, Stream]:
-        """Mediums of all finished segments of h, (batch, segments, width), and what a stream holds
-        at the end.
+        The mediums are (batch, finished segments, width).
         """
         length = h.shape[1]
         interval = segment_length(self.interval, length)
         segments = length // interval
         finished = h[:, : segments * interval].unflatten(1, (segments, interval))
         mediums = self.squeeze(finished.mean(2))
-        latest = last(mediums) if segments else torch.zeros_like(h[:, 0])
-        return mediums, Stream(h[:, segments * interval :].sum(1), latest, length, interval)
 
-    def initial_stream(self, like: Tensor) -> Stream:
-        """Before the first input; `like` is (batch, width)."""
+        latest = last_position(mediums) if segments else torch.zeros_like(h[:, 0])
+        segment_sum = h[:, segments * interval :].sum(1)
+        return mediums, MediumStream(segment_sum, latest, length, interval)
+
+    def initial_stream(self, like: Tensor) -> MediumStream:
+        """Return the state before the first position; `like` is (batch, width)."""
         if self.interval == "sqrt":
             raise ValueError(
-                "rrwkv with interval 'sqrt' must know its length: start from prefill, or set an integer"
+                "rrwkv with interval 'sqrt' must know its length: "
+                "start from prefill, or set an integer"
             )
         zeros = torch.zeros_like(like)
-        return Stream(zeros, zeros, 0, int(self.interval))
+        return MediumStream(zeros, zeros, 0, int(self.interval))
 
-    def advance(self, h: Tensor, stream: Stream) -> tuple[Stream, bool]:
-        """The stream after one more input (batch, width), and whether that finished a segment."""
-        total, position = stream.total + h, stream.position + 1
+    def advance(self, h: Tensor, stream: MediumStream) -> tuple[MediumStream, bool]:
+        """Read one position, (batch, width); return the state, and whether a segment ended."""
+        segment_sum = stream.segment_sum + h
+        position = stream.position + 1
         if position % stream.interval:
-            return Stream(total, stream.latest, position, stream.interval), False
-        medium = self.squeeze(total / stream.interval)
-        return Stream(torch.zeros_like(total), medium, position, stream.interval), True
+            return stream._replace(segment_sum=segment_sum, position=position), False
+
+        medium = self.squeeze(segment_sum / stream.interval)
+        zeros = torch.zeros_like(segment_sum)
+        return MediumStream(zeros, medium, position, stream.interval), True
 
 
 class RetrospectiveTimeMix(TimeMix):
-    """RWKV's time-mix with mediums in its inputs (where `shared`) and looking back at them all."""
+    """RWKV's time-mix with retrospection, and with mediums in its inputs if `in_inputs`."""
 
     def __init__(
         self,
         width: int,
         layer: int,
         depth: int,
-        interval: int | str,
+        interval: Interval,
         squeeze: bool,
-        shared: bool,
+        in_inputs: bool,
         retrospection: str,
     ) -> None:
         super().__init__(width, layer, depth)
         self.retrospection = retrospection
-        self.mediums = Mediums(width, interval, squeeze, count=3 if shared else 0)
+        self.mediums = Mediums(width, interval, squeeze, count=3 if in_inputs else 0)
         if retrospection != "none":
             self.gate = nn.Linear(width, width, bias=False)
             nn.init.zeros_(self.gate.weight)
         if retrospection == "recurrent":
-            self.medium_decay = nn.Parameter(
-                torch.full((width,), -6.0)
-            )  # slow, so that mediums are kept
+            slow = torch.full((width,), -6.0)  # forgets e^-6 per segment, so that mediums last
+            self.medium_decay = nn.Parameter(slow)
             self.medium_bonus = nn.Parameter(torch.zeros(width))
 
     def prefill(self, h: Tensor) -> tuple[Tensor, Any]:
-        mediums, stream = self.mediums.of_sequence(h)
-        inputs = self.mediums.add(
-            self.mixed(h, shift(h)), as_seen(mediums, stream.interval, h.shape[1])
-        )
+        mediums, stream = self.mediums.read(h)
+        latest = spread_segments(mediums, stream.interval, h.shape[1])
+        inputs = self.mediums.add(self.token_shift(h, previous_inputs(h)), latest)
         receptance, key, value = self.project(*inputs)
-        answer, state = wkv(self.decay.exp(), self.bonus, key, value)
-        found, memory = self.look_back(receptance, mediums, stream.interval)
-        return self.finish(h, receptance, answer, found), RetrospectiveState(
-            TimeMixState(last(h), state), stream, memory
-        )
+        average, wkv_state = wkv(self.decay.exp(), self.bonus, key, value)
+
+        retrospect, memory = self.look_back(receptance, mediums, stream.interval)
+        mixed = self.finish(h, receptance, average, retrospect)
+        plain = TimeMixState(last_position(h), wkv_state)
+        return mixed, RetrospectiveState(plain, stream, memory)
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Any:
         plain = super().initial_state(batch_size, device, dtype)
-        stream = self.mediums.initial_stream(plain.before)
-        return RetrospectiveState(plain, stream, self.empty_memory(plain.before))
+        stream = self.mediums.initial_stream(plain.last_input)
+        return RetrospectiveState(plain, stream, self.empty_memory(plain.last_input))
 
     def step(self, h: Tensor, state: Any) -> tuple[Tensor, Any]:
         plain, stream, memory = state
-        mediums = parts(self)["mediums"]
-        inputs = mediums.add_once(self.mixed_once(h, plain.before), stream.latest)
-        receptance, key, value = self.project_once(*inputs)
-        answer, after = self.wkv_once(key, value, plain.wkv)
-        mixed = self.finish_once(h, receptance, answer, self.look_back_once(receptance, memory))
-        stream, finished = mediums.advance(h, stream)
-        if finished:
+        inputs = self.mediums.add(self.token_shift(h, plain.last_input), stream.latest)
+        receptance, key, value = self.project(*inputs)
+        average, wkv_state = wkv_step(self.decay.exp(), self.bonus, key, value, plain.wkv)
+
+        retrospect = self.look_back_from(receptance, memory)
+        mixed = self.finish(h, receptance, average, retrospect)
+        stream, has_new_medium = self.mediums.advance(h, stream)
+        if has_new_medium:
             memory = self.remember(stream.latest, memory)
-        return mixed, RetrospectiveState(TimeMixState(h, after), stream, memory)
+        return mixed, RetrospectiveState(TimeMixState(h, wkv_state), stream, memory)
 
-    def finish(self, h: Tensor, receptance: Tensor, answer: Tensor, found: Tensor | None) -> Tensor:
-        """The mix's output from the gated sum of WKV's answer and what was found, (batch, length,
-        width).
-        """
-        if found is not None:
-            answer = answer + self.gate(h).sigmoid() * found
-        return self.output(receptance.sigmoid() * answer)
-
-    def finish_once(
-        self, h: Tensor, receptance: Tensor, answer: Tensor, found: Tensor | None
+    def finish(
+        self, h: Tensor, receptance: Tensor, average: Tensor, retrospect: Tensor | None
     ) -> Tensor:
-        """`finish` for `step`."""
-        layers = parts(self)
-        if found is not None:
-            answer = torch.addcmul(answer, product(layers["gate"], h).sigmoid(), found)
-        return product(layers["output"], receptance.sigmoid() * answer)
+        """Return the output of the mix from WKV's average and z(t), None for none: (..., width)."""
+        if retrospect is not None:
+            average = average + self.gate(h).sigmoid() * retrospect
+        return self.output(receptance.sigmoid() * average)
 
-    def empty_memory(self, like: Tensor) -> Memory:
-        """Before the first medium; `like` is (batch, width)."""
-        if self.retrospection == "recurrent":
-            return Memory(
-                empty_state(like.shape[0], like.shape[1], like.device), torch.zeros_like(like)
-            )
-        nothing = like[:, None][:, :0]  # (batch, 0, width)
-        return Memory((nothing, nothing), None) if self.retrospection == "attention" else NO_MEMORY
+    def empty_memory(self, like: Tensor) -> MediumMemory:
+        """Return the memory before the first medium; `like` is (batch, width)."""
+        if self.retrospection == "none":
+            return NO_MEMORY
+        if self.retrospection == "attention":
+            no_keys = like[:, None][:, :0]  # (batch, 0, width)
+            return MediumMemory((no_keys, no_keys), None)
+        batch_size, width = like.shape
+        return MediumMemory(empty_state(batch_size, width, like.device), torch.zeros_like(like))
 
     def look_back(
         self, query: Tensor, mediums: Tensor, interval: int
-    ) -> tuple[Tensor | None, Memory]:
-        """What each position of `query`, (batch, length, width), finds among the mediums finished
-        before it.
+    ) -> tuple[Tensor | None, MediumMemory]:
+        """Return z of all positions, and the memory after the last one.
+
+        query is (batch, length, width), mediums (batch, segments, width); each position sees the
+        mediums of the segments that are finished before it.
         """
         if self.retrospection == "none":
             return None, NO_MEMORY
         if not mediums.shape[1]:
             return torch.zeros_like(query), self.empty_memory(query[:, 0])
-        key, value = self.key(mediums), self.value(mediums)
+
+        key = self.key(mediums)
+        value = self.value(mediums)
         if self.retrospection == "attention":
-            return self.attend(query, key, value, interval), Memory((key, value), None)
-        answers, state = wkv(self.medium_decay.exp(), self.medium_bonus, key, value)
-        return as_seen(answers, interval, query.shape[1]), Memory(state, last(answers))
+            return self.attend(query, key, value, interval), MediumMemory((key, value), None)
+        averages, state = wkv(self.medium_decay.exp(), self.medium_bonus, key, value)
+        retrospect = spread_segments(averages, interval, query.shape[1])
+        return retrospect, MediumMemory(state, last_position(averages))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, interval: int) -> Tensor:
-        """Attention of each position to the keys of the mediums finished before it, (batch, length,
-        width).
-        """
-        position = torch.arange(
-            interval, query.shape[1], device=query.device
-        )  # before that, no medium is finished
+        """Attend to the mediums finished before each position: (batch, length, width)."""
+        # no medium is finished in the first segment, so its positions are left out of the attention
+        position = torch.arange(interval, query.shape[1], device=query.device)
         segment = torch.arange(key.shape[1], device=query.device)
-        finished = segment < (position // interval)[:, None]  # (positions, segments)
-        query, key, value = (
-            query[:, None, interval:],
-            key[:, None],
-            value[:, None],
-        )  # fused kernels want heads: one
-        return pad(
-            scaled_dot_product_attention(query, key, value, attn_mask=finished)[:, 0],
-            (0, 0, interval, 0),
-        )
+        is_finished = segment < (position // interval)[:, None]  # (positions, segments)
 
-    def look_back_once(self, query: Tensor, memory: Memory) -> Tensor | None:
-        """What one position, (batch, width), finds in the memory."""
+        # fused kernels expect a dimension of heads, here one
+        query, key, value = query[:, None, interval:], key[:, None], value[:, None]
+        attended = scaled_dot_product_attention(query, key, value, attn_mask=is_finished)
+        return pad(attended[:, 0], (0, 0, interval, 0))
+
+    def look_back_from(self, query: Tensor, memory: MediumMemory) -> Tensor | None:
+        """Return z of one position from the memory; query is (batch, width)."""
         if self.retrospection != "attention":
-            return memory.answer
-        keys, values = memory.state
+            return memory.average
+        keys, values = memory.past
         if not keys.shape[1]:
             return torch.zeros_like(query)
-        return scaled_dot_product_attention(query[:, None, None], keys[:, None], values[:, None])[
-            :, 0, 0
-        ]
+        query = query[:, None, None]  # (batch, one head, one position, width)
+        return scaled_dot_product_attention(query, keys[:, None], values[:, None])[:, 0, 0]
 
-    def remember(self, medium: Tensor, memory: Memory) -> Memory:
-        """The memory with one more medium, (batch, width)."""
+    def remember(self, medium: Tensor, memory: MediumMemory) -> MediumMemory:
+        """Add one medium, (batch, width), to the memory."""
         if self.retrospection == "none":
             return memory
-        key, value = self.key(medium), self.value(medium)
+        key = self.key(medium)
+        value = self.value(medium)
         if self.retrospection == "attention":
-            keys, values = memory.state
-            return Memory(
-                (torch.cat([keys, key[:, None]], 1), torch.cat([values, value[:, None]], 1)), None
-            )
-        answer, state = wkv_step(
-            self.medium_decay.exp(), self.medium_bonus, key, value, memory.state
-        )
-        return Memory(state, answer)
+            keys, values = memory.past
+            keys = torch.cat([keys, key[:, None]], 1)
+            values = torch.cat([values, value[:, None]], 1)
+            return MediumMemory((keys, values), None)
+        decay = self.medium_decay.exp()
+        average, state = wkv_step(decay, self.medium_bonus, key, value, memory.past)
+        return MediumMemory(state, average)
 
 
 class RetrospectiveChannelMix(ChannelMix):
-    """RWKV's channel-mix with mediums of its own in its inputs."""
+    """RWKV's channel-mix with mediums of its own input in its inputs."""
 
     def __init__(
-        self, width: int, layer: int, depth: int, interval: int | str, squeeze: bool
+        self, width: int, layer: int, depth: int, interval: Interval, squeeze: bool
     ) -> None:
         super().__init__(width, layer, depth)
         self.mediums = Mediums(width, interval, squeeze, count=2)
 
     def prefill(self, y: Tensor) -> tuple[Tensor, Any]:
-        mediums, stream = self.mediums.of_sequence(y)
-        inputs = self.mediums.add(
-            self.mixed(y, shift(y)), as_seen(mediums, stream.interval, y.shape[1])
-        )
-        return self.respond(*inputs), RetrospectiveState(last(y), stream, NO_MEMORY)
+        mediums, stream = self.mediums.read(y)
+        latest = spread_segments(mediums, stream.interval, y.shape[1])
+        inputs = self.mediums.add(self.token_shift(y, previous_inputs(y)), latest)
+        state = RetrospectiveState(last_position(y), stream, NO_MEMORY)
+        return self.gated_layer(*inputs), state
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Any:
-        plain = super().initial_state(batch_size, device, dtype)
-        return RetrospectiveState(plain, self.mediums.initial_stream(plain), NO_MEMORY)
+        last_input = super().initial_state(batch_size, device, dtype)
+        stream = self.mediums.initial_stream(last_input)
+        return RetrospectiveState(last_input, stream, NO_MEMORY)
 
     def step(self, y: Tensor, state: Any) -> tuple[Tensor, Any]:
-        before, stream, memory = state
-        mediums = parts(self)["mediums"]
-        inputs = mediums.add_once(self.mixed_once(y, before), stream.latest)
-        return self.respond_once(*inputs), RetrospectiveState(
-            y, mediums.advance(y, stream)[0], memory
-        )
+        last_input, stream, memory = state
+        inputs = self.mediums.add(self.token_shift(y, last_input), stream.latest)
+        stream, _ = self.mediums.advance(y, stream)
+        return self.gated_layer(*inputs), RetrospectiveState(y, stream, memory)
 
 
 @register_model("rrwkv", SPEC)
 class RRWKVBlock(RWKVBlock):
-    """RWKV's block, whose mixes see mediums where the options ask for it.
+    """RWKV's block, whose mixes see mediums as the options say.
 
-    interval: tokens a segment; "sqrt" for the square root of the length, rounded up; "none" for
-    plain RWKV-4. squeeze: weigh the channels of a medium by a gate. time_mix, channel_mix: let
-    mediums into that mix. retrospection: "recurrent" (linear in length, constant state),
-    "attention" (length^2 / interval) or "none".
+    interval: tokens per segment; "sqrt" for the square root of the length, rounded up; "none" for
+    plain RWKV-4. squeeze: weigh the channels of a medium by a gate; an extension of ours.
+    time_mix, channel_mix: add mediums to the inputs of that mix. retrospection: "recurrent"
+    (linear in length, constant state), "attention" (length^2 / interval) or "none".
     """
 
     def __init__(
@@ -353,13 +342,23 @@ class RRWKVBlock(RWKVBlock):
         depth: int,
         *,
         interval: Interval = 16,
-        squeeze: bool = True,
+        squeeze: bool = False,
         time_mix: bool = True,
         channel_mix: bool = True,
         retrospection: str = "recurrent",
     ) -> None:
         super().__init__(width, layer, depth)
-        _check(interval, retrospection)
+        is_length = isinstance(interval, int) and not isinstance(interval, bool) and interval >= 1
+        if not is_length and interval not in ("none", "sqrt"):
+            raise ValueError(
+                f"rrwkv interval {interval!r}: expected an integer of at least 1, 'sqrt' or 'none'"
+            )
+        if retrospection not in RETROSPECTIONS:
+            raise ValueError(
+                f"rrwkv retrospection {retrospection!r}: "
+                f"expected one of {', '.join(RETROSPECTIONS)}"
+            )
+
         if interval == "none":
             return
         if time_mix or retrospection != "none":
@@ -368,15 +367,3 @@ class RRWKVBlock(RWKVBlock):
             )
         if channel_mix:
             self.channel_mix = RetrospectiveChannelMix(width, layer, depth, interval, squeeze)
-
-
-def _check(interval: Interval, retrospection: str) -> None:
-    whole = isinstance(interval, int) and not isinstance(interval, bool) and interval >= 1
-    if not (whole or interval in ("none", "sqrt")):
-        raise ValueError(
-            f"rrwkv interval {interval!r}: expected an integer of at least 1, 'sqrt' or 'none'"
-        )
-    if retrospection not in RETROSPECTIONS:
-        raise ValueError(
-            f"rrwkv retrospection {retrospection!r}: expected one of {', '.join(RETROSPECTIONS)}"
-        )

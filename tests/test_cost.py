@@ -286,11 +286,9 @@ def expected_flops(
         )
     if model in ("rwkv", "rrwkv"):
         mixing, backward = 12 * length * width, 36 * length * width
-    if (
-        model == "rrwkv"
-    ):  # mediums: two squeezes of half a width^2, a key and a value, and WKV over them
+    if model == "rrwkv":  # mediums: a key and a value, and WKV over them
         mediums = length // 16
-        per_token += mediums * 2 * (2 * width**2 // 2 + 2 * width**2)
+        per_token += mediums * 2 * 2 * width**2
         mixing, backward = mixing + 12 * mediums * width, backward + 36 * mediums * width
     training = depth * (3 * per_token + mixing + backward) + 3 * length * head
     return training, depth * (per_token + mixing) + head, depth * (block + decoding) + head

@@ -20,6 +20,7 @@ from lookback.benchmarks.measure.gradient_reach import (
 from lookback.benchmarks.record import Cell, LearnCell, ReachBin, Record
 from lookback.benchmarks.report.reach import parts, path, reach_table, shares_of, summary
 from lookback.benchmarks.storage import read_record, record_files
+from lookback.models.classifier import SequenceClassifier
 from lookback.models.model import ArchitectureSpec, SequenceModel, build_model, model_names
 from lookback.tasks.task import IGNORE, Batch, Task, get_task
 from tests.records import learn_record
@@ -54,7 +55,10 @@ class Window(nn.Module):
 
 def toy(block: type[nn.Module], classes: int | None = 3, **options: Any) -> SequenceModel:
     torch.manual_seed(0)
-    return SequenceModel(block, ArchitectureSpec(), 16, classes, WIDTH, 1, {}, **options)
+    spec = ArchitectureSpec()
+    if classes is None:
+        return SequenceModel(block, spec, 16, WIDTH, 1, {}, **options)
+    return SequenceClassifier(block, spec, 16, classes, WIDTH, 1, {}, **options)
 
 
 def noisy(name: str, vocabulary: int = 16, **options: Any) -> SequenceModel:

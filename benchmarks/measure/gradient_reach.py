@@ -31,6 +31,7 @@ from torch import Tensor
 
 from lookback.benchmarks.measure.evaluate import half_octaves
 from lookback.benchmarks.record import LearnCell, ReachBin
+from lookback.models.classifier import SequenceClassifier
 from lookback.models.model import SequenceModel
 from lookback.tasks.task import IGNORE, Batch, Task
 
@@ -72,7 +73,7 @@ def undisturbed(model: SequenceModel) -> Iterator[None]:
 
 
 def _check(model: SequenceModel) -> None:
-    if model.pooling != "last" or len(model.backward_blocks) or model.sequences_per_example > 1:
+    if isinstance(model, SequenceClassifier) and not model.is_streamable:
         raise ValueError(
             "reach is measured back from one position: expected pooling 'last', direction 'causal' and one document"
         )

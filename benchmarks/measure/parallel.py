@@ -172,12 +172,7 @@ def seed(cell_seed: int, step: int) -> None:
         torch.manual_seed(((cell_seed * SEEDS + step) * SEEDS + rank()) % (1 << 63))
 
 
-class DataParallelModel(DistributedDataParallel):
-    """A model whose gradients are means over all processes, asked as the model itself is."""
-
-    @property
-    def classes(self) -> int | None:
-        return self.module.classes
+DataParallelModel = DistributedDataParallel  # its gradients are means over all processes
 
 
 def wrap_model(model: SequenceModel) -> SequenceModel | DataParallelModel:

@@ -123,10 +123,10 @@ def logits_and_targets(
         asked if everything else _moved(asked, cell.device),
     )
     with precision(cell):
-        if model.classes:
+        if batch.targets.ndim == 1:  # one label per example
             logits = model(batch.tokens, lengths=batch.lengths)
         else:
-            logits = model(batch.tokens, asked=None if everything else asked).flatten(0, -2)
+            logits = model(batch.tokens, positions=None if everything else asked).flatten(0, -2)
     targets = batch.targets.flatten()
     return logits.float(), targets if everything else targets[asked]
 

@@ -13,8 +13,8 @@ from lookback.benchmarks.describe.spec import doubles, histogram
 from lookback.benchmarks.measure.evaluate import evaluate
 from lookback.benchmarks.measure.step import logits_and_targets, make_model
 from lookback.benchmarks.record import CostCell, LearnCell
+from lookback.models.classifier import pair_features, pool, reverse_valid
 from lookback.models.model import build_model, model_names
-from lookback.models.reading import pair_features, pool, reverse_valid
 from lookback.tasks.lra.lookalikes import source_files
 from lookback.tasks.task import Batch, get_task
 
@@ -193,7 +193,7 @@ def test_both_documents_go_through_one_encoder():
 
 
 def test_readings_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="one label a sequence"):
+    with pytest.raises(ValueError, match="one label per example"):
         build_model("rwkv", 20, width=16, depth=1, direction="bidirectional")
     with pytest.raises(ValueError, match="pooling 'max'"):
         build_model("rwkv", 20, 2, width=16, depth=1, pooling="max")

@@ -1,6 +1,4 @@
-"""docs/models.md is true of the code: parameters and their shapes, and what it says of sizes, state
-and operations.
-"""
+"""docs/models.md agrees with the code: parameters, shapes, options, and formulas."""
 
 import re
 from math import ceil
@@ -13,7 +11,8 @@ import torch
 from lookback.benchmarks.measure.operations import counter
 from lookback.models.model import build_model, model_options, parameter_count, state_bytes
 
-PAGE = (Path(__file__).parent.parent / "docs" / "lookback.models.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 TITLES = {
     "transformer": "Transformer",
     "rwkv": "RWKV-4",
@@ -28,10 +27,10 @@ def section(model: str) -> str:
 
 
 def parameters_of(model: str) -> dict[str, str]:
-    """Name and shape of every parameter that the table of a model's section lists."""
-    found = re.findall(r"^\|[^|]*\| `([\w.]+)` \| `(\([^`]*\))` \|", section(model), re.M)
-    assert len(found) == len(dict(found))
-    return dict(found)
+    """Return the shapes in the tables of a model's section, by the parameters' names."""
+    rows = re.findall(r"^\|[^|]*\| `([\w.]+)` \| `(\([^`]*\))` \|", section(model), re.M)
+    assert len(rows) == len(dict(rows))
+    return dict(rows)
 
 
 def formula(model: str, name: str, **values: int) -> int:
@@ -40,22 +39,26 @@ def formula(model: str, name: str, **values: int) -> int:
 
 
 @pytest.mark.parametrize("name", TITLES)
-def test_every_parameter_stands_there_with_its_shape(name: str) -> None:
+def test_every_parameter_is_listed_with_its_shape(name: str) -> None:
     width = 24
-    listed = {**(parameters_of("rwkv") if name == "rrwkv" else {}), **parameters_of(name)}
-    block = build_model(name, 5, width=width, depth=2).blocks[0]
-    there = {parameter: tuple(weight.shape) for parameter, weight in block.named_parameters()}
-    assert {key: eval(shape, {"D": width}) for key, shape in listed.items()} == there
+    options: dict[str, Any] = {}
+    listed = parameters_of(name)
+    if name == "rrwkv":  # its table has what it adds to RWKV-4, with all extensions
+        options = {"squeeze": True}
+        listed = {**parameters_of("rwkv"), **listed}
+    block = build_model(name, 5, width=width, depth=2, **options).blocks[0]
+    shapes = {parameter: tuple(weight.shape) for parameter, weight in block.named_parameters()}
+    assert {key: eval(shape, {"D": width}) for key, shape in listed.items()} == shapes
 
 
 @pytest.mark.parametrize("name", TITLES)
-def test_what_begins_as_a_number_does(name: str) -> None:
-    block = build_model(name, 5, width=24, depth=2).blocks[0]
-    begin = dict(
-        re.findall(r"^\|[^|]*\| `([\w.]+)` \| `\([^`]*\)` \| (-?[\d.]+) \|$", section(name), re.M)
-    )
-    assert len(begin) >= 4
-    for key, value in begin.items():
+def test_constant_initial_values(name: str) -> None:
+    options: dict[str, Any] = {"squeeze": True} if name == "rrwkv" else {}
+    block = build_model(name, 5, width=24, depth=2, **options).blocks[0]
+    row = r"^\|[^|]*\| `([\w.]+)` \| `\([^`]*\)` \| (-?[\d.]+) \|$"
+    initial_values = dict(re.findall(row, section(name), re.M))
+    assert len(initial_values) >= 4
+    for key, value in initial_values.items():
         assert (block.get_parameter(key) == float(value)).all(), key
 
 
@@ -68,7 +71,7 @@ def test_formulas(name: str, width: int, depth: int, vocabulary: int, length: in
     with torch.no_grad(), counter() as counted:
         _, state = model.prefill(torch.zeros(1, length, dtype=torch.int64))
     assert counted.get_total_flops() == formula(name, "operations to read T tokens", **values)
-    for _ in range(2):  # as read, and after one more token
+    for _ in range(2):  # after the prompt, and after one more token
         assert state_bytes(state) == formula(name, "state, bytes a sequence", **values)
         if name == "transformer":
             break  # one more token may open a page
@@ -90,7 +93,7 @@ def test_options_and_their_defaults() -> None:
 
 
 @pytest.mark.parametrize("name", TITLES)
-def test_what_has_weight_decay_and_a_learning_rate_of_its_own(name: str) -> None:
+def test_weight_decay_and_learning_rate_scales(name: str) -> None:
     model = build_model(name, 5, width=16, depth=2)
     names = {id(parameter): key for key, parameter in model.named_parameters()}
     for group in model.parameter_groups():
@@ -102,10 +105,8 @@ def test_what_has_weight_decay_and_a_learning_rate_of_its_own(name: str) -> None
 
 
 def test_names_of_the_code_exist() -> None:
-    """Words in code form are names in the files that the page speaks of."""
-    root = Path(__file__).parent.parent
-    code = "\n".join(
-        p.read_text() for folder in ("models", "benchmarks") for p in (root / folder).rglob("*.py")
-    )
+    """Every word in code form on the page is a name in models/ or benchmarks/."""
+    files = [*(ROOT / "models").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in files)
     for name in re.findall(r"`([A-Za-z_]\w+)`", PAGE):
         assert re.search(rf"\b{name}\b", code), name

@@ -1,6 +1,4 @@
-"""A block that reads ahead, or whose `step` is another function, is refused by name, whatever its
-weights begin as.
-"""
+"""Blocks that read ahead, or whose `step` is another function, are rejected by name."""
 
 from typing import Any
 
@@ -11,11 +9,13 @@ from torch import Tensor, nn
 from lookback.models import contract
 from lookback.models.contract import check_contract
 from lookback.models.model import register_model
+from lookback.models.rwkv import RWKVBlock
 
 
 class Plain(nn.Module):
-    """Looks at the present token alone. Of this file: plug-ins register what other tests should not
-    meet.
+    """A block that sees the present token only.
+
+    Nothing here is registered, because other tests run over everything that is registered.
     """
 
     def __init__(self, width: int, layer: int, depth: int) -> None:
@@ -33,7 +33,7 @@ class Plain(nn.Module):
 
 
 class Sums(Plain):
-    """Attention without softmax, and its state."""
+    """Causal attention without softmax, with its recurrent form."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + (x @ x.transpose(1, 2)).tril() @ self.linear(x)
@@ -59,7 +59,7 @@ class ReadsAhead(Plain):
 
 
 class ReadsAheadByZeros(ReadsAhead):
-    """As blocks begin that add nothing at first."""
+    """Reads ahead, but adds nothing at initialisation."""
 
     def __init__(self, width: int, layer: int, depth: int) -> None:
         super().__init__(width, layer, depth)
@@ -95,7 +95,7 @@ class StepLess(nn.Module):
         return x.cumsum(1)
 
 
-def tried(monkeypatch: pytest.MonkeyPatch, block: type[nn.Module], autocast: bool = False) -> None:
+def check(monkeypatch: pytest.MonkeyPatch, block: type[nn.Module], autocast: bool = False) -> None:
     monkeypatch.setattr(contract, "registered_block", lambda name: block)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         check_contract("mine", 16, 2, {}, "cpu")
@@ -108,31 +108,36 @@ def tried(monkeypatch: pytest.MonkeyPatch, block: type[nn.Module], autocast: boo
         (ReadsAheadByZeros, "'mine' is not causal"),
         (
             OtherStep,
-            "'mine': its `step`, position by position, says something else than its `forward`",
+            "'mine': the outputs of its `step`, position by position, differ from those of",
         ),
-        (Shorter, r"reads \(2, 8, 16\) and gives \(2, 7, 16\): expected the same shape"),
-        (Double, "reads torch.float32 and gives torch.float64"),
-        (Pair, "gives tuple: expected the same shape"),
+        (Shorter, r"reads \(2, 8, 16\) and returns \(2, 7, 16\): expected the same shape"),
+        (Double, "reads torch.float32 and returns torch.float64"),
+        (Pair, "returns tuple: expected the same shape"),
     ],
 )
-def test_what_breaks_the_contract_is_refused_in_a_line(
+def test_blocks_that_break_the_contract_are_rejected(
     monkeypatch: pytest.MonkeyPatch, block: type[nn.Module], words: str
 ) -> None:
-    with pytest.raises(ValueError, match=words) as told:
-        tried(monkeypatch, block)
-    assert "\n" not in str(told.value)
+    with pytest.raises(ValueError, match=words) as error:
+        check(monkeypatch, block)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("block", [Plain, Sums, StepLess, NotANumber])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_what_keeps_it_is_not(
+def test_blocks_that_keep_the_contract_pass(
     monkeypatch: pytest.MonkeyPatch, block: type[nn.Module], autocast: bool
 ) -> None:
-    """A loss that is no number is for training to tell, and a `step` need not be there to learn."""
-    tried(monkeypatch, block, autocast)
+    """Training reports outputs that are nan, and a model can be trained without a `step`."""
+    check(monkeypatch, block, autocast)
 
 
-def test_what_is_no_block_is_not_registered() -> None:
+def test_blocks_of_this_package_are_left_to_its_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RWKVBlock, "forward", lambda self, x: x[:, 1:])
+    check_contract("rwkv", 16, 2, {}, "cpu")
+
+
+def test_only_blocks_are_registered() -> None:
     with pytest.raises(
         ValueError, match=r"'mine': expected a block, a subclass of torch.nn.Module, not <function"
     ):

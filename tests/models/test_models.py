@@ -1,4 +1,4 @@
-"""Every registered model: its contract. And each architecture against something independent."""
+"""The contract of every registered model, and each architecture against something independent."""
 
 import math
 
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lookback.benchmarks.measure.memory import LiveBytes
+from lookback.models.classifier import SequenceClassifier
 from lookback.models.model import (
     SequenceModel,
     build_model,
@@ -26,21 +27,23 @@ RRWKV_OPTIONS = [
     {"interval": 64},
     {"interval": 4, "retrospection": "attention"},
     {"interval": 4, "retrospection": "none"},
-    {"interval": 4, "squeeze": False},
+    {"interval": 4, "squeeze": True},
+    {"interval": 4, "squeeze": True, "retrospection": "attention"},
     {"interval": 4, "time_mix": False},
     {"interval": 4, "channel_mix": False},
     {"interval": 4, "time_mix": False, "retrospection": "none"},
     {"interval": 4, "time_mix": False, "channel_mix": False, "retrospection": "attention"},
     {"interval": "none"},
 ]
-VARIANTS = [(name, {}) for name in model_names()] + [
-    ("rrwkv", options) for options in RRWKV_OPTIONS
+VARIANTS: list[tuple[str, dict[str, object]]] = [
+    *((name, {}) for name in model_names()),
+    *(("rrwkv", options) for options in RRWKV_OPTIONS),
+    ("transformer", {"heads": 1}),
 ]
-VARIANTS += [("transformer", {"heads": 1})]
 
 
 def randomised(name: str, classes: int | None = None, **options: object) -> SequenceModel:
-    """A model away from its initialisation, where many outputs are zero whatever the input."""
+    """Build a model and move it off its initialisation, where many outputs are always zero."""
     torch.manual_seed(0)
     model = build_model(name, VOCABULARY, classes, width=WIDTH, depth=DEPTH, **options).double()
     with torch.no_grad():
@@ -56,48 +59,54 @@ def tokens(batch_size: int = 3, length: int = 23) -> Tensor:
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    return torch.allclose(
-        a, b, rtol=1e-6, atol=1e-6
-    )  # states are float32 where the operator keeps them so
+    # WKV keeps parts of its state in float32
+    return torch.allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 @torch.no_grad()
 def test_forward_equals_steps(name: str, options: dict[str, object]) -> None:
-    model, read = randomised(name, **options), tokens()
-    at_once = model(read)
-    assert at_once.shape == (*read.shape, VOCABULARY)
-    state, one_by_one = model.initial_state(len(read)), []
-    for token in read.unbind(1):
+    model = randomised(name, **options)
+    sequences = tokens()
+    expected = model(sequences)
+    assert expected.shape == (*sequences.shape, VOCABULARY)
+
+    state = model.initial_state(len(sequences))
+    stepped = []
+    for token in sequences.unbind(1):
         logits, state = model.step(token, state)
-        one_by_one.append(logits)
-    assert close(at_once, torch.stack(one_by_one, 1))
+        stepped.append(logits)
+    assert close(expected, torch.stack(stepped, 1))
 
 
 @pytest.mark.parametrize(("name", "options"), [*VARIANTS, ("rrwkv", {"interval": "sqrt"})])
 @pytest.mark.parametrize("first", [1, 8, 15])
 @torch.no_grad()
-def test_prefill_goes_on_as_forward(name: str, options: dict[str, object], first: int) -> None:
-    if options.get("interval") == "sqrt":  # the interval is that of what prefill read
-        options_at_once: dict[str, object] = {**options, "interval": math.isqrt(first - 1) + 1}
-    else:
-        options_at_once = options
-    model, read = randomised(name, **options), tokens()
-    at_once = randomised(name, **options_at_once)(read)
-    logits, state = model.prefill(read[:, :first])
-    assert close(logits, at_once[:, first - 1])
-    for position in range(first, read.shape[1]):
-        logits, state = model.step(read[:, position], state)
-        assert close(logits, at_once[:, position])
+def test_steps_after_prefill_equal_forward(
+    name: str, options: dict[str, object], first: int
+) -> None:
+    forward_options = dict(options)
+    if options.get("interval") == "sqrt":  # the square root of the length of the prompt
+        forward_options["interval"] = math.isqrt(first - 1) + 1
+    sequences = tokens()
+    expected = randomised(name, **forward_options)(sequences)
+
+    model = randomised(name, **options)
+    logits, state = model.prefill(sequences[:, :first])
+    assert close(logits, expected[:, first - 1])
+    for position in range(first, sequences.shape[1]):
+        logits, state = model.step(sequences[:, position], state)
+        assert close(logits, expected[:, position])
 
 
 @pytest.mark.parametrize(("name", "options"), [*VARIANTS, ("rrwkv", {"interval": "sqrt"})])
 @torch.no_grad()
 def test_later_tokens_change_nothing_earlier(name: str, options: dict[str, object]) -> None:
-    model, read = randomised(name, **options), tokens()
-    before = model(read)
+    model = randomised(name, **options)
+    sequences = tokens()
+    before = model(sequences)
     for position in (1, 9, 22):
-        changed = read.clone()
+        changed = sequences.clone()
         changed[:, position:] = (changed[:, position:] + 1) % VOCABULARY
         after = model(changed)
         assert close(before[:, :position], after[:, :position])
@@ -116,11 +125,12 @@ def test_every_parameter_has_a_gradient(name: str, options: dict[str, object]) -
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 @torch.no_grad()
 def test_reach_is_the_whole_past(name: str, options: dict[str, object]) -> None:
-    """The first token changes the last output: nothing in the stack cuts the past off."""
-    model, read = randomised(name, **options), tokens(length=40)
-    changed = read.clone()
+    """The first token changes the last output."""
+    model = randomised(name, **options)
+    sequences = tokens(length=40)
+    changed = sequences.clone()
     changed[:, 0] = (changed[:, 0] + 1) % VOCABULARY
-    assert (model(read)[:, -1] - model(changed)[:, -1]).abs().max() > 0
+    assert (model(sequences)[:, -1] - model(changed)[:, -1]).abs().max() > 0
 
 
 @pytest.mark.parametrize(
@@ -131,10 +141,8 @@ def test_state_size(name: str, constant: bool) -> None:
     model = randomised(name)
     short, long = (state_bytes(model.prefill(tokens(length=length))[1]) for length in (64, 1024))
     assert (short == long) == constant
-    if not constant:
-        assert (
-            long == 1024 * 3 * DEPTH * 2 * WIDTH * 8
-        )  # positions, batch, layers, key and value, float64
+    if not constant:  # positions, batch, layers, key and value, float64
+        assert long == 1024 * 3 * DEPTH * 2 * WIDTH * 8
 
 
 @torch.no_grad()
@@ -145,7 +153,7 @@ def test_attention_to_mediums_grows_by_the_interval() -> None:
 
 
 def test_attention_to_mediums_is_fused() -> None:
-    """Also where the mediums are several, which take a mask."""
+    """With several mediums too, which need a mask."""
     model = build_model("rrwkv", 10, width=16, depth=1, interval=4, retrospection="attention")
     with LiveBytes() as seen:
         model(torch.zeros(2, 24, dtype=torch.int64)).sum().backward()
@@ -156,34 +164,47 @@ def test_attention_to_mediums_is_fused() -> None:
 
 def test_the_recurrence_of_an_lstm_is_never_float16() -> None:
     model = build_model("lstm", 10, width=16, depth=1)
-    kept = []
+    dtypes = []
     model.blocks[0].recurrence.register_forward_hook(
-        lambda _, given, found: kept.extend((given[0], found[0]))
+        lambda _, inputs, outputs: dtypes.extend((inputs[0].dtype, outputs[0].dtype))
     )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(torch.zeros(2, 24, dtype=torch.int64))
-    assert [tensor.dtype for tensor in kept] == [
-        torch.float32
-    ] * 2 and logits.dtype == torch.bfloat16
+        model.step(torch.zeros(2, dtype=torch.int64), model.initial_state(2))
+    assert dtypes == [torch.float32] * 4
+    assert logits.dtype == torch.bfloat16
 
 
-def test_asked_positions_are_those_of_all() -> None:
-    model, read = randomised("rwkv"), tokens()
-    asked = torch.tensor([0, 5, 24, 60])
-    assert close(model(read, asked=asked), model(read).flatten(0, 1)[asked])
+def test_logits_of_some_positions_are_those_of_all() -> None:
+    model = randomised("rwkv")
+    positions = torch.tensor([0, 5, 24, 60])
+    expected = model(tokens()).flatten(0, 1)[positions]
+    assert close(model(tokens(), positions=positions), expected)
 
 
-def test_classes_answer_at_the_last_valid_token() -> None:
-    model, read = randomised("rwkv", classes=4), tokens()
-    assert model(read).shape == (3, 4)
+def test_a_classifier_reads_up_to_the_last_valid_token() -> None:
+    model = randomised("rwkv", classes=4)
+    sequences = tokens()
+    assert isinstance(model, SequenceClassifier)
+    assert model(sequences).shape == (3, 4)
+
     lengths = torch.tensor([5, 23, 1])
-    alone = torch.cat(
-        [model(read[i : i + 1, :length]) for i, length in enumerate(lengths.tolist())]
-    )
-    assert close(model(read, lengths=lengths), alone)
+    rows = enumerate(lengths.tolist())
+    alone = torch.cat([model(sequences[row : row + 1, :length]) for row, length in rows])
+    assert close(model(sequences, lengths=lengths), alone)
 
 
-def test_dropout_leaves_out_its_share_of_what_layers_add_and_nothing_when_scored() -> None:
+@torch.no_grad()
+def test_a_causal_classifier_can_be_stepped() -> None:
+    """Cost cells measure prefill and decoding of classifiers too."""
+    model = randomised("rwkv", classes=4)
+    logits, state = model.prefill(tokens()[:, :-1])
+    assert close(logits, model(tokens()[:, :-1]))
+    logits, _ = model.step(tokens()[:, -1], state)
+    assert close(logits, model(tokens()))
+
+
+def test_dropout_acts_on_the_updates_of_layers_in_training_only() -> None:
     torch.manual_seed(0)
     model = build_model("transformer", VOCABULARY, width=WIDTH, depth=1, dropout=0.25).double()
     with torch.no_grad():
@@ -195,7 +216,7 @@ def test_dropout_leaves_out_its_share_of_what_layers_add_and_nothing_when_scored
     assert (dropped == 0).double().mean().item() == pytest.approx(0.25, abs=0.02)
     kept = dropped != 0
     assert close(dropped[kept], added[kept] / 0.75)
-    assert torch.equal(model.eval().through(model.blocks, x), model.blocks[0](x))
+    assert torch.equal(model.eval().run_blocks(model.blocks, x), model.blocks[0](x))
 
 
 def test_rrwkv_without_mediums_is_rwkv() -> None:
@@ -213,11 +234,9 @@ def test_rrwkv_without_mediums_is_rwkv() -> None:
     assert torch.equal(models[0](tokens()), models[1](tokens()))
 
 
-def test_rrwkv_whose_new_parts_are_zero_is_rwkv() -> None:
-    """Shares of mediums start at zero; with the retrospection's answer gated off nothing else is
-    new.
-    """
-    rrwkv, rwkv = randomised("rrwkv", interval=4, retrospection="none"), randomised("rwkv")
+def test_rrwkv_without_shares_and_retrospection_is_rwkv() -> None:
+    rrwkv = randomised("rrwkv", interval=4, retrospection="none")
+    rwkv = randomised("rwkv")
     with torch.no_grad():
         for name, parameter in rrwkv.named_parameters():
             if "shares" in name:
@@ -227,8 +246,9 @@ def test_rrwkv_whose_new_parts_are_zero_is_rwkv() -> None:
 
 
 def rrwkv_by_hand(block: RRWKVBlock, x: Tensor, interval: int) -> Tensor:
-    """One layer written from the formulas of the reconstruction, position by position. x: (length,
-    width) float64.
+    """Compute one layer by the formulas of the reconstruction, position by position.
+
+    x is (length, width) float64.
     """
     time, channel = block.time_mix, block.channel_mix
     h = block.time_norm(x)
@@ -236,13 +256,14 @@ def rrwkv_by_hand(block: RRWKVBlock, x: Tensor, interval: int) -> Tensor:
     zero = torch.zeros(width, dtype=x.dtype)
 
     def mediums_of(inputs: Tensor, squeeze: nn.Module) -> list[Tensor]:
-        means = [
-            inputs[j * interval : (j + 1) * interval].mean(0) for j in range(length // interval)
-        ]
-        return [
-            s * torch.sigmoid(squeeze.up.weight @ torch.relu(squeeze.down.weight @ s))
-            for s in means
-        ]
+        mediums = []
+        for j in range(length // interval):
+            medium = inputs[j * interval : (j + 1) * interval].mean(0)
+            if not isinstance(squeeze, nn.Identity):
+                hidden = torch.relu(squeeze.down.weight @ medium)
+                medium = medium * torch.sigmoid(squeeze.up.weight @ hidden)
+            mediums.append(medium)
+        return mediums
 
     def weighted(
         keys: list[Tensor], values: list[Tensor], t: int, rate: Tensor, bonus: Tensor
@@ -270,15 +291,15 @@ def rrwkv_by_hand(block: RRWKVBlock, x: Tensor, interval: int) -> Tensor:
         )
         keys.append(time.key.weight @ x_k)
         values.append(time.value.weight @ x_v)
-        answer = weighted(keys, values, t, time.decay.exp(), time.bonus)
+        average = weighted(keys, values, t, time.decay.exp(), time.bonus)
         if finished:
             medium_keys = [time.key.weight @ m for m in mediums[:finished]]
             medium_values = [time.value.weight @ m for m in mediums[:finished]]
-            found = weighted(
+            retrospect = weighted(
                 medium_keys, medium_values, finished - 1, time.medium_decay.exp(), time.medium_bonus
             )
-            answer = answer + torch.sigmoid(time.gate.weight @ h[t]) * found
-        rows.append(time.output.weight @ (torch.sigmoid(time.receptance.weight @ x_r) * answer))
+            average = average + torch.sigmoid(time.gate.weight @ h[t]) * retrospect
+        rows.append(time.output.weight @ (torch.sigmoid(time.receptance.weight @ x_r) * average))
     x = x + torch.stack(rows)
     y = block.channel_norm(x)
     mediums, rows = mediums_of(y, channel.mediums.squeeze), []
@@ -296,10 +317,11 @@ def rrwkv_by_hand(block: RRWKVBlock, x: Tensor, interval: int) -> Tensor:
     return x + torch.stack(rows)
 
 
+@pytest.mark.parametrize("squeeze", [False, True])
 @pytest.mark.parametrize("interval", [1, 3, 8, 30])
 @torch.no_grad()
-def test_rrwkv_is_its_formulas(interval: int) -> None:
-    block = randomised("rrwkv", interval=interval).blocks[1]
+def test_rrwkv_is_its_formulas(interval: int, squeeze: bool) -> None:
+    block = randomised("rrwkv", interval=interval, squeeze=squeeze).blocks[1]
     assert isinstance(block, RRWKVBlock)
     x = torch.randn(20, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     assert close(block(x[None])[0], rrwkv_by_hand(block, x, interval))
@@ -334,8 +356,8 @@ def test_transformer_attends_by_the_formula() -> None:
 
 
 @torch.no_grad()
-def test_rwkv_is_that_of_transformers() -> None:
-    """The same weights in another library's RWKV-4 give the same outputs."""
+def test_rwkv_equals_that_of_transformers() -> None:
+    """With the same weights, another library's RWKV-4 has the same outputs."""
     library = pytest.importorskip("transformers", reason="extra `peers` is not installed")
     config = library.RwkvConfig(
         vocab_size=VOCABULARY,
@@ -372,18 +394,26 @@ def test_rwkv_is_that_of_transformers() -> None:
             other = next(b + name.removeprefix(a) for a, b in names.items() if name.startswith(a))
         weights[other] = tensor.view_as(weights[other])
     theirs.load_state_dict(weights)
-    read = tokens()
-    assert torch.allclose(
-        ours(read), theirs(read).logits, atol=1e-4
-    )  # its loop computes in float32
+    # the loop of transformers computes in float32
+    assert torch.allclose(ours(tokens()), theirs(tokens()).logits, atol=1e-4)
 
 
-def test_sizes_are_alike() -> None:
-    """Blocks of equal width have weights of 13 width^2, RRWKV a gate and two squeezes more."""
-    for name, matrices in (("transformer", 13), ("rwkv", 13), ("lstm", 13), ("rrwkv", 15)):
-        model = build_model(name, VOCABULARY, width=64, depth=1)
-        weights = sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2)
-        assert weights == matrices * 64**2, name
+@pytest.mark.parametrize(
+    ("name", "options", "matrices"),
+    [
+        ("transformer", {}, 13),
+        ("rwkv", {}, 13),
+        ("lstm", {}, 13),
+        ("rrwkv", {}, 14),  # the gate
+        ("rrwkv", {"squeeze": True}, 15),  # and in each mix two matrices of width^2 / 4
+    ],
+)
+def test_blocks_of_equal_width_have_similar_sizes(
+    name: str, options: dict[str, object], matrices: int
+) -> None:
+    model = build_model(name, VOCABULARY, width=64, depth=1, **options)
+    weights = sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2)
+    assert weights == matrices * 64**2
 
 
 def test_published_parameter_count() -> None:
@@ -414,18 +444,18 @@ def test_learning_rates_are_those_the_architecture_declares() -> None:
         ("transformer", {"heads": 5}, "expected an even width a head"),
     ],
 )
-def test_wrong_use_is_told(name: str, options: dict[str, object], words: str) -> None:
+def test_wrong_arguments_are_rejected(name: str, options: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         build_model(name, VOCABULARY, width=WIDTH, depth=DEPTH, **options)
 
 
-def test_an_unknown_length_is_told() -> None:
+def test_sqrt_interval_needs_a_length() -> None:
     model = build_model("rrwkv", VOCABULARY, width=WIDTH, depth=1, interval="sqrt")
     with pytest.raises(ValueError, match="start from prefill"):
         model.initial_state(1)
 
 
-def test_a_taken_name_is_told() -> None:
+def test_a_taken_name_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"'rwkv' is already registered by lookback.models\.rwkv"):
         register_model("rwkv")(nn.Identity)
     assert model_options("lstm") == {}

@@ -1,11 +1,7 @@
-"""Models of other libraries in our frame: published sizes, their own equations elsewhere, and our
-contract.
-
-What is known of them is what their papers say, and that RWKV-4 of transformers and ours are one
-function.
-"""
+"""Models of other libraries: published sizes, the contract, and the equality of two RWKV-4s."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +12,7 @@ from lookback.benchmarks.measure.cost import cost
 from lookback.benchmarks.measure.train import learn
 from lookback.benchmarks.plan.estimate import count_parameters, need
 from lookback.benchmarks.plan.match_widths import nearest
-from lookback.benchmarks.record import Cell, make_cell
+from lookback.benchmarks.record import CostCell, LearnCell
 from lookback.models.model import (
     SequenceModel,
     build_model,
@@ -42,7 +38,7 @@ CACHES = {
 
 
 def randomised(name: str, **options: object) -> SequenceModel:
-    """A model away from its initialisation, where many outputs are nearly zero whatever the input."""
+    """Build a model and move it off its initialisation, where many outputs are nearly zero."""
     torch.manual_seed(0)
     model = build_model(name, VOCABULARY, width=WIDTH, depth=DEPTH, **options).double().eval()
     with torch.no_grad():
@@ -64,33 +60,33 @@ def close(a: Tensor, b: Tensor) -> bool:
 @pytest.mark.parametrize("kind", [*CACHES, "rwkv"])
 @torch.no_grad()
 def test_the_contract(kind: str) -> None:
-    """Steps, and a prompt and then steps, equal forward; a token changes nothing before it, and the
-    last answer.
-    """
-    model, read = randomised(f"hf:{kind}"), tokens(1 if kind == "rwkv" else 2)
-    at_once = model(read)
-    assert at_once.shape == (*read.shape, VOCABULARY)
+    """Steps, with and without a prompt, equal forward; tokens change later outputs only."""
+    model = randomised(f"hf:{kind}")
+    sequences = tokens(1 if kind == "rwkv" else 2)
+    expected = model(sequences)
+    assert expected.shape == (*sequences.shape, VOCABULARY)
+
     for first in (0, 7):
-        logits, state = (
-            model.prefill(read[:, :first]) if first else (None, model.initial_state(len(read)))
-        )
-        assert logits is None or close(logits, at_once[:, first - 1])
-        for position in range(first, read.shape[1]):
-            logits, state = model.step(read[:, position], state)
-            assert close(logits, at_once[:, position])
+        if first:
+            logits, state = model.prefill(sequences[:, :first])
+            assert close(logits, expected[:, first - 1])
+        else:
+            state = model.initial_state(len(sequences))
+        for position in range(first, sequences.shape[1]):
+            logits, state = model.step(sequences[:, position], state)
+            assert close(logits, expected[:, position])
+
     for position in (0, 9):
-        changed = read.clone()
+        changed = sequences.clone()
         changed[:, position:] = (changed[:, position:] + 1) % VOCABULARY
         after = model(changed)
-        assert torch.equal(after[:, :position], at_once[:, :position]) or close(
-            after[:, :position], at_once[:, :position]
-        )
-        assert (after[:, -1] - at_once[:, -1]).abs().min() > 1e-6
+        assert close(after[:, :position], expected[:, :position])
+        assert (after[:, -1] - expected[:, -1]).abs().min() > 1e-6
 
 
 @torch.no_grad()
 def test_rwkv_of_transformers_is_ours() -> None:
-    """With our weights in it, another library's RWKV-4 gives our answers in our frame."""
+    """With our weights, the RWKV-4 of transformers has our outputs."""
     ours, theirs = randomised("rwkv"), randomised("hf:rwkv")
     inside = {
         "time_norm": "ln1",
@@ -117,9 +113,8 @@ def test_rwkv_of_transformers_is_ours() -> None:
             )
         weights[name] = tensor.view_as(weights.pop(name))
     theirs.load_state_dict(weights)
-    assert torch.allclose(
-        ours(tokens()), theirs(tokens()), atol=1e-4
-    )  # its loop computes in float32
+    # the loop of transformers computes in float32
+    assert torch.allclose(ours(tokens()), theirs(tokens()), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -142,9 +137,7 @@ def test_rwkv_of_transformers_is_ours() -> None:
 def test_published_sizes(
     kind: str, vocabulary: int, width: int, depth: int, published: int, tied: bool
 ) -> None:
-    """Width and depth alone give the models as their authors released them, the head, where it was
-    tied, aside.
-    """
+    """Width and depth alone give the released models; a tied head there counts once."""
     with torch.device("meta"):
         model = build_model(f"hf:{kind}", vocabulary, width=width, depth=depth)
     assert parameter_count(model) - tied * vocabulary * width == published
@@ -156,10 +149,10 @@ def test_state_is_counted(kind: str) -> None:
     model = randomised(f"hf:{kind}")
     short, long = (state_bytes(model.prefill(tokens(length=length))[1]) for length in (64, 128))
     if CACHES[kind] == "constant":
-        floats = (
-            DEPTH * 2 * 2 * WIDTH * (16 + 4)
-        )  # layers, batch, channels: a state of 16 and a convolution of 4
-        assert short == long and 4 * floats <= long <= 8 * floats
+        # layers, batch, channels: a state of 16 and a convolution of 4
+        floats = DEPTH * 2 * 2 * WIDTH * (16 + 4)
+        assert short == long
+        assert 4 * floats <= long <= 8 * floats
     else:
         assert (short, long) == (2 * DEPTH * 2 * 64 * WIDTH * 8, 2 * DEPTH * 2 * 128 * WIDTH * 8)
     state = model.prefill(tokens())[1]
@@ -167,17 +160,17 @@ def test_state_is_counted(kind: str) -> None:
 
 
 def test_dropout_is_the_frames_alone() -> None:
-    """GPT-2's own default of 0.1 is off; the frame's goes between the layers, and only in training."""
-    read = tokens()
-    without, half = (
-        build_model("hf:gpt2", VOCABULARY, width=WIDTH, depth=DEPTH, dropout=p) for p in (0.0, 0.5)
-    )
-    assert torch.equal(without.train()(read), without(read))
+    """GPT-2's own default of 0.1 is off; the frame's dropout acts in training only."""
+    sizes = {"width": WIDTH, "depth": DEPTH}
+    without = build_model("hf:gpt2", VOCABULARY, **sizes).train()
+    half = build_model("hf:gpt2", VOCABULARY, **sizes, dropout=0.5).train()
     half.load_state_dict(without.state_dict())
-    assert not torch.equal(half.train()(read), half(read))
-    assert torch.equal(half.eval()(read), without(read))
-    own = build_model("hf:gpt2", VOCABULARY, width=WIDTH, depth=DEPTH, resid_pdrop=0.5).train()
-    assert not torch.equal(own(read), own(read))
+    assert torch.equal(without(tokens()), without(tokens()))
+    assert not torch.equal(half(tokens()), half(tokens()))
+    assert torch.equal(half.eval()(tokens()), without(tokens()))
+
+    with_option = build_model("hf:gpt2", VOCABULARY, **sizes, resid_pdrop=0.5).train()
+    assert not torch.equal(with_option(tokens()), with_option(tokens()))
 
 
 def test_every_parameter_learns() -> None:
@@ -204,7 +197,7 @@ def test_every_parameter_learns() -> None:
         ("hf:bart", 32, {}, "made of several models"),
     ],
 )
-def test_what_is_wrong_is_said(
+def test_wrong_arguments_are_rejected(
     name: str, width: int, options: dict[str, object], words: str
 ) -> None:
     with pytest.raises(ValueError) as error:
@@ -231,7 +224,7 @@ def test_learned_positions_end() -> None:
     )
 
 
-def test_without_a_state_nothing_is_read_again_in_silence() -> None:
+def test_a_model_without_a_cache_is_not_stepped() -> None:
     model = randomised("hf:openai-gpt")
     assert model(tokens()).shape == (2, 19, VOCABULARY)
     for read in (lambda: model.prefill(tokens()), lambda: model.initial_state(2)):
@@ -240,27 +233,25 @@ def test_without_a_state_nothing_is_read_again_in_silence() -> None:
 
 
 @pytest.mark.parametrize("kind", ["roberta", "camembert"])
-def test_a_state_that_deceives_is_refused(kind: str) -> None:
-    """transformers 5.23 counts the positions of these from the start again when it goes on from a
-    state.
-    """
+def test_a_wrong_cache_is_rejected(kind: str) -> None:
+    """transformers 5.23 restarts the positions of these types when they continue from a cache."""
     model = build_model(f"hf:{kind}", VOCABULARY, width=WIDTH, depth=DEPTH)
     assert model(tokens()).shape == (2, 19, VOCABULARY)
     with pytest.raises(ValueError, match=f"'hf:{kind}' keeps no state to trust"):
         model.prefill(tokens())
 
 
-def test_what_sees_the_future_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_not_causal_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model("hf:llama", VOCABULARY, width=WIDTH, depth=DEPTH)
     for layer in model.blocks[0].stack.layers:
-        layer.register_forward_hook(lambda layer, given, out: out + out.mean(1, keepdim=True))
+        layer.register_forward_hook(lambda layer, x, output: output + output.mean(1, keepdim=True))
     with pytest.raises(ValueError, match="'hf:llama' is not causal"):
         model(tokens())
 
 
 @torch.no_grad()
-def test_a_library_that_goes_wrong_is_found_out() -> None:
-    """RWKV of transformers 5.23 mixes the sequences of a batch when it reads one token of each."""
+def test_a_wrong_shape_from_a_library_is_reported() -> None:
+    """RWKV of transformers 5.23 mixes up the sequences of a batch when it reads token by token."""
     model = randomised("hf:rwkv")
     _, state = model.prefill(tokens(2))
     with pytest.raises(ValueError, match="a batch of one sequence may do"):
@@ -279,59 +270,63 @@ def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         model_options("fla:gla")
 
 
-def small(kind: str, **fields: object) -> Cell:
-    return make_cell(
-        {
-            "kind": kind,
-            "task": "copy",
-            "model": "hf:llama",
-            "width": WIDTH,
-            "depth": DEPTH,
-            "length": 24,
-            "batch_size": 2,
-            "steps": 3,
-            "warmup": 1,
-            "validations": 1,
-            "validation_examples": 2,
-            "test_examples": 2,
-            "repeats": 2,
-            **fields,
-        }
-    )
+FIELDS = {
+    "task": "copy",
+    "model": "hf:llama",
+    "width": WIDTH,
+    "depth": DEPTH,
+    "length": 24,
+    "batch_size": 2,
+}
+LEARN_FIELDS = {
+    "steps": 3,
+    "warmup": 1,
+    "validations": 1,
+    "validation_examples": 2,
+    "test_examples": 2,
+}
+
+
+def small_learn(**fields: object) -> LearnCell:
+    return LearnCell.model_validate({"kind": "learn", **FIELDS, **LEARN_FIELDS, **fields})
+
+
+def small_cost(**fields: object) -> CostCell:
+    return CostCell.model_validate({"kind": "cost", **FIELDS, "repeats": 2, **fields})
 
 
 def test_cells_have_names_for_files() -> None:
-    assert small("learn").id.startswith("copy-hf-llama-L24-s0-")
-    assert small("learn").id != small("learn", model="hf-llama").id
+    assert small_learn().id.startswith("copy-hf-llama-L24-s0-")
+    assert small_learn().id != small_learn(model="hf-llama").id
     for name in ("hf:", ":gpt2", "hf:a:b", "hf:../x", "HF:gpt2", "hf:a/b"):
-        with pytest.raises(ValueError, match="model: "):
-            small("learn", model=name)
+        with pytest.raises(ValueError, match=r"model\n"):
+            small_learn(model=name)
     assert not any(":" in name for name in model_names())
 
 
-def test_it_is_measured(tmp_path: object) -> None:
-    cell, task = small("cost", generate=True), get_task("copy")
+def test_it_is_measured(tmp_path: Path) -> None:
+    cell = small_cost(generate=True)
+    task = get_task("copy")
     numbers = cost(cell, task, lambda *_: None)
     assert not numbers.failed and set(numbers.phases) == {"training", "prefill", "decode"}
-    made = numbers.generation[-1]
-    assert (made.tokens, made.state_bytes) == (24, 2 * DEPTH * 2 * 24 * WIDTH * 4)
-    # type: ignore[arg-type]
-    learnt = learn(small("learn"), task, tmp_path, lambda *_: None, lambda: False)
-    assert learnt.steps == 3 and learnt.parameters == numbers.parameters
+    last = numbers.generation[-1]
+    assert (last.tokens, last.state_bytes) == (24, 2 * DEPTH * 2 * 24 * WIDTH * 4)
+
+    learned = learn(small_learn(), task, tmp_path, lambda *_: None, lambda: False)
+    assert learned.steps == 3
+    assert learned.parameters == numbers.parameters
 
 
-def test_it_is_foreseen_and_sized() -> None:
-    """What it needs is told without running it, and a width is found that matches our Transformer's
-    parameters.
-    """
-    cell = small("cost")
-    foreseen, measured = (
-        need(cell),
-        cost(cell, get_task("copy"), lambda *_: None).phases["training"],
-    )
-    assert foreseen.parameters == count_parameters(cell) and foreseen.step_flops == measured.flops
-    aim = count_parameters(small("learn", model="transformer", width=96))
-    width, value = nearest(lambda width: count_parameters(small("learn", width=width)), aim, 96)
+def test_it_is_estimated_and_sized() -> None:
+    """Its needs are estimated without running it, and a width matches our Transformer's size."""
+    cell = small_cost()
+    estimate = need(cell)
+    measured = cost(cell, get_task("copy"), lambda *_: None).phases["training"]
+    assert estimate.parameters == count_parameters(cell)
+    assert estimate.step_flops == measured.flops
+
+    aim = count_parameters(small_learn(model="transformer", width=96))
+    width, value = nearest(lambda width: count_parameters(small_learn(width=width)), aim, 96)
     assert abs(value - aim) < 0.05 * aim and build_model(
         "hf:llama", VOCABULARY, width=width, depth=1
     )
@@ -359,14 +354,18 @@ def test_flash_linear_attention_keeps_the_contract(kind: str) -> None:
     pytest.importorskip("fla", reason="extra `fla` is not installed")
     torch.manual_seed(0)
     model = build_model(f"fla:{kind}", VOCABULARY, width=128, depth=DEPTH).cuda().eval()
-    read = tokens(length=80).cuda()
+    sequences = tokens(length=80).cuda()
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        at_once, (logits, state) = model(read), model.prefill(read[:, :70])
-        worst = (logits - at_once[:, 69]).abs().max()
+        expected = model(sequences)
+        logits, state = model.prefill(sequences[:, :70])
+        differences = [(logits - expected[:, 69]).abs().max()]
         for position in range(70, 80):
-            logits, state = model.step(read[:, position], state)
-            worst = max(worst, (logits - at_once[:, position]).abs().max())
-        changed = read.clone()
+            logits, state = model.step(sequences[:, position], state)
+            differences.append((logits - expected[:, position]).abs().max())
+
+        changed = sequences.clone()
         changed[:, 40:] = (changed[:, 40:] + 1) % VOCABULARY
-        assert (model(changed)[:, :40] - at_once[:, :40]).abs().max() < 0.02 * at_once.abs().max()
-    assert worst < 0.05 * at_once.abs().max() and state_bytes(state) > 0
+        earlier = (model(changed)[:, :40] - expected[:, :40]).abs().max()
+    assert earlier < 0.02 * expected.abs().max()
+    assert max(differences) < 0.05 * expected.abs().max()
+    assert state_bytes(state) > 0
