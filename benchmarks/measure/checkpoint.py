@@ -103,9 +103,7 @@ def load(
             return _load_file(path, model, optimizer, cell)
         except Exception as error:  # a damaged file can raise anything
             line = (str(error).strip().splitlines() or [""])[0]
-            print(
-                f"lookback: {path} cannot be resumed: {type(error).__name__}: {line}", flush=True
-            )
+            print(f"lookback: {path} cannot be resumed: {type(error).__name__}: {line}", flush=True)
             model.load_state_dict(fresh_model)
             optimizer.load_state_dict(fresh_optimizer)
             torch.set_rng_state(fresh_random)

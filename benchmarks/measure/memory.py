@@ -44,15 +44,18 @@ class LiveBytes(TorchDispatchMode):
         if any(kernel in name for kernel in KERNELS):
             self.kernels.add(name.removeprefix("aten::"))
 
-        # On a GPU the allocator is read instead, so operators need not be entered.
-        tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
-        if name in OPDEFS and all(tensor.device.type == "cpu" for tensor in tensors):
+        if name in OPDEFS and self._looks_inside(args):
             with self:
                 return OPDEFS[name]._init_fn(*args, **kwargs)
 
         result = func(*args, **kwargs)
         self._count((args, kwargs, result))
         return result
+
+    def _looks_inside(self, args: Any) -> bool:
+        """Whether to enter a custom operator: on a CPU only; on a GPU the allocator is read."""
+        tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+        return all(tensor.device.type == "cpu" for tensor in tensors)
 
     def _count(self, tensors: Any) -> None:
         for tensor in tree_leaves(tensors):

@@ -1,9 +1,9 @@
 """One cell trained by several processes, one GPU each, with DistributedDataParallel.
 
 torch's own launcher, the one behind torchrun, starts the processes. Every process holds the whole
-model, makes the whole batch and trains on its own rows of it; gradients are averaged over all. Since
-a batch is a function of its number, each process knows how many targets the whole batch has, and the
-loss is the mean over these, exactly as in one process, rather than a mean of means.
+model, makes the whole batch and trains on its own rows of it; gradients are averaged over all. A
+batch is a function of its number, so each process knows how many targets the whole batch has, and
+the loss is the mean over these, exactly as in one process, rather than a mean of means.
 
 In a single process, the usual case, every function below returns its argument unchanged.
 """

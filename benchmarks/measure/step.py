@@ -73,7 +73,7 @@ def make_optimizer(
 
 
 def learning_rate(cell: LearnCell, step: int) -> float:
-    """Return the rate of a step, counted from 0: linear warm-up, then a half cosine down to zero."""
+    """Return the rate of a step, counted from 0: linear warm-up, then a half cosine to zero."""
     if step < cell.warmup:
         return cell.learning_rate * (step + 1) / cell.warmup
     progress = (step - cell.warmup) / max(1, cell.steps - cell.warmup)
