@@ -179,7 +179,8 @@ def generate(decoder: Decoder, token: Tensor, length: int, watch: Watch) -> None
     """
     next_watched = 1
     for tokens in range(1, length + 1):
-        token = decoder.step(token).argmax(-1)
+        logits = decoder.step(token)
+        token = logits.argmax(-1)
         if tokens in (next_watched, length):
             watch(tokens, decoder.state)
             next_watched = 2 * tokens
