@@ -21,7 +21,6 @@ from lookback.tasks.task import Batch
 PASSES = 3  # timed; fewer if these take longer than PASSES_SECONDS together
 PASSES_SECONDS = 15.0
 WARMUP_TOKENS = 16  # generated before the clock starts
-CAPTURE_WARMUP = 3  # steps before a capture, in which libraries make their workspaces
 GRAPH = "cuda_graph"  # in a record's `kernels`: decoding steps were replayed
 NO_GRAPH = "no_cuda_graph"  # in a record's `kernels`: a step could not be captured
 
@@ -76,28 +75,21 @@ class Decoder:
 
         Call it outside autocast, whose cached weights must not become part of the graph.
         """
-        if cell.device != "cuda" or not all(
-            isinstance(leaf, Tensor) for leaf in tree_leaves(self.state)
-        ):
+        is_tensor = [isinstance(leaf, Tensor) for leaf in tree_leaves(self.state)]
+        if cell.device != "cuda" or not all(is_tensor):
             return False
 
-        graph = torch.cuda.CUDAGraph()
+        # The graph keeps reading and writing these.
         token = token.clone()
-        state = _clone(self.state)  # the graph's own memory
+        state = _clone(self.state)
+        graph = torch.cuda.CUDAGraph()
         try:
-            warmup = torch.cuda.Stream()
-            warmup.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(warmup), precision(cell):
-                for _ in range(CAPTURE_WARMUP):
-                    expected = self.model.step(token, _clone(state))
-            torch.cuda.current_stream().wait_stream(warmup)
-            if not _have_same_shapes(state, expected[1]):
-                return False
-
+            with precision(cell):  # an eager step, which also makes the libraries' workspaces
+                expected = self.model.step(token, _clone(state))
             with torch.cuda.graph(graph), precision(cell):
                 logits, next_state = self.model.step(token, state)
                 _copy(next_state, state)
-        except RuntimeError:  # for example, the step waits for the GPU
+        except (RuntimeError, ValueError):  # the step waits for the GPU, or the state grows
             return False
 
         graph.replay()
@@ -115,17 +107,12 @@ def _clone(state: Any) -> Any:
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, state)
 
 
-def _have_same_shapes(state: Any, other: Any) -> bool:
-    """Whether two states consist of tensors of the same shapes and types."""
-    signatures = []
-    for leaves in (tree_leaves(state), tree_leaves(other)):
-        signatures.append([(getattr(x, "shape", None), getattr(x, "dtype", None)) for x in leaves])
-    return signatures[0] == signatures[1]
-
-
 def _agree(outputs: Any, expected: Any) -> bool:
-    pairs = zip(tree_leaves(outputs), tree_leaves(expected), strict=True)
-    return all(torch.allclose(x, y, rtol=1e-3, atol=1e-5, equal_nan=True) for x, y in pairs)
+    """Whether all tensors have the same shapes and, to rounding, the same values."""
+    for x, y in zip(tree_leaves(outputs), tree_leaves(expected), strict=True):
+        if x.shape != y.shape or not torch.allclose(x, y, rtol=1e-3, atol=1e-5, equal_nan=True):
+            return False
+    return True
 
 
 def _copy(source: Any, target: Any) -> None:
