@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import nn
 
-from lookback.benchmarks.machine import cgroup_limits, joules
 from lookback.benchmarks.measure import cost as cost_module
 from lookback.benchmarks.measure.cost import cost, out_of_memory, summary
 from lookback.benchmarks.measure.memory import LiveBytes, alive_in
@@ -25,7 +24,7 @@ from tests.records import as_cost
 
 FLOAT = 4
 ROOT = Path(__file__).parents[3]
-PLUGIN = str(ROOT / "tests" / "plugin_models.py")
+PLUGIN = ROOT / "tests" / "plugin_models.py"
 
 
 def measure_in_process(
@@ -180,52 +179,6 @@ def test_a_machine_that_is_full_is_a_result_of_one_phase(cell: Cell, tmp_path: P
         cell.model_copy(update={"repeats": 1, "width": 4}), tmp_path, data_limit=1 << 30
     )
     assert numbers.failed == {"training": "oom"} and set(numbers.phases) == {"prefill", "decode"}
-
-
-def test_control_groups_limit_memory(tmp_path: Path) -> None:
-    """Of either version, the group's own limit and those above it; "max" is none."""
-    for path, text in {
-        "proc/self/cgroup": "5:cpu:/jobs/a\n4:memory:/jobs/a\n0::/jobs/a\n",
-        "sys/fs/cgroup/memory/jobs/a/memory.limit_in_bytes": "9223372036854771712\n",
-        "sys/fs/cgroup/memory/jobs/memory.limit_in_bytes": "4000\n",
-        "sys/fs/cgroup/jobs/a/memory.max": "max\n",
-        "sys/fs/cgroup/jobs/memory.max": "3000\n",
-        "sys/fs/cgroup/cpu/jobs/a/memory.max": "1\n",
-    }.items():
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(text)
-    assert sorted(cgroup_limits(tmp_path)) == [3000, 4000, 9223372036854771712]
-    assert cgroup_limits(tmp_path / "none") == []
-
-
-@pytest.mark.parametrize(
-    ("visible", "device"),
-    [
-        (None, "GPU-aaaa"),
-        ("1,0", "GPU-bbbb"),
-        ("GPU-bbbb,GPU-aaaa", "GPU-bbbb"),
-        ("GPU-bb", "GPU-bbbb"),
-        ("MIG-cccc", "MIG-cccc"),
-    ],
-)
-def test_energy_is_read_of_the_gpu_that_is_visible(
-    monkeypatch: pytest.MonkeyPatch, visible: str | None, device: str
-) -> None:
-    """The first in CUDA_VISIBLE_DEVICES: a number, a name, or the beginning of a name."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    answers = {
-        "Init": lambda: None,
-        "DeviceGetCount": lambda: 2,
-        "DeviceGetUUID": str,
-        "DeviceGetHandleByUUID": str,
-        "DeviceGetHandleByIndex": ("GPU-aaaa", "GPU-bbbb").__getitem__,
-        "DeviceGetTotalEnergyConsumption": {device: 7000}.__getitem__,  # of no other device
-    }
-    for name, answer in answers.items():
-        monkeypatch.setattr(f"pynvml.nvml{name}", answer)
-    assert joules("cuda") == 7
 
 
 def test_a_phase_that_does_not_end_leaves_time_for_the_others(
