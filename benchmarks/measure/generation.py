@@ -177,7 +177,7 @@ def _time_pass(
     model: SequenceModel, first: Tensor, cell: CostCell, kernels: set[str]
 ) -> dict[int, float]:
     """Return the seconds since the first token, by number of tokens."""
-    times = {}
+    times: dict[int, float] = {}
 
     def watch(tokens: int, state: Any) -> None:
         if cell.device == "cuda":
