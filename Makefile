@@ -50,7 +50,7 @@ test-oldest: $(READY) ## run tests with the oldest versions that pyproject.toml 
 	$(BIN)/python -m tests.oldest > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable '.[dev]'
 	.venv-oldest/bin/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu" tests/test_cli.py tests/test_record.py \
-	    tests/test_suite.py tests/test_report.py tests/test_run.py tests/test_train.py tests/tasks/test_tasks.py
+	    tests/test_suite.py tests/test_report.py tests/test_run.py tests/benchmarks/measure/test_train.py tests/test_tasks.py
 
 lint: $(READY) ## check style, formatting and types
 	$(BIN)/ruff check .

@@ -664,7 +664,7 @@ def test_torn_checkpoints_give_the_one_before_or_the_beginning(
         assert learned_of(learn(cell, task, folder.parent, lambda *_: None, lambda: False)) == whole
         said = capsys.readouterr().out.splitlines()
         assert len(said) == (2 if content == b"x" else 1) and all(
-            "cannot be gone on from" in line for line in said
+            "cannot be resumed" in line for line in said
         )
 
 

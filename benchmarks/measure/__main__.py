@@ -1,9 +1,8 @@
-"""One cell in a process of its own: `python -m lookback.benchmarks.measure JOB`, started by
-run/runner.py.
+"""Measures one cell in a process of its own: `python -m lookback.benchmarks.measure JOB`.
 
-JOB is a JSON file: the cell, the plug-ins to import, where to work and where to put the outcome.
-Progress goes to the file descriptor it names, a JSON list a line, so that nothing a model or
-plug-in prints can be taken for it.
+The runner (run/runner.py) starts it. JOB is the file of a `Job`. Progress goes to the file
+descriptor that the job names, as one JSON list per line, so that nothing a model or plug-in prints
+can be mistaken for it.
 """
 
 from __future__ import annotations
@@ -31,66 +30,53 @@ from lookback.benchmarks.plugins import load_plugins
 from lookback.benchmarks.record import AnyCell, Job
 from lookback.benchmarks.storage import write_atomically
 
-INTERRUPTED = 75  # exit code: stopped as asked, to be gone on with
-PROGRESS_SECONDS = 0.2
-MEMORY_SHARE = 0.9  # of the machine's, for a cell on a CPU
-ECHO_SECONDS = 5.0  # in which torch's launcher notices a process that ended, and ends the others
-
-
-class Reporter:
-    """Writes progress to a descriptor, not more often than somebody can read it."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor, self.last = descriptor, 0.0
-
-    def __call__(self, done: int, total: int, what: str) -> None:
-        if time.monotonic() - self.last > PROGRESS_SECONDS:
-            self.last = time.monotonic()
-            os.write(self.descriptor, (json.dumps([done, total, what]) + "\n").encode())
-
-
-def limit_memory(cell: AnyCell) -> None:
-    """Have torch say that there is no more before this process has taken the machine's memory from
-    everybody else.
-
-    Of what a system can limit, RLIMIT_DATA is closest to what tensors take: address space
-    (RLIMIT_AS) counts libraries and what is only set aside. A lower limit that is there (`ulimit
-    -d`) stays. A GPU's driver needs to be free of it.
-    """
-    if cell.device == "cpu":
-        there, most = resource.getrlimit(resource.RLIMIT_DATA)
-        wanted = [
-            int(MEMORY_SHARE * memory_bytes() / cell.processes),
-            *(n for n in (there, most) if n != resource.RLIM_INFINITY),
-        ]
-        resource.setrlimit(resource.RLIMIT_DATA, (min(wanted), most))
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel end this process when its parent ends, however that happens (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        sys.exit(INTERRUPTED)
+INTERRUPTED = 75  # exit code: stopped as asked, to be resumed
+PROGRESS_SECONDS = 0.2  # between reports
+MEMORY_SHARE = 0.9  # of the machine's memory, for a cell on a CPU
+LAUNCHER_SECONDS = 5.0  # until torch's launcher notices a process that ended, and ends the others
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def main() -> None:
-    """Measure the cell of the job file that the command line names, and write its outcome."""
+    """Measure the cell of the job file on the command line, and write its outcome."""
     job = Job.model_validate_json(Path(sys.argv[1]).read_bytes())
-    _die_with(job.parent)
+    die_with_parent(job.parent)
     if job.cell.processes > 1:
-        _measure_in_several_processes(job)
+        measure_in_processes(job)
 
     stop = [False]
-    _prepare(job, stop)
+    prepare(job, stop)
     try:
-        outcome = measure(job.cell, job.folder, Reporter(job.progress), stop)
+        outcome = measure(job.cell, job.folder, ProgressWriter(job.progress), stop)
     except InterruptedRunError:
         sys.exit(INTERRUPTED)
     write_atomically(job.outcome, outcome.model_dump_json())
 
 
-def _prepare(job: Job, stop: list[bool]) -> None:
+class ProgressWriter:
+    """Writes progress to a file descriptor, at most once in PROGRESS_SECONDS."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.last_written = 0.0
+
+    def __call__(self, done: int, total: int, description: str) -> None:
+        now = time.monotonic()
+        if now - self.last_written > PROGRESS_SECONDS:
+            self.last_written = now
+            line = json.dumps([done, total, description]) + "\n"
+            os.write(self.descriptor, line.encode())
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel end this process when its parent ends, however that happens (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended already
+        sys.exit(INTERRUPTED)
+
+
+def prepare(job: Job, stop: list[bool]) -> None:
     """Set up signals, threads, numerics, memory and plug-ins; SIGTERM sets `stop[0]`."""
     cell = job.cell
 
@@ -118,48 +104,67 @@ def _prepare(job: Job, stop: list[bool]) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def _measure_in_several_processes(job: Job) -> NoReturn:
-    """Measure a cell in the processes that it asks for; exit as the first that failed did."""
+def limit_memory(cell: AnyCell) -> None:
+    """Limit this process's memory, so that torch runs out of it before the machine does.
+
+    RLIMIT_DATA comes closest to the memory of tensors: RLIMIT_AS would count libraries, and memory
+    that is only reserved. A lower limit that is already set (`ulimit -d`) stays. On a GPU there is
+    no limit, because its driver reserves much more than it uses.
+    """
+    if cell.device != "cpu":
+        return
+
+    current, maximum = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [int(MEMORY_SHARE * memory_bytes() / cell.processes)]
+    for limit in (current, maximum):
+        if limit != resource.RLIM_INFINITY:
+            limits.append(limit)
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), maximum))
+
+
+def measure_in_processes(job: Job) -> NoReturn:
+    """Measure a cell in several processes, and exit as the first that failed did."""
     job = job.model_copy(update={"parent": os.getpid()})
     with Connection(job.progress, readable=False) as progress:
-        code = parallel.launch(_run_rank, job.cell.processes, job.folder, job, progress)
+        code = parallel.launch(run_rank, job.cell.processes, job.folder, job, progress)
     if code < 0:
+        # End by the same signal, so that the runner sees it.
         with contextlib.suppress(OSError):  # SIGKILL has no handler to reset
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     sys.exit(code)
 
 
-def _run_rank(job: Job, progress: Connection) -> None:
+def run_rank(job: Job, progress: Connection) -> None:
     """Measure the cell as one of several processes.
 
-    Rank 0 writes the outcome, or the rank that failed first.
+    Rank 0 writes the outcome, unless another rank fails first and writes its own.
     """
-    _die_with(job.parent)
+    die_with_parent(job.parent)
     stop = [False]
-    _prepare(job, stop)
+    prepare(job, stop)
     with parallel.process_group(job.cell.device, job.cell.time_limit):
-        first = parallel.rank() == 0
-        report = Reporter(progress.fileno()) if first else _no_progress
+        is_first = parallel.rank() == 0
+        report = ProgressWriter(progress.fileno()) if is_first else ignore_progress
         try:
             outcome = measure(job.cell, job.folder, report, stop)
         except InterruptedRunError:
             return
 
         if outcome.status == "error":
-            # Perhaps only because another process ended; torch's launcher notices that one meanwhile.
-            time.sleep(ECHO_SECONDS)
-        failed = outcome.status in ("error", "oom")
-        if failed and (stop[0] or job.outcome.exists()):
+            # Perhaps only because another process ended. Then the launcher ends this one, too.
+            time.sleep(LAUNCHER_SECONDS)
+        has_failed = outcome.status in ("error", "oom")
+        if has_failed and (stop[0] or job.outcome.exists()):
             return  # another process has reported its error
-        if first or failed:
+        if is_first or has_failed:
             write_atomically(job.outcome, outcome.model_dump_json())
-        if failed:
-            os._exit(1)  # without cleaning up: the others may wait for this process in vain
+        if has_failed:
+            os._exit(1)  # without cleaning up: the other processes may wait for this one in vain
 
 
-def _no_progress(done: int, total: int, description: str) -> None:
-    """Ignore progress; only rank 0 reports it."""
+def ignore_progress(done: int, total: int, description: str) -> None:
+    """Discard progress; only rank 0 reports it."""
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""Measures one cell: checks that it can be measured, then trains it or times it, and turns what
-happens into an outcome.
-"""
+"""Measures one cell: checks it, trains or times it, and returns the outcome."""
 
 from __future__ import annotations
 
@@ -24,8 +22,9 @@ from lookback.benchmarks.measure.step import (
 from lookback.benchmarks.measure.train import InterruptedRunError, NotFiniteError, learn
 from lookback.benchmarks.record import (
     AnyCell,
-    Cell,
+    CostNumbers,
     LearnCell,
+    LearnNumbers,
     Outcome,
     ResolvedOptions,
     Status,
@@ -35,13 +34,15 @@ from lookback.models.contract import check_contract
 from lookback.models.model import model_options, parameter_count
 from lookback.tasks.task import AbsentCorpusError, Task, get_task
 
-KERNEL_TOKENS = 1024  # read to see which operators a `cost` cell calls
+KERNEL_TOKENS = 1024  # most tokens read to see which operators a cost cell calls
+TRACEBACK_CHARACTERS = 2000  # of an error's traceback in a record
 
 
 def check(cell: AnyCell) -> int:
     """Return the number of parameters of a cell's model.
 
-    Raises ValueError if the cell asks for a task, model, option, length or device that does not exist.
+    Raises ValueError if the cell asks for a task, model, option, length or device that does not
+    exist.
     """
     task = get_task(cell.task, cell.task_options)
     for length in _lengths(cell):
@@ -56,7 +57,7 @@ def check(cell: AnyCell) -> int:
     if cell.kind == "learn":
         _check_processes(cell)
 
-    with torch.device("meta"):
+    with torch.device("meta"):  # no memory for weights
         return parameter_count(model_of(cell, task))
 
 
@@ -89,63 +90,74 @@ def resolve_options(cell: AnyCell) -> ResolvedOptions:
 
 
 def absent_data(cells: Iterable[AnyCell]) -> dict[AnyCell, str]:
-    """The cells whose task's data are not on this machine, each with the line that says how to get
-    them.
-    """
-    lines: dict[tuple[str, str], str] = {}
+    """Return the cells whose data are not on this machine, each with how to get them."""
+    messages: dict[str, str] = {}  # by task and options, since looking may take a while
     absent = {}
     for cell in cells:
-        key = cell.task, json.dumps(cell.task_options, sort_keys=True)
-        if key not in lines:
-            lines[key] = _how_to_get(cell)
-        if lines[key]:
-            absent[cell] = lines[key]
+        key = json.dumps([cell.task, cell.task_options], sort_keys=True)
+        if key not in messages:
+            messages[key] = ""
+            try:
+                _ = get_task(cell.task, cell.task_options).data
+            except AbsentCorpusError as error:
+                messages[key] = str(error)
+        if messages[key]:
+            absent[cell] = messages[key]
     return absent
 
 
-def _how_to_get(cell: Cell) -> str:
-    """What the task says where its data are absent; nothing where they are at hand."""
-    try:
-        _ = get_task(cell.task, cell.task_options).data
-    except AbsentCorpusError as error:
-        return str(error)
-    return ""
-
-
 def measure(cell: AnyCell, folder: Path, progress: Progress, stop: list[bool]) -> Outcome:
-    """The outcome of a cell; everything that can happen to it, but an interruption, is one."""
-    facts = None
-    kernels: tuple[str, ...] = ()
+    """Return the outcome of a cell; whatever can happen to it is an outcome.
+
+    Args:
+        folder: where a learning cell keeps its checkpoints.
+        stop: its only entry becomes True when the cell is asked to stop.
+
+    Raises InterruptedRunError if the cell was stopped.
+    """
+    facts: TaskFacts | None = None
+    kernels: set[str] = set()
+    learn_numbers: LearnNumbers | None = None
+    cost_numbers: CostNumbers | None = None
+    status: Status = "ok"
+    message = ""
     try:
         task = get_task(cell.task, cell.task_options)
-        facts = _facts(task)
+        facts = task_facts(task)
         with precision(cell):
             check_contract(cell.model, cell.width, cell.depth, cell.model_options, cell.device)
-        kernels = kernels_of(cell, task)
-        if cell.kind == "cost":
-            costs = cost(cell, task, progress)
-            status: Status = next(iter(costs.failed.values()), "ok")
-            return Outcome(status=status, task=facts, cost=costs, kernels=kernels)
-        numbers = learn(cell, task, folder, progress, lambda: stop[0])
-        return Outcome(status="ok", task=facts, learn=numbers, kernels=kernels)
+        kernels.update(kernels_of(cell, task))
+
+        if cell.kind == "learn":
+            learn_numbers = learn(cell, task, folder, progress, lambda: stop[0])
+        else:
+            cost_numbers = cost(cell, task, progress, kernels)
+            status = next(iter(cost_numbers.failed.values()), "ok")
     except InterruptedRunError:
         raise
     except NotFiniteError as error:
-        return Outcome(status="nan", message=str(error), task=facts, kernels=kernels)
+        status = "nan"
+        message = str(error)
     except Exception as error:
         if out_of_memory(error):
-            return Outcome(status="oom", message=_first_line(error), task=facts, kernels=kernels)
-        return Outcome(
-            status="error", message=traceback.format_exc()[-2000:], task=facts, kernels=kernels
-        )
+            status = "oom"
+            # Python's own MemoryError has no message.
+            message = (str(error).strip().splitlines() or ["no memory left"])[0]
+        else:
+            status = "error"
+            message = traceback.format_exc()[-TRACEBACK_CHARACTERS:]
+    return Outcome(
+        status=status,
+        message=message,
+        task=facts,
+        learn=learn_numbers,
+        cost=cost_numbers,
+        kernels=tuple(sorted(kernels)),
+    )
 
 
-def _first_line(error: Exception) -> str:
-    """What an error says, briefly; Python's own MemoryError says nothing."""
-    return (str(error).strip().splitlines() or ["no memory left"])[0]
-
-
-def _facts(task: Task) -> TaskFacts:
+def task_facts(task: Task) -> TaskFacts:
+    """Return the facts of a task that a record states."""
     return TaskFacts(
         vocabulary=task.vocabulary,
         classes=task.classes,
@@ -157,13 +169,15 @@ def _facts(task: Task) -> TaskFacts:
 
 
 def kernels_of(cell: AnyCell, task: Task) -> tuple[str, ...]:
-    """The operators for attention, WKV and LSTM that one forward pass of the cell really calls."""
+    """Return the operators for attention, WKV and LSTM that one forward pass calls, sorted."""
     batch = task.batch("train", cell.seed, 0, 1, cell.length)
     model = make_model(cell, task)
-    with LiveBytes() as watch, torch.no_grad():
+    with LiveBytes() as live, torch.no_grad():
         if cell.kind == "learn":
             logits_and_targets(model, batch, cell)
-        else:  # a beginning will do: longer sequences are there to cost much
+        else:
+            # A long sequence may need more memory than there is; its beginning will do.
+            tokens = batch.tokens[:, :KERNEL_TOKENS].to(cell.device)
             with contextlib.suppress(MemoryError, RuntimeError), precision(cell):
-                model(batch.tokens[:, :KERNEL_TOKENS].to(cell.device))
-    return tuple(sorted(watch.kernels))
+                model(tokens)
+    return tuple(sorted(live.kernels))

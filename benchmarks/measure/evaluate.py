@@ -1,11 +1,8 @@
-"""Scores a model on examples it has not seen: over all answers, by distance, and by position in the
-context.
-"""
+"""Scores a model on unseen examples: overall, by distance, and by position in the sequence."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,18 +15,29 @@ from lookback.benchmarks.record import DistanceScore, LearnCell, PositionScore, 
 from lookback.models.model import SequenceModel
 from lookback.tasks.task import Batch, Task
 
-EVALUATION_BATCH = 32  # sequences; fixed, so that the test examples are the same for every cell
-EVALUATION_TOKENS = 65536  # at most so many go through a model at once
+EVALUATION_BATCH = 32  # sequences; fixed, so that every cell is tested on the same examples
+EVALUATION_TOKENS = 65536  # most tokens that go through a model at once
 EVALUATION_SEED = 0
-FORMS_TOKENS = 256  # at most so many are read both ways
+COMPARED_TOKENS = 256  # that both forms of a model read
 HASH = 0x9E3779B97F4A7C15 - (1 << 64)  # an odd number whose powers spread over 64 bits
+OCTAVES = 39  # bins of distances and positions cover values below 2**40
 
 
 def fingerprints(tokens: Tensor) -> Tensor:
-    """A 64-bit number for every sequence of a batch, (batch,), equal for equal sequences."""
+    """Return a 64-bit hash of each sequence: (batch, ..., length) int64 -> (batch,) int64."""
     tokens = tokens.flatten(1)
-    power = torch.full((tokens.shape[1],), HASH).cumprod(0)  # wraps around, as it should
-    return (tokens * power).sum(1)
+    powers = torch.full((tokens.shape[1],), HASH).cumprod(0)  # modulo 2**64, as intended
+    return (tokens * powers).sum(1)
+
+
+class BatchResult(NamedTuple):
+    """Answers of a model to one batch; tensors have one entry per target and lie on the CPU."""
+
+    losses: Tensor  # float32, nats
+    correct: Tensor  # bool
+    positions: Tensor
+    distances: Tensor | None
+    seen_in_training: int  # examples
 
 
 @torch.no_grad()
@@ -42,157 +50,170 @@ def evaluate(
     examples: int,
     seen: list[Tensor] | None = None,
 ) -> Score:
-    """Score `examples` sequences of a split, or all where it has no more; the same ones for every
-    model and seed.
+    """Score a model on the first `examples` sequences of a split, the same ones for every cell.
 
-    `seen` holds fingerprints of the training examples: how many of those scored stood among them is
-    counted.
+    A split of fewer examples is used whole. With several processes, each evaluates some batches.
+
+    Args:
+        seen: fingerprints of the training examples, to count those that are tested again.
     """
     model.eval()
     examples = min(examples, task.sizes.get(split, examples))
-    before = torch.cat(seen) if seen else None
-    found = {}
-    for index in range(parallel.rank(), -(-examples // EVALUATION_BATCH), parallel.count()):
+    batch_count = -(-examples // EVALUATION_BATCH)
+    training_examples = torch.cat(seen) if seen else None
+
+    local_results = []
+    for index in range(parallel.rank(), batch_count, parallel.world_size()):
         batch = task.batch(split, EVALUATION_SEED, index, EVALUATION_BATCH, length)
         batch = rows_of(batch, 0, min(EVALUATION_BATCH, examples - index * EVALUATION_BATCH))
-        found[index] = _answered(model, cell, batch, before)
+        local_results.append((index, _evaluate_batch(model, cell, batch, training_examples)))
     model.train()
-    everything = sorted(
-        (index, part) for parts in parallel.gather(found) for index, part in parts.items()
-    )
+
+    # Put batches back in order, so that sums are rounded as in one process.
+    results = []
+    for rank_results in parallel.gather(local_results):
+        results += rank_results
+    results.sort(key=lambda pair: pair[0])
     return parallel.broadcast(
-        lambda: _score(task, length, examples, [part for _, part in everything])
+        lambda: _score(task, length, examples, [result for _, result in results])
     )
 
 
-class Answered(NamedTuple):
-    """How a model answered a batch, an entry an answer; tensors on the CPU."""
-
-    losses: Tensor  # float32
-    correct: Tensor  # bool
-    positions: Tensor
-    distances: Tensor | None
-    doubles: int  # examples that also stood in a training batch
-
-
-def _answered(model: SequenceModel, cell: LearnCell, batch: Batch, seen: Tensor | None) -> Answered:
-    losses, correct = [], []
+def _evaluate_batch(
+    model: SequenceModel, cell: LearnCell, batch: Batch, training_examples: Tensor | None
+) -> BatchResult:
+    losses = []
+    correct = []
     rows = max(1, EVALUATION_TOKENS // batch.tokens[0].numel())
     for first in range(0, len(batch.tokens), rows):
         logits, targets = logits_and_targets(model, rows_of(batch, first, first + rows), cell)
         losses.append(cross_entropy(logits, targets, reduction="none").cpu())
         correct.append((logits.argmax(-1) == targets).cpu())
-    asked = batch.target_indices()
-    return Answered(
-        torch.cat(losses),
-        torch.cat(correct),
-        asked % batch.tokens.shape[-1],
-        None if batch.distances is None else batch.distances.flatten()[asked],
-        0 if seen is None else int(torch.isin(fingerprints(batch.tokens), seen).sum()),
+
+    indices = batch.target_indices()
+    seen = 0
+    if training_examples is not None:
+        seen = int(torch.isin(fingerprints(batch.tokens), training_examples).sum())
+    return BatchResult(
+        losses=torch.cat(losses),
+        correct=torch.cat(correct),
+        positions=indices % batch.tokens.shape[-1],
+        distances=None if batch.distances is None else batch.distances.flatten()[indices],
+        seen_in_training=seen,
     )
 
 
-def _score(task: Task, length: int, examples: int, parts: Sequence[Answered]) -> Score:
-    losses = torch.cat([part.losses for part in parts]).double()
-    right = torch.cat([part.correct for part in parts])
-    positions = torch.cat([part.positions for part in parts])
-    distances = [part.distances for part in parts if part.distances is not None]
+def _score(task: Task, length: int, examples: int, results: list[BatchResult]) -> Score:
+    """Summarise the results of all batches; every target has the same weight."""
+    losses = torch.cat([result.losses for result in results]).double()
+    correct = torch.cat([result.correct for result in results])
+    distances = [result.distances for result in results if result.distances is not None]
     loss = losses.mean().item()
-    accuracy = right.double().mean().item()
-    finite = math.isfinite(loss)
+    is_finite = math.isfinite(loss)
+
+    by_positions: tuple[PositionScore, ...] = ()
+    if task.score == "accuracy":
+        score: float | None = correct.double().mean().item()
+    elif is_finite:
+        score = loss / math.log(2)  # bits per byte
+        by_positions = by_position(losses, torch.cat([result.positions for result in results]))
+    else:
+        score = None
+
     return Score(
         length=length,
         examples=examples,
-        count=len(right),
-        correct=int(right.sum()),
-        loss=loss if finite else None,
-        score=accuracy if task.score == "accuracy" else loss / math.log(2) if finite else None,
-        seen_in_training=sum(part.doubles for part in parts),
-        by_distance=by_distance(right, torch.cat(distances)) if distances else (),
-        by_position=by_position(losses, positions) if task.score != "accuracy" and finite else (),
+        count=len(correct),
+        correct=int(correct.sum()),
+        loss=loss if is_finite else None,
+        score=score,
+        seen_in_training=sum(result.seen_in_training for result in results),
+        by_distance=by_distance(correct, torch.cat(distances)) if distances else (),
+        by_position=by_positions,
     )
 
 
 def half_octaves(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The bin of each value, (n,) int64, and the lowest value of every bin: 0, 1, 2, 3, 4, 6, 8,
-    12, 16, ...
+    """Sort values into bins that start at 0, 1, 2, 3, 4, 6, 8, 12, 16, 24, ...
+
+    Returns:
+        the number of each value's bin, (n,) int64, and the lowest value of every bin.
     """
-    octaves = torch.arange(1, 40)
-    edges = torch.cat(
-        [
-            torch.tensor([0, 1]),
-            torch.stack([2**octaves, 2**octaves + 2 ** (octaves - 1)], 1).flatten(),
-        ]
-    )
+    powers = 2 ** torch.arange(1, OCTAVES + 1)
+    middles = powers + powers // 2
+    edges = torch.cat([torch.tensor([0, 1]), torch.stack([powers, middles], 1).flatten()])
     return torch.bucketize(values, edges, right=True) - 1, edges
 
 
 def by_distance(correct: Tensor, distances: Tensor) -> tuple[DistanceScore, ...]:
-    """Right answers counted in bins of distance: 0, 1, 2, 3, 4-5, 6-7, 8-11, 12-15, ... two to an
-    octave.
-    """
+    """Count correct answers, (n,) bool, in bins of their distances, (n,); see `half_octaves`."""
     bins, edges = half_octaves(distances)
-    count = torch.bincount(bins, minlength=len(edges))
-    right = torch.bincount(bins, weights=correct.double(), minlength=len(edges)).long()
-    return tuple(
-        DistanceScore(
-            low=int(edges[i]),
-            high=int(edges[i + 1]) - 1,
-            correct=int(right[i]),
-            count=int(count[i]),
+    counts = torch.bincount(bins, minlength=len(edges))
+    corrects = torch.bincount(bins, weights=correct.double(), minlength=len(edges)).long()
+
+    scores = []
+    for bin in counts.nonzero().flatten().tolist():
+        scores.append(
+            DistanceScore(
+                low=int(edges[bin]),
+                high=int(edges[bin + 1]) - 1,
+                correct=int(corrects[bin]),
+                count=int(counts[bin]),
+            )
         )
-        for i in count.nonzero().flatten().tolist()
-    )
+    return tuple(scores)
 
 
 def by_position(losses: Tensor, positions: Tensor) -> tuple[PositionScore, ...]:
-    """Mean loss in bins of position, the same as of distance; the last ends at the last position
-    there is.
-    """
+    """Average losses, (n,), in bins of their positions, (n,); the last bin ends at the last one."""
     bins, edges = half_octaves(positions)
-    count = torch.bincount(bins, minlength=len(edges))
-    total = torch.bincount(bins, weights=losses, minlength=len(edges))
+    counts = torch.bincount(bins, minlength=len(edges))
+    totals = torch.bincount(bins, weights=losses, minlength=len(edges))
     last = int(positions.max())
-    return tuple(
-        PositionScore(
-            low=int(edges[i]),
-            high=min(last, int(edges[i + 1]) - 1),
-            loss=float(total[i] / count[i]),
-            count=int(count[i]),
+
+    scores = []
+    for bin in counts.nonzero().flatten().tolist():
+        scores.append(
+            PositionScore(
+                low=int(edges[bin]),
+                high=min(last, int(edges[bin + 1]) - 1),
+                loss=float(totals[bin] / counts[bin]),
+                count=int(counts[bin]),
+            )
         )
-        for i in count.nonzero().flatten().tolist()
-    )
+    return tuple(scores)
 
 
 @torch.no_grad()
 def parallel_recurrent_difference(
     model: SequenceModel, cell: LearnCell, task: Task
 ) -> float | None:
-    """How far a model's parallel and its recurrent form are apart: 0 where they are one function,
-    exactly computed.
+    """Return how far the logits of `step` are from those of `forward`, relative to the largest.
 
-    The largest difference between the logits of a test sequence read at once and token by token
-    from an empty state, over the largest of these logits; of its first FORMS_TOKENS tokens, in the
-    cell's precision. None where a model has no recurrent form, or none that begins with an empty
-    state, where a task asks for one label a sequence, and where logits are not finite.
+    A test sequence is read at once, and token by token from an empty state; its first
+    COMPARED_TOKENS tokens, in the cell's precision. Exact arithmetic would give 0.
+
+    Returns:
+        the largest absolute difference over the largest absolute logit; None for a task with one
+        label per sequence, for a model without `step` or without an empty state, and if the logits
+        are not finite.
     """
     if task.classes is not None or not all(hasattr(block, "step") for block in model.blocks):
         return None
     model.eval()
     try:
         state = model.initial_state(1)
-    except ValueError:  # an interval that only the length tells
+    except ValueError:  # RRWKV's interval may depend on the length
         return None
-    read = (
-        task.batch("test", EVALUATION_SEED, 0, 1, cell.length)
-        .tokens[:, :FORMS_TOKENS]
-        .to(cell.device)
-    )
-    one_by_one = []
+
+    batch = task.batch("test", EVALUATION_SEED, 0, 1, cell.length)
+    tokens = batch.tokens[:, :COMPARED_TOKENS].to(cell.device)  # (1, length)
+    stepped = []
     with precision(cell):
-        at_once = model(read).float()
-        for token in read.unbind(1):
+        at_once = model(tokens).float()  # (1, length, vocabulary)
+        for token in tokens.unbind(1):
             logits, state = model.step(token, state)
-            one_by_one.append(logits.float())
-    apart = float((at_once - torch.stack(one_by_one, 1)).abs().max() / at_once.abs().max())
-    return apart if math.isfinite(apart) else None
+            stepped.append(logits.float())
+
+    difference = (at_once - torch.stack(stepped, 1)).abs().max() / at_once.abs().max()
+    return float(difference) if difference.isfinite() else None

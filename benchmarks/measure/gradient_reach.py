@@ -1,24 +1,23 @@
-"""Reach: how much of the gradient of an output arrives n positions back.
+"""Gradient reach: how much of the gradient of an output arrives n positions earlier.
 
-A recurrent model carries what lies n tokens back through n steps, a Transformer looks at it
-directly, RRWKV is to have a shorter path by its mediums. What is left at the end of the path is all
-that learning has to go on:
+A recurrent model carries information from n tokens back through n steps, a Transformer looks at it
+directly, and RRWKV is meant to shorten the path by its mediums. The gradient at the end of the path
+is all that learning can use:
 
-    r(n)^2   = mean over examples and positions t of || d answer_t / d x_{t-n} ||^2         (Frobenius)
+    r(n)^2   = mean over examples and positions t of || d y_t / d x_{t-n} ||^2         (Frobenius)
     share(n) = r(n) / r(0)
 
-x is the embedding as the first block reads it. The answer is the logits less their mean: what a
-model carries along and never answers with does not count, nor does a shift of all logits, which
-changes no answer. The head has one shape in all models, and the scales of head and embedding cancel
-in the share.
+x is the embedding as the first block reads it. y is the logits minus their mean, because a shift of
+all logits changes no answer. Information that a model carries but never uses does not count. All
+models have a head of the same shape, and the scales of head and embedding cancel in the share.
 
-The norm is estimated: || J ||^2 = E || J^T u ||^2 for u of independent signs (Hutchinson 1990).
-Every example brings a position and a u of its own, so that one backward pass an example is all it
-takes. Other draws of examples and signs moved shares by 5 to 12 %; where few examples carry the
-gradient far (an LSTM beyond its reach), by as much as they are.
+The norm is estimated: || J ||^2 = E || J^T u ||^2 for u of independent random signs (Hutchinson
+1990). Every example has its own position and its own u, so one backward pass per example is enough.
+Other examples and signs changed shares by 5 to 12 %, and by their own size where few examples carry
+the gradient far (an LSTM beyond its reach).
 
 In float32: products of many factors keep their relative error, and shares down to 1e-10 were within
-2e-6 of float64's.
+2e-6 of those in float64.
 """
 
 from __future__ import annotations
@@ -31,103 +30,115 @@ from torch import Tensor
 
 from lookback.benchmarks.measure.evaluate import half_octaves
 from lookback.benchmarks.record import LearnCell, ReachBin
-from lookback.models.classifier import SequenceClassifier
 from lookback.models.model import SequenceModel
 from lookback.tasks.task import IGNORE, Batch, Task
 
 EXAMPLES = 128  # validation sequences, the same for every model
-PLACES = 8  # positions of an example that ask, from the middle of those it has to the last
-TOKENS = 16384  # at most so many go through a model at once
+POSITION_CHOICES = 8  # positions of the output, from the middle of a sequence's targets to the last
+TOKENS = 16384  # most tokens that go through a model at once
 SEED = 0
 
 
 def reach(model: SequenceModel, cell: LearnCell, task: Task) -> tuple[ReachBin, ...]:
-    """The share of each bin of distances, at the longest length that the cell tests or trains at.
+    """Return the share of each bin of distances, at the longest length that the cell uses.
 
-    Without autocast and dropout; the model and torch's generator are left as they were. () where
-    the share is not a number. Raises ValueError for models whose answer has no one position: pooled
-    by mean, bidirectional, of two documents.
+    Without autocast and dropout. Model and random state are left as they were. Empty if a share is
+    not finite. Raises ValueError for cells whose output belongs to no single position.
     """
-    _check(model)
+    is_single = task.sequences_per_example == 1
+    if cell.pooling != "last" or cell.direction != "causal" or not is_single:
+        raise ValueError(
+            "reach is measured back from one position:"
+            " expected pooling 'last', direction 'causal' and one sequence per example"
+        )
+
     length = max((cell.length, *cell.test_lengths))
     batch = task.batch("validation", SEED, 0, EXAMPLES, length)
-    positions = answering(batch)
-    with undisturbed(model):
-        squares = squared_gradients(
-            model, batch.tokens, positions, torch.Generator().manual_seed(SEED)
-        )
-    return in_bins(squares, positions)
+    positions = output_positions(batch)
+    generator = torch.Generator().manual_seed(SEED)
+    with evaluation_mode(model):
+        squares = squared_gradients(model, batch.tokens, positions, generator)
+    return bin_shares(squares, positions)
 
 
 @contextlib.contextmanager
-def undisturbed(model: SequenceModel) -> Iterator[None]:
-    """The model without dropout, and without cuDNN, whose LSTM is differentiable in training alone."""
-    training, cudnn = model.training, torch.backends.cudnn.enabled
+def evaluation_mode(model: SequenceModel) -> Iterator[None]:
+    """Turn off dropout, and cuDNN, whose LSTM has gradients in training mode only."""
+    was_training = model.training
+    was_enabled = torch.backends.cudnn.enabled
     model.eval()
     torch.backends.cudnn.enabled = False
     try:
         yield
     finally:
-        model.train(training)
-        torch.backends.cudnn.enabled = cudnn
+        model.train(was_training)
+        torch.backends.cudnn.enabled = was_enabled
 
 
-def _check(model: SequenceModel) -> None:
-    if isinstance(model, SequenceClassifier) and not model.is_streamable:
-        raise ValueError(
-            "reach is measured back from one position: expected pooling 'last', direction 'causal' and one document"
-        )
+def output_positions(batch: Batch) -> Tensor:
+    """Return a position with a target for each example: (batch,) int64.
 
-
-def answering(batch: Batch) -> Tensor:
-    """A position at which each example is asked something, (batch,): of one label a sequence, its
-    last valid one.
+    With one label per sequence, it is the last valid position.
     """
     if batch.targets.ndim == 1:
-        return (
-            torch.full_like(batch.targets, batch.tokens.shape[1])
-            if batch.lengths is None
-            else batch.lengths
-        ) - 1
-    asked = batch.targets != IGNORE
-    share = 1 - torch.arange(len(asked)) % PLACES / (
-        2 * PLACES
-    )  # from 1, the last asked, down to a half
-    rank = (asked.sum(1) * share).ceil().clamp_min(1)
-    return (asked.cumsum(1) >= rank[:, None]).int().argmax(1)
+        if batch.lengths is not None:
+            return batch.lengths - 1
+        return torch.full_like(batch.targets, batch.tokens.shape[1] - 1)
+
+    # Example i uses the target at 1, 15/16, ..., 9/16 of its targets, and then again from 1.
+    has_target = batch.targets != IGNORE  # (batch, length)
+    number = torch.arange(len(has_target)) % POSITION_CHOICES
+    share = 1 - number / (2 * POSITION_CHOICES)
+    rank = (has_target.sum(1) * share).ceil().clamp_min(1)
+    return (has_target.cumsum(1) >= rank[:, None]).int().argmax(1)
 
 
 def squared_gradients(
     model: SequenceModel, tokens: Tensor, positions: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """|| J^T u ||^2 of the answer at each example's position, by input: (batch, length) float64, on
-    the CPU.
+    """Return || J^T u ||^2 of each example's output by input position, on the CPU.
+
+    Args:
+        tokens: (batch, length) int64.
+        positions: (batch,) int64, of the outputs.
+
+    Returns:
+        (batch, length) float64.
     """
     rows = max(1, TOKENS // tokens.shape[1])
     device = model.embedding.weight.device
-    parts = []
-    for some, where in zip(tokens.split(rows), positions.split(rows), strict=True):
-        x = model.embed(some.to(device)).detach().requires_grad_()  # (rows, length, width)
-        read = model.run_blocks(model.blocks, x)
-        answer = model.logits(read[torch.arange(len(x)), where])  # (rows, vocabulary or classes)
-        signs = torch.randint(2, answer.shape, generator=generator).to(answer) * 2 - 1
-        unshifted = signs - signs.mean(1, keepdim=True)
-        (gradient,) = torch.autograd.grad((answer * unshifted).sum(), x)
-        parts.append(gradient.double().square().sum(2).cpu())
-    return torch.cat(parts)
+    squares = []
+    for row_tokens, row_positions in zip(tokens.split(rows), positions.split(rows), strict=True):
+        x = model.embed(row_tokens.to(device)).detach().requires_grad_()  # (rows, length, width)
+        encoded = model.run_blocks(model.blocks, x)
+        logits = model.logits(encoded[torch.arange(len(x)), row_positions])  # (rows, vocabulary)
+
+        signs = torch.randint(2, logits.shape, generator=generator).to(logits) * 2 - 1
+        centred = signs - signs.mean(1, keepdim=True)
+        (gradient,) = torch.autograd.grad((logits * centred).sum(), x)
+        squares.append(gradient.double().square().sum(2).cpu())
+    return torch.cat(squares)
 
 
-def in_bins(squares: Tensor, positions: Tensor) -> tuple[ReachBin, ...]:
-    """Root mean squares in bins of half an octave, relative to that at distance 0; squares are
-    (batch, length).
+def bin_shares(squares: Tensor, positions: Tensor) -> tuple[ReachBin, ...]:
+    """Return root mean squares in bins of distance, relative to that at distance 0.
+
+    Args:
+        squares: (batch, length) float64, by input position.
+        positions: (batch,) int64, of the outputs; later inputs are left out.
     """
     distances = positions[:, None] - torch.arange(squares.shape[1])
-    seen = distances >= 0
-    bins, edges = half_octaves(distances[seen])
-    shares = (torch.bincount(bins, weights=squares[seen]) / torch.bincount(bins)).sqrt()
+    is_past = distances >= 0
+    bins, edges = half_octaves(distances[is_past])
+    mean_squares = torch.bincount(bins, weights=squares[is_past]) / torch.bincount(bins)
+    shares = mean_squares.sqrt()
     shares = shares / shares[0]
     if not shares.isfinite().all():
         return ()
+
     highs = (edges[1 : len(shares) + 1] - 1).clamp_max(int(positions.max()))
-    parts = zip(edges.tolist(), highs.tolist(), shares.tolist(), strict=False)
-    return tuple(ReachBin(low=low, high=high, share=share) for low, high, share in parts)
+    lows = edges[: len(shares)]
+    reach_bins = []
+    for low, high, share in zip(lows.tolist(), highs.tolist(), shares.tolist(), strict=True):
+        reach_bins.append(ReachBin(low=low, high=high, share=share))
+    return tuple(reach_bins)

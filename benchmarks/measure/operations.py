@@ -1,8 +1,7 @@
-"""Floating-point operations counted by torch's own counter, taught the operators it has no formula
-for.
+"""Floating-point operations, by torch's own counter with formulas for operators that it lacks.
 
-A multiplication and an addition are two. Attention counts whole, masked or not, as torch counts its
-other forms of it.
+A multiplication and an addition are two operations. Attention counts all positions, masked or not,
+as in torch's own formulas.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ ATEN = torch.ops.aten
 
 
 def counter() -> FlopCounterMode:
-    """A context that counts what is computed inside: `get_total_flops()` of it."""
+    """Return a context that counts the operations inside; read its `get_total_flops()`."""
     return FlopCounterMode(display=False, custom_mapping=FORMULAS)
 
 
@@ -27,33 +26,34 @@ def _attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> in
 
 
 def _attention_backward(
-    out: Shape, query: Shape, key: Shape, value: Shape, *_: Any, **__: Any
+    gradient: Shape, query: Shape, key: Shape, value: Shape, *_: Any, **__: Any
 ) -> int:
-    return sdpa_backward_flop_count(out, query, key, value)
+    return sdpa_backward_flop_count(gradient, query, key, value)
 
 
-def _layer(x: Shape, into: Shape, again: Shape, *_: Any, **__: Any) -> int:
-    """A recurrent layer over x (..., width): its two matrices at every position."""
-    return 2 * prod(x[:-1]) * (prod(into) + prod(again))
+def _lstm(x: Shape, input_weight: Shape, hidden_weight: Shape, *_: Any, **__: Any) -> int:
+    """Count an LSTM layer over x (..., width): two matrix products at every position."""
+    return 2 * prod(x[:-1]) * (prod(input_weight) + prod(hidden_weight))
 
 
-def _layer_backward(*args: Any, **kwargs: Any) -> int:
-    return 2 * _layer(*args, **kwargs)  # gradients of the input and of the weights
+def _lstm_backward(*args: Any, **kwargs: Any) -> int:
+    return 2 * _lstm(*args, **kwargs)  # gradients of the input and of the weights
 
 
-def _cudnn(x: Shape, weights: list[Shape], *_: Any, **__: Any) -> int:
-    return 2 * prod(x[:-1]) * sum(prod(weight) for weight in weights if len(weight) == 2)
+def _cudnn_lstm(x: Shape, weights: list[Shape], *_: Any, **__: Any) -> int:
+    matrices = [weight for weight in weights if len(weight) == 2]  # the others are biases
+    return 2 * prod(x[:-1]) * sum(prod(matrix) for matrix in matrices)
 
 
-def _cudnn_backward(*args: Any, **kwargs: Any) -> int:
-    return 2 * _cudnn(*args, **kwargs)
+def _cudnn_lstm_backward(*args: Any, **kwargs: Any) -> int:
+    return 2 * _cudnn_lstm(*args, **kwargs)
 
 
 FORMULAS: dict[Any, Any] = {
     ATEN._scaled_dot_product_flash_attention_for_cpu: _attention,
     ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-    ATEN.mkldnn_rnn_layer: _layer,
-    ATEN.mkldnn_rnn_layer_backward: _layer_backward,
-    ATEN._cudnn_rnn: _cudnn,
-    ATEN._cudnn_rnn_backward: _cudnn_backward,
+    ATEN.mkldnn_rnn_layer: _lstm,
+    ATEN.mkldnn_rnn_layer_backward: _lstm_backward,
+    ATEN._cudnn_rnn: _cudnn_lstm,
+    ATEN._cudnn_rnn_backward: _cudnn_lstm_backward,
 }

@@ -1,11 +1,11 @@
-"""One cell over several processes, a GPU each: every one trains on its rows of each batch.
+"""One cell trained by several processes, one GPU each, with DistributedDataParallel.
 
-torch's launcher (what torchrun is) starts them, DistributedDataParallel adds up their gradients.
-All hold the whole model and make the whole batch, which is a function of its number, so that they
-know without asking how many answers all of them are asked for: the loss is the mean over these, as
-in one process, and not a mean of means.
+torch's own launcher, the one behind torchrun, starts the processes. Every process holds the whole
+model, makes the whole batch and trains on its own rows of it; gradients are averaged over all. A
+batch is a function of its number, so each process knows how many targets the whole batch has, and
+the loss is the mean over these, exactly as in one process, rather than a mean of means.
 
-In one process alone, the usual case, every function here gives back what it is given.
+In a single process, the usual case, every function below returns its argument unchanged.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ from lookback.models.model import SequenceModel
 
 Value = TypeVar("Value")
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
-SEEDS = 1 << 20  # more than there are processes, or steps of a run
+SEED_STRIDE = 1 << 20  # more than there are ranks, or steps of a run
 
 
 def launch(work: Callable[..., None], processes: int, folder: Path, *arguments: object) -> int:
-    """Call `work` with these arguments in so many new processes, each of which sees one GPU alone;
-    wait for all.
+    """Call `work(*arguments)` in new processes, each of which sees one GPU, and wait for them.
 
-    Returns 0, or the exit code of the first that ended badly, a signal's number negative; the
-    others were ended then. Asked to stop by SIGTERM, this process asks all of them, waits, and
-    returns what stands for that signal.
+    If a process fails or this one receives SIGTERM, all of them are sent SIGTERM.
+
+    Args:
+        folder: where the launcher may write its logs.
+
+    Returns:
+        0, or the exit code of the first process that failed; a signal's number is negative.
     """
+    # Imported here because it takes a tenth of a second that few cells need.
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import (  # a tenth of a second that few cells need
-        LaunchConfig,
-        elastic_launch,
-    )
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = LaunchConfig(
         min_nodes=1,
@@ -63,125 +64,127 @@ def launch(work: Callable[..., None], processes: int, folder: Path, *arguments: 
     except SignalException as error:
         return -error.sigval
     except ChildFailedError as error:
-        return error.get_first_failure()[1].exitcode
+        _, failure = error.get_first_failure()
+        return failure.exitcode
     return 0
 
 
-_talk: distributed.ProcessGroup | None = None  # on CPUs, for what is no gradient
+# Carries everything but gradients, on the CPU. None in a single process.
+_control_group: distributed.ProcessGroup | None = None
 
 
 @contextlib.contextmanager
-def process_group(device: str, seconds: float) -> Iterator[None]:
-    """Within it, the processes that `launch` started are one group; none waits for another longer
-    than `seconds`.
+def process_group(device: str, timeout_seconds: float) -> Iterator[None]:
+    """Join the processes that `launch` started into one group.
+
+    A process that waits for another longer than the timeout raises an error.
     """
-    global _talk
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)  # all are on this machine
-    timeout = timedelta(seconds=seconds)
+    global _control_group
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)  # all processes are on this machine
+    timeout = timedelta(seconds=timeout_seconds)
     distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timeout)
-    _talk = distributed.new_group(backend="gloo", timeout=timeout)
+    _control_group = distributed.new_group(backend="gloo", timeout=timeout)
     try:
         yield
     finally:
-        _talk = None
+        _control_group = None
         distributed.destroy_process_group()
 
 
-def count() -> int:
-    """Processes that train this cell together."""
-    return 1 if _talk is None else distributed.get_world_size()
+def world_size() -> int:
+    """Return the number of processes that train this cell together."""
+    return 1 if _control_group is None else distributed.get_world_size()
 
 
 def rank() -> int:
-    """Which of them this is, from 0 on."""
-    return 0 if _talk is None else distributed.get_rank()
+    """Return the number of this process among them, from 0."""
+    return 0 if _control_group is None else distributed.get_rank()
 
 
 def broadcast_flags(*flags: bool) -> list[bool]:
-    """The flags as the first process has them: where all do not decide alike, they wait for each
-    other for ever.
-    """
-    if _talk is None:
+    """Broadcast rank 0's flags, so that all ranks take the same branch and do not deadlock."""
+    if _control_group is None:
         return list(flags)
-    said = torch.tensor(flags, dtype=torch.uint8)
-    distributed.broadcast(said, 0, group=_talk)
-    return [bool(flag) for flag in said]
+    values = torch.tensor(flags, dtype=torch.uint8)
+    distributed.broadcast(values, 0, group=_control_group)
+    return [bool(value) for value in values]
 
 
-def total(value: float) -> float:
-    """The sum over all processes."""
-    if _talk is None:
+def all_sum(value: float) -> float:
+    """Return the sum of a number over all ranks."""
+    if _control_group is None:
         return value
-    summed = torch.tensor(value, dtype=torch.float64)
-    distributed.all_reduce(summed, group=_talk)
-    return summed.item()
+    total = torch.tensor(value, dtype=torch.float64)
+    distributed.all_reduce(total, group=_control_group)
+    return total.item()
 
 
-def mean(value: Tensor | float) -> Tensor | float:
-    """The mean over all processes of a number."""
-    return value if _talk is None else total(float(value)) / count()
+def all_mean(value: Tensor | float) -> Tensor | float:
+    """Return the mean of a scalar over all ranks."""
+    if _control_group is None:
+        return value
+    return all_sum(float(value)) / world_size()
 
 
 def gather(value: Value) -> list[Value]:
-    """What every process has, in the order of their ranks; in any but the first, an empty list."""
-    if _talk is None:
+    """Return the values of all ranks in order on rank 0, and an empty list elsewhere."""
+    if _control_group is None:
         return [value]
-    found: list[Any] | None = [None] * count() if rank() == 0 else None
-    distributed.gather_object(value, found, 0, group=_talk)
-    return found or []
+    values: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    distributed.gather_object(value, values, 0, group=_control_group)
+    return values or []
 
 
 def broadcast(make: Callable[[], Value]) -> Value:
-    """What the first process makes, in all of them."""
-    if _talk is None:
+    """Call `make` on rank 0 and return its result on every rank."""
+    if _control_group is None:
         return make()
-    said: list[Any] = [make() if rank() == 0 else None]
-    distributed.broadcast_object_list(said, 0, group=_talk)
-    return said[0]
+    values: list[Any] = [make() if rank() == 0 else None]
+    distributed.broadcast_object_list(values, 0, group=_control_group)
+    return values[0]
 
 
-def check_alike(step: int) -> None:
-    """Raise RuntimeError where processes stand at different steps: one could not read what another
-    did.
-    """
-    if _talk is not None and total(step) != count() * step:
+def check_same_step(step: int) -> None:
+    """Raise RuntimeError if ranks resume at different steps."""
+    if _control_group is not None and all_sum(step) != world_size() * step:
         raise RuntimeError(
-            f"process {rank()} stands at step {step}, and another elsewhere: expected one checkpoint"
+            f"rank {rank()} resumes at step {step} and another rank at another step:"
+            " expected that all read the same checkpoint"
         )
 
 
-def wait() -> None:
-    """Until all processes are here."""
-    if _talk is not None:
-        distributed.barrier(group=_talk)
+def barrier() -> None:
+    """Wait until every rank has arrived."""
+    if _control_group is not None:
+        distributed.barrier(group=_control_group)
 
 
-def share(rows: int) -> tuple[int, int]:
-    """Of a batch, the first row that this process trains on, and the one behind its last."""
-    return rank() * rows // count(), (rank() + 1) * rows // count()
+def local_rows(rows: int) -> tuple[int, int]:
+    """Return the first row of a batch that this rank trains on, and the row behind its last."""
+    return rank() * rows // world_size(), (rank() + 1) * rows // world_size()
 
 
-def seed(cell_seed: int, step: int) -> None:
-    """Have torch draw what is drawn in training, of dropout above all, anew for this step and
-    process.
+def seed_step(cell_seed: int, step: int) -> None:
+    """Seed torch for one training step of this rank, so that dropout differs between ranks.
 
-    So a run goes on alike after a stop, with nothing kept of any process but the first; one process
-    keeps its state.
+    A checkpoint then needs the random state of no rank. A single process is not seeded anew; its
+    random state is part of its checkpoint.
     """
-    if _talk is not None:
-        torch.manual_seed(((cell_seed * SEEDS + step) * SEEDS + rank()) % (1 << 63))
+    if _control_group is not None:
+        seed = (cell_seed * SEED_STRIDE + step) * SEED_STRIDE + rank()
+        torch.manual_seed(seed % (1 << 63))
 
 
 DataParallelModel = DistributedDataParallel  # its gradients are means over all processes
 
 
 def wrap_model(model: SequenceModel) -> SequenceModel | DataParallelModel:
-    """Return the model to train: in several processes, one whose gradients are means over all."""
-    if _talk is None:
+    """Return the model to train: averaging its gradients if there are several processes."""
+    if _control_group is None:
         return model
     return DataParallelModel(
         model,
         broadcast_buffers=False,
         gradient_as_bucket_view=True,
-        find_unused_parameters=True,  # sequences may be shorter than a model's interval
+        find_unused_parameters=True,  # mediums get no gradient from sequences below one interval
     )

@@ -1,12 +1,11 @@
-"""One training step: the one loss and the one optimizer of every task and model."""
+"""One training step: the same loss and the same optimizer for every task and model."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +16,16 @@ from lookback.benchmarks.record import AnyCell, Cell, LearnCell
 from lookback.models.model import SequenceModel, build_model
 from lookback.tasks.task import Batch, Task
 
-BETAS, EPSILON, CLIP = (0.9, 0.99), 1e-8, 1.0
+BETAS = (0.9, 0.99)
+EPSILON = 1e-8
+CLIP = 1.0  # largest norm of the gradient
 
 Progress = Callable[[int, int, str], None]
-"""Called with what is done, what there is to do, and a word on it."""
+"""Called with the work done, the total work, and a description of the current step."""
 
 
 def make_model(cell: AnyCell, task: Task) -> SequenceModel:
-    """The cell's model with weights drawn from its seed, on its device."""
+    """Return the cell's model on its device, with weights drawn from the cell's seed."""
     torch.manual_seed(cell.seed)
     model = model_of(cell, task).to(cell.device)
     if cell.compile:
@@ -34,8 +35,9 @@ def make_model(cell: AnyCell, task: Task) -> SequenceModel:
 
 
 def model_of(cell: AnyCell, task: Task) -> SequenceModel:
-    """The cell's model with weights from torch's generator as it stands; raises ValueError when
-    there is none.
+    """Return the cell's model, with weights drawn from torch's current random state.
+
+    Raises ValueError if there is no such model, or if it has no such option.
     """
     return build_model(
         cell.model,
@@ -71,7 +73,7 @@ def make_optimizer(
 
 
 def learning_rate(cell: LearnCell, step: int) -> float:
-    """Return the rate of a step, counted from 0: linear warm-up, then a half cosine down to zero."""
+    """Return the rate of a step, counted from 0: linear warm-up, then a half cosine to zero."""
     if step < cell.warmup:
         return cell.learning_rate * (step + 1) / cell.warmup
     progress = (step - cell.warmup) / max(1, cell.steps - cell.warmup)
@@ -79,56 +81,60 @@ def learning_rate(cell: LearnCell, step: int) -> float:
 
 
 def precision(cell: Cell) -> contextlib.AbstractContextManager[object]:
-    """The context that a cell computes in: autocast, or none in float32."""
+    """Return the context that a cell computes in: autocast to bfloat16, or none for float32."""
     if cell.precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(cell.device, dtype=torch.bfloat16)
 
 
-def to_device(batch: Batch, device: str) -> Batch:
-    """The batch on a device, asynchronously where it is a GPU."""
-    if device == "cpu":
-        return batch
-
-    moved: dict[str, Any] = {
-        name: x if x is None else _moved(x, device) for name, x in vars(batch).items()
-    }
-    return replace(batch, **moved)
-
-
-def _moved(tensor: Tensor, device: str) -> Tensor:
-    return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+def map_batch(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
+    """Return a batch with a function applied to each of its tensors."""
+    changes = {}
+    for field in fields(batch):
+        tensor = getattr(batch, field.name)
+        if tensor is not None:
+            changes[field.name] = function(tensor)
+    return replace(batch, **changes)
 
 
 def rows_of(batch: Batch, first: int, last: int) -> Batch:
-    """Sequences `first` to `last` of a batch, the latter not included."""
-    rows: dict[str, Any] = {
-        name: x if x is None else x[first:last] for name, x in vars(batch).items()
-    }
-    return Batch(**rows)
+    """Return sequences `first` to `last` of a batch, `last` excluded."""
+    return map_batch(batch, lambda tensor: tensor[first:last])
+
+
+def to_device(batch: Batch, device: str) -> Batch:
+    """Return the batch on a device, copied asynchronously if that is a GPU."""
+    return map_batch(batch, lambda tensor: _move(tensor, device))
+
+
+def _move(tensor: Tensor, device: str) -> Tensor:
+    return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def logits_and_targets(
     model: SequenceModel | parallel.DataParallelModel, batch: Batch, cell: Cell
 ) -> tuple[Tensor, Tensor]:
-    """Logits (asked, choices) float32 and targets (asked,) of everything the batch asks, on the
-    cell's device.
+    """Return the logits and targets of all positions that have a target, on the cell's device.
 
-    What is asked is found before the batch moves, so that a GPU is not waited for.
+    Logits are (targets, choices) float32, targets are (targets,) int64.
     """
-    asked = batch.target_indices()
-    everything = len(asked) == batch.targets.numel()
-    batch, asked = (
-        to_device(batch, cell.device),
-        asked if everything else _moved(asked, cell.device),
-    )
+    # Found before the batch moves: on a GPU, `nonzero` would wait for all work queued so far.
+    indices = batch.target_indices()
+    asks_everywhere = len(indices) == batch.targets.numel()
+    batch = to_device(batch, cell.device)
+    targets = batch.targets.flatten()
+    if not asks_everywhere:
+        indices = _move(indices, cell.device)
+        targets = targets[indices]
+
     with precision(cell):
         if batch.targets.ndim == 1:  # one label per example
             logits = model(batch.tokens, lengths=batch.lengths)
+        elif asks_everywhere:
+            logits = model(batch.tokens).flatten(0, -2)
         else:
-            logits = model(batch.tokens, positions=None if everything else asked).flatten(0, -2)
-    targets = batch.targets.flatten()
-    return logits.float(), targets if everything else targets[asked]
+            logits = model(batch.tokens, indices)
+    return logits.float(), targets
 
 
 def training_step(
@@ -138,14 +144,17 @@ def training_step(
     cell: Cell,
     rate: float,
 ) -> Tensor:
-    """One step at a learning rate; the loss before it, a scalar on the cell's device,
-    nats.
+    """Take one step at a learning rate.
 
-    Of several processes each brings the whole batch and trains on its rows; the mean of their
-    losses is the batch's.
+    With several processes, each passes the whole batch and trains on its own rows.
+
+    Returns:
+        the loss before the step, in nats: a scalar on the cell's device. With several processes,
+        the mean over these is the loss of the batch.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
+
     loss = _loss(model, batch, cell)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -155,12 +164,11 @@ def training_step(
 
 
 def _loss(model: SequenceModel | parallel.DataParallelModel, batch: Batch, cell: Cell) -> Tensor:
-    """Mean cross entropy, nats: of all answers alike, also where one process is asked for more of
-    them than another.
-    """
-    if parallel.count() == 1:
+    """Return the mean cross entropy over all targets of the batch, in nats."""
+    if parallel.world_size() == 1:
         return cross_entropy(*logits_and_targets(model, batch, cell))
-    own = rows_of(batch, *parallel.share(len(batch.tokens)))
-    return cross_entropy(*logits_and_targets(model, own, cell), reduction="sum") * (
-        parallel.count() / len(batch.target_indices())
-    )
+
+    # DistributedDataParallel averages over ranks, which may have different numbers of targets.
+    local_batch = rows_of(batch, *parallel.local_rows(len(batch.tokens)))
+    total = cross_entropy(*logits_and_targets(model, local_batch, cell), reduction="sum")
+    return total * (parallel.world_size() / len(batch.target_indices()))

@@ -1,7 +1,7 @@
-"""Trains and scores one cell. It can be stopped at any step and goes on as if it had not been.
+"""Trains and tests one cell.
 
-Of several processes (see parallel.py) all do the same, each on its rows; the first keeps the
-checkpoints.
+A run can be stopped after any step, and resumes as if it had never been stopped. Several processes
+(see parallel.py) all run this code, each on its own rows; rank 0 writes the checkpoints.
 """
 
 from __future__ import annotations
@@ -32,191 +32,220 @@ from lookback.benchmarks.measure.step import (
     make_optimizer,
     training_step,
 )
-from lookback.benchmarks.record import CurvePoint, LearnCell, LearnNumbers, ReachBin, Reached, Trial
+from lookback.benchmarks.record import CurvePoint, LearnCell, LearnNumbers, Reached, Trial
 from lookback.models.model import SequenceModel, parameter_count
 from lookback.tasks.task import Batch, Task
 
-CHECKPOINT_SECONDS = 60.0
-SAVING = 0.1  # of the time, at most, on average
-GOALS = (0.9, 0.99)  # accuracies whose price is recorded
+CHECKPOINT_SECONDS = 60.0  # between checkpoints
+SAVING_SHARE = 0.1  # most of the time that checkpoints may take, on average
+GOALS = (0.9, 0.99)  # accuracies whose training cost is recorded
 
 
 class NotFiniteError(ArithmeticError):
-    """The loss is no longer a number."""
+    """The loss is infinite or not a number."""
 
 
 class InterruptedRunError(Exception):
-    """Asked to stop; everything needed to go on is saved."""
+    """The run was asked to stop, and has saved everything it needs to resume."""
 
 
 class Run(NamedTuple):
-    """A finished training at one learning rate."""
+    """A finished training run at one learning rate."""
 
-    cell: LearnCell
+    learning_rate: float
     model: SequenceModel
     state: State
+
+    @property
+    def validation(self) -> float | None:
+        """The last validation score; None if training failed."""
+        return None if self.state.failure else self.state.curve[-1]["validation"]
+
+    def is_better(self, other: Run | None, task: Task) -> bool:
+        """Whether the last validation is better, or equal after fewer steps."""
+        if self.validation is None:
+            return False
+        if other is None or other.validation is None:
+            return True
+        if self.validation == other.validation:
+            return self.state.step < other.state.step
+        is_higher = self.validation > other.validation
+        return is_higher if task.score == "accuracy" else not is_higher
 
 
 def learn(
     cell: LearnCell, task: Task, folder: Path, progress: Progress, stop: Callable[[], bool]
 ) -> LearnNumbers:
-    """Train the cell's model, validating on the way, and test it once, at the end, at every test
-    length.
+    """Train the cell's model at every learning rate, and test the best one at every test length.
 
-    Of several learning rates each is tried from the same weights and on the same batches; the one
-    that validates best at its end is tested, and of equals the one that took fewest steps.
+    All rates start from the same weights and train on the same batches. The best is the one with
+    the best last validation and, among equals, with the fewest steps.
 
     Args:
-        folder: where checkpoints lie while the cell is not finished. stop: asked after every step;
-        when it says yes, the state is saved and InterruptedRunError raised.
+        folder: where checkpoints are kept while the cell is not finished.
+        stop: called after every step; if it returns True, the state is saved and
+            InterruptedRunError raised.
 
-    Raises NotFiniteError when the loss is finite at none of the rates, and whatever torch raises,
-    out of memory too.
+    Raises NotFiniteError if the loss stayed finite at no rate, and any error that torch raises,
+    such as running out of memory.
     """
-    before = reach(make_model(cell, task), cell, task) if cell.reach else ()
-    rates = cell.learning_rates or (cell.learning_rate,)
-    best, trials = None, []
-    for number, rate in enumerate(rates):
-        here = Here(
-            number * cell.steps,
-            len(rates) * cell.steps,
-            f" at rate {rate:g}" if len(rates) > 1 else "",
+    reach_before = reach(make_model(cell, task), cell, task) if cell.reach else ()
+
+    trials = []
+    best = None
+    for number in range(len(learning_rates(cell))):
+        run = train(cell, number, task, folder, progress, stop)
+        trials.append(
+            Trial(
+                learning_rate=run.learning_rate,
+                steps=run.state.step,
+                seconds=run.state.seconds,
+                validation=run.validation,
+            )
         )
-        trial = cell.model_copy(update={"learning_rate": rate, "learning_rates": ()})
-        run = _train(trial, task, folder / f"rate-{number}", here, progress, stop)
-        trials.append(_trial(run))
-        if not run.state.failure and (best is None or _goodness(run, task) > _goodness(best, task)):
+        if run.is_better(best, task):
             best = run
-        failure = run.state.failure
     if best is None:
-        raise NotFiniteError(failure)
-    if any(parallel.broadcast_flags(stop())):
+        raise NotFiniteError(run.state.failure)
+
+    (stopping,) = parallel.broadcast_flags(stop())
+    if stopping:
         raise InterruptedRunError("stopped before the tests")
     progress(1, 1, "tests")
-    return _numbers(cell, task, best, tuple(trials) if len(rates) > 1 else (), before)
-
-
-class Here(NamedTuple):
-    """Where a training run stands among those of its cell, for whoever watches."""
-
-    before: int  # steps of the runs before it
-    total: int  # steps of all
-    word: str
-
-
-def _trial(run: Run) -> Trial:
-    last = None if run.state.failure else run.state.curve[-1]["validation"]
-    return Trial(
-        learning_rate=run.cell.learning_rate,
-        steps=run.state.step,
-        seconds=run.state.seconds,
-        validation=last,
-    )
-
-
-def _goodness(run: Run, task: Task) -> tuple[float, int]:
-    """Greater is better: the last validation, then fewer steps."""
-    last = run.state.curve[-1]["validation"]
-    return (last if task.score == "accuracy" else -last), -run.state.step
-
-
-def _numbers(
-    cell: LearnCell, task: Task, run: Run, trials: tuple[Trial, ...], before: tuple[ReachBin, ...]
-) -> LearnNumbers:
-    model, state = run.model, run.state
-    lengths = cell.test_lengths or (cell.length,)
+    model = best.model
+    state = best.state
+    tests = []
+    for length in cell.test_lengths or (cell.length,):
+        tests.append(evaluate(model, cell, task, "test", length, cell.test_examples, state.seen))
     return LearnNumbers(
         parameters=parameter_count(model),
         steps=state.step,
         seconds=state.seconds,
         waiting=state.waiting,
         joules=state.joules,
-        learning_rate=run.cell.learning_rate,
-        trials=trials,
-        reached=_reached(run, task),
+        learning_rate=best.learning_rate,
+        trials=tuple(trials) if len(trials) > 1 else (),
+        reached=goals_reached(state, cell, task),
         curve=tuple(CurvePoint(**point) for point in state.curve),
         validation=evaluate(model, cell, task, "validation", cell.length, cell.validation_examples),
-        tests=tuple(
-            evaluate(model, cell, task, "test", n, cell.test_examples, state.seen) for n in lengths
-        ),
-        reach_before=before,
+        tests=tuple(tests),
+        reach_before=reach_before,
         reach_after=reach(model, cell, task) if cell.reach else (),
         parallel_recurrent_difference=parallel_recurrent_difference(model, cell, task),
     )
 
 
-def _reached(run: Run, task: Task) -> tuple[Reached, ...]:
-    """What each of the goals had cost at the validation that first met it; goals are of accuracy."""
-    found = []
-    for goal in GOALS if task.score == "accuracy" else ():
-        there = [point for point in run.state.curve if point["validation"] >= goal]
-        if there:
-            spent = {key: there[0][key] for key in ("step", "seconds", "joules")}
-            found.append(
-                Reached(score=goal, tokens=_tokens(run.cell, task, spent["step"]), **spent)
-            )
-    return tuple(found)
+def learning_rates(cell: LearnCell) -> tuple[float, ...]:
+    """Return the rates to try; a cell that lists none has one."""
+    return cell.learning_rates or (cell.learning_rate,)
 
 
-def _tokens(cell: LearnCell, task: Task, steps: int) -> int:
-    """What so many steps have read."""
-    return (
-        cell.batch_size
-        * task.sequences_per_example
-        * sum(length_at(cell, task, step) for step in range(steps))
-    )
-
-
-def _train(
+def train(
     cell: LearnCell,
+    number: int,
     task: Task,
     folder: Path,
-    here: Here,
     progress: Progress,
     stop: Callable[[], bool],
 ) -> Run:
-    """Train at one learning rate, or go on with it, to its end."""
+    """Train at the learning rate of this number, from its checkpoint if there is one."""
+    rates = learning_rates(cell)
+    rate = rates[number]
+    suffix = f" at rate {rate:g}" if len(rates) > 1 else ""
+    folder = folder / f"rate-{number}"
+    cell = cell.model_copy(update={"learning_rate": rate, "learning_rates": ()})
+
     model = make_model(cell, task)
-    trained = parallel.wrap_model(model)
-    optimizer = make_optimizer(model, cell.learning_rate, cell.weight_decay)
+    trained_model = parallel.wrap_model(model)
+    optimizer = make_optimizer(model, rate, cell.weight_decay)
     state = load(folder, model, optimizer, cell)
-    parallel.check_alike(state.step)
-    saving = 0.0  # seconds that the last checkpoint took
-    points = {round(cell.steps * (i + 1) / cell.validations) for i in range(cell.validations)}
-    clock = Clock(cell.device)
-    for batch, prints in () if state.finished else batches(cell, task, state.step):
-        parallel.seed(cell.seed, state.step)
-        with clock:
-            loss = training_step(trained, optimizer, batch, cell, learning_rate(cell, state.step))
+    parallel.check_same_step(state.step)
+    if state.finished:
+        return Run(rate, model, state)
+
+    validation_steps = set()
+    for number in range(1, cell.validations + 1):
+        validation_steps.add(round(cell.steps * number / cell.validations))
+
+    saving_seconds = 0.0  # that the last checkpoint took
+    timer = Timer(cell.device)
+    for batch, batch_fingerprints in batches(cell, task, state.step):
+        parallel.seed_step(cell.seed, state.step)
+        with timer:
+            step_rate = learning_rate(cell, state.step)
+            loss = training_step(trained_model, optimizer, batch, cell, step_rate)
         state.loss_sum = state.loss_sum + loss
         state.loss_count += 1
-        state.seen.append(prints)
+        state.seen.append(batch_fingerprints)
         state.step += 1
-        progress(here.before + state.step, here.total, f"step {state.step}{here.word}")
-        at_point = state.step in points
-        stopping, due = parallel.broadcast_flags(
-            stop(), clock.since_start() > max(CHECKPOINT_SECONDS, saving / SAVING)
+        progress(
+            number * cell.steps + state.step,
+            len(rates) * cell.steps,
+            f"step {state.step}{suffix}",
         )
-        if at_point or stopping or due:
-            clock.add_to(state)
-            state.loss_sum = parallel.mean(state.loss_sum)
-            if at_point:
-                _close_segment(cell, task, model, state)
-            began = time.perf_counter()
-            save(folder, model, optimizer, state, cell)
-            parallel.wait()
-            saving = time.perf_counter() - began
-            if state.finished:
-                break
-            if stopping:
-                raise InterruptedRunError(f"stopped after step {state.step} of {cell.steps}")
-            clock = Clock(cell.device)
-    return Run(cell, model, state)
+
+        # The clocks of several processes differ, so rank 0 decides.
+        interval = max(CHECKPOINT_SECONDS, saving_seconds / SAVING_SHARE)
+        stopping, is_due = parallel.broadcast_flags(stop(), timer.seconds() > interval)
+        is_validation = state.step in validation_steps
+        if not (is_validation or stopping or is_due):
+            continue
+
+        timer.add_to(state)
+        state.loss_sum = parallel.all_mean(state.loss_sum)
+        if is_validation:
+            validate(model, state, cell, task)
+
+        saving_began = time.perf_counter()
+        save(folder, model, optimizer, state, cell)
+        parallel.barrier()
+        saving_seconds = time.perf_counter() - saving_began
+
+        if state.finished:
+            break
+        if stopping:
+            raise InterruptedRunError(f"stopped after step {state.step} of {cell.steps}")
+        timer = Timer(cell.device)  # validating and saving do not count
+    return Run(rate, model, state)
+
+
+def validate(model: SequenceModel, state: State, cell: LearnCell, task: Task) -> None:
+    """Add a point to the curve, and decide whether training is finished.
+
+    The point holds the mean training loss since the last one and a validation score. Training is
+    finished after the last step, when the target score is reached, or when a loss is not finite.
+    """
+    loss = float(state.loss_sum) / state.loss_count
+    state.loss_sum = 0.0
+    state.loss_count = 0
+    score = evaluate(model, cell, task, "validation", cell.length, cell.validation_examples).score
+
+    if not math.isfinite(loss):
+        state.failure = f"the loss is {loss} at step {state.step}"
+    elif score is None:
+        state.failure = f"the validation loss is not finite at step {state.step}"
+    else:
+        state.curve.append(
+            {
+                "step": state.step,
+                "loss": loss,
+                "validation": score,
+                "seconds": state.seconds,
+                "joules": state.joules,
+            }
+        )
+
+    target = cell.target_score
+    is_solved = False
+    if target is not None and score is not None:
+        is_solved = score >= target if task.score == "accuracy" else score <= target
+    state.finished = bool(state.failure) or is_solved or state.step >= cell.steps
 
 
 def batches(cell: LearnCell, task: Task, first: int) -> Iterator[tuple[Batch, Tensor]]:
-    """Training batches from number `first` on with the fingerprints of their examples, each made a
-    step ahead.
+    """Yield training batches from number `first` on, with the fingerprints of their examples.
+
+    Each batch is made in a thread while the one before it is trained on.
     """
 
     def make(index: int) -> tuple[Batch, Tensor]:
@@ -224,37 +253,60 @@ def batches(cell: LearnCell, task: Task, first: int) -> Iterator[tuple[Batch, Te
         return batch, fingerprints(batch.tokens)
 
     with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(make, first)
+        pending = pool.submit(make, first)
         for index in range(first, cell.steps):
-            made = following.result()
+            batch = pending.result()
             if index + 1 < cell.steps:
-                following = pool.submit(make, index + 1)
-            yield made
+                pending = pool.submit(make, index + 1)
+            yield batch
 
 
 def length_at(cell: LearnCell, task: Task, step: int) -> int:
-    """Tokens of each sequence of a training step: growing over the first half of the steps, where
-    the cell asks so.
+    """Return the length of the sequences of a training step, in tokens.
+
+    With `start_length`, it grows linearly over the first half of the steps, in multiples that the
+    task has sequences of.
     """
     if cell.start_length is None:
         return cell.length
-    grown = min(1.0, 2 * step / cell.steps)
-    return (
-        cell.start_length
-        + int((cell.length - cell.start_length) * grown) // task.multiple * task.multiple
-    )
+    share = min(1.0, 2 * step / cell.steps)
+    growth = int((cell.length - cell.start_length) * share)
+    return cell.start_length + growth // task.multiple * task.multiple
 
 
-class Clock:
-    """Seconds and joules from its making on, and how many of the seconds were spent outside the
-    training step.
+def goals_reached(state: State, cell: LearnCell, task: Task) -> tuple[Reached, ...]:
+    """Return what training had cost at the first validation that met each accuracy in GOALS."""
+    if task.score != "accuracy":
+        return ()
 
-    Joules are of the GPUs of all processes together, seconds of this one.
+    reached = []
+    for goal in GOALS:
+        point = next((point for point in state.curve if point["validation"] >= goal), None)
+        if point is None:
+            continue
+        positions = sum(length_at(cell, task, step) for step in range(point["step"]))
+        reached.append(
+            Reached(
+                score=goal,
+                step=point["step"],
+                seconds=point["seconds"],
+                tokens=cell.batch_size * task.sequences_per_example * positions,
+                joules=point["joules"],
+            )
+        )
+    return tuple(reached)
+
+
+class Timer:
+    """Measures seconds and joules since its construction, and the seconds spent inside `with`.
+
+    With several processes, joules are the sum over the GPUs of all, seconds those of this process.
     """
 
     def __init__(self, device: str) -> None:
-        self.device, self.inside = device, 0.0
-        self.joules = joules(device)
+        self.device = device
+        self.inside = 0.0
+        self.start_joules = joules(device)
         self.started = time.perf_counter()
 
     def __enter__(self) -> None:
@@ -263,47 +315,21 @@ class Clock:
     def __exit__(self, *error: object) -> None:
         self.inside += time.perf_counter() - self.entered
 
-    def since_start(self) -> float:
+    def seconds(self) -> float:
         return time.perf_counter() - self.started
 
     def add_to(self, state: State) -> None:
-        """Add what has passed, all work on the device done, to that of the run.
-
-        What a GPU still had to do when it was asked counts as inside: the host was ahead of it.
-        """
-        waited = time.perf_counter()
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        self.inside += time.perf_counter() - waited
-        seconds, now = self.since_start(), joules(self.device)
+        """Wait for the device, and add the time and energy since construction to a run's."""
+        # A GPU that is still busy was not waiting for batches: this counts as inside.
+        with self:
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+        seconds = self.seconds()
         state.seconds += seconds
         state.waiting += seconds - self.inside
-        used = parallel.total(math.nan if now is None or self.joules is None else now - self.joules)
+
+        reading = joules(self.device)
+        is_measured = reading is not None and self.start_joules is not None
+        used = parallel.all_sum(reading - self.start_joules if is_measured else math.nan)  # type: ignore[operator]
         if math.isfinite(used):
             state.joules = (state.joules or 0.0) + used
-
-
-def _close_segment(cell: LearnCell, task: Task, model: SequenceModel, state: State) -> None:
-    """Add a point to the curve: the mean loss since the last one, and a validation; see whether
-    this was the end.
-    """
-    loss = float(state.loss_sum) / state.loss_count
-    score = evaluate(model, cell, task, "validation", cell.length, cell.validation_examples).score
-    if not math.isfinite(loss) or score is None:
-        what = (
-            f"the loss is {loss}"
-            if not math.isfinite(loss)
-            else "the validation loss is not finite"
-        )
-        state.failure = f"{what} at step {state.step}"
-    else:
-        point = {"step": state.step, "loss": loss, "validation": score}
-        state.curve.append({**point, "seconds": state.seconds, "joules": state.joules})
-    state.finished = bool(state.failure) or state.step >= cell.steps or _solved(cell, task, score)
-    state.loss_sum, state.loss_count = 0.0, 0
-
-
-def _solved(cell: LearnCell, task: Task, score: float | None) -> bool:
-    if cell.target_score is None or score is None:
-        return False
-    return score >= cell.target_score if task.score == "accuracy" else score <= cell.target_score

@@ -1,9 +1,7 @@
-"""A cell trained by several processes: the numbers of one process, and the right status when one of
-them fails.
+"""A cell trained by several processes has the numbers of one, and the right status if one fails.
 
-The model is in each of them, or split over them. Processes talk by gloo on a CPU. Starting them
-takes seconds, so one start serves for everything that is learned, and most of what can go wrong is
-`slow`.
+The processes communicate by gloo on a CPU. Starting them takes seconds, so all cells are learned
+after one start, and most tests of failures are `slow`.
 """
 
 import json
@@ -19,15 +17,12 @@ import torch
 
 from lookback.benchmarks.measure import parallel
 from lookback.benchmarks.measure.cell import check
-from lookback.benchmarks.measure.step import make_model, make_optimizer, training_step
 from lookback.benchmarks.measure.train import InterruptedRunError
-from lookback.benchmarks.record import Cell, LearnNumbers, Record, make_cell
+from lookback.benchmarks.record import AnyCell, LearnNumbers, Record, make_cell
 from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.suite import Suite
-from lookback.models.model import parameter_count
-from lookback.tasks.task import get_task
-from tests.test_faults import LINUX, PLUGIN, processes_of, wait_until
-from tests.test_train import learned, stop_after
+from tests.benchmarks.measure.test_train import learned, stop_after
+from tests.processes import LINUX, PLUGIN, processes_of, wait_until
 
 pytestmark = pytest.mark.xdist_group("distributed")  # they share one start
 
@@ -38,9 +33,9 @@ BASE = {
     "depth": 1,
     "length": 24,
     "batch_size": 5,
-    "steps": 20,
+    "steps": 12,
     "warmup": 2,
-    "validations": 4,
+    "validations": 3,
     "validation_examples": 70,
     "test_examples": 70,
     "test_lengths": [24, 40],
@@ -53,92 +48,53 @@ CELLS = {
     ),
     "two layers": make_cell({**BASE, "model": "rrwkv", "depth": 2}),
     "several rates": make_cell(
-        {**BASE, "model": "transformer", "learning_rates": [1e-3, 1e-2], "steps": 12}
+        {**BASE, "model": "transformer", "learning_rates": [1e-3, 1e-2], "steps": 6}
     ),
-    "until solved": make_cell({**BASE, "model": "lstm", "target_score": 0.08, "validations": 10}),
+    "until solved": make_cell(
+        {**BASE, "model": "lstm", "target_score": 0.08, "steps": 20, "validations": 10}
+    ),
     "bits": make_cell(
         {**BASE, "task": "python", "model": "transformer", "length": 32, "batch_size": 3}
     ),
-    "split": make_cell({**BASE, "model": "transformer", "depth": 2, "shard": True, "reach": True}),
     "shorter than the interval": make_cell(
         {**BASE, "model": "rrwkv", "model_options": {"interval": 40}}
     ),
-    "split, several rates": make_cell(
-        {**BASE, "model": "rwkv", "learning_rates": [1e-3, 1e-2], "shard": True}
-    ),
-    "split label": make_cell(
-        {**LABEL, "model": "rwkv", "direction": "bidirectional", "depth": 2, "shard": True}
-    ),
-}  # batches that two processes cannot share evenly
+    "label": make_cell({**LABEL, "model": "rwkv", "direction": "bidirectional", "depth": 2}),
+}  # their batches cannot be divided evenly by two processes
 STOPPED = CELLS["two layers"]
-SPLIT = STOPPED.model_copy(update={"shard": True})
-RESUMED = ("one, then two", "two, then one", "one, then two that split", "two that split, then one")
+RESUMED = ("one, then two", "two, then one")
 
 
 def learn_all(folder: Path) -> None:
-    """What each of the processes does; the first keeps the numbers."""
+    """Learn every cell as one of two processes; rank 0 writes the numbers."""
     torch.set_num_threads(1)
-    with parallel.joined("cpu", 300):
+    with parallel.process_group("cpu", 300):
         numbers = {name: learned(cell, folder / name) for name, cell in CELLS.items()}
         numbers["one, then two"] = learned(STOPPED, folder / "one, then two")
-        numbers["one, then two that split"] = learned(SPLIT, folder / "one, then two that split")
-        for name, cell in (("two, then one", STOPPED), ("two that split, then one", SPLIT)):
-            with pytest.raises(InterruptedRunError):
-                learned(cell, folder / name, stop_after(7 if parallel.rank() == 0 else 100))
-        (folder / f"kept-{parallel.rank()}.json").write_text(json.dumps(kept_here()))
-        if parallel.rank() == 0:
-            text = json.dumps(
-                {name: found.model_dump(mode="json") for name, found in numbers.items()}
+        with pytest.raises(InterruptedRunError):
+            learned(
+                STOPPED, folder / "two, then one", stop_after(7 if parallel.rank() == 0 else 100)
             )
-            (folder / "numbers.json").write_text(text)
-
-
-def kept_here() -> list[int]:
-    """Numbers in all weights, in those kept here of a model that is split, and in its gradients and
-    moments.
-    """
-    cell = CELLS["split"]
-    task = get_task(cell.task)
-    model = make_model(cell, task)
-    count = parameter_count(model)
-    next(iter(model.blocks.parameters()))._no_weight_decay = True
-    undecayed = [p.shape for p in model.parameters() if getattr(p, "_no_weight_decay", False)]
-    split = parallel.spread(model, shard=True)
-    optimizer = make_optimizer(split, cell.learning_rate, cell.weight_decay)
-    training_step(split, optimizer, task.batch("train", 0, 0, 5, cell.length), cell, 0)
-    kept = sum(parameter.to_local().numel() for parameter in split.parameters())
-    assert (
-        [p.shape for p in split.parameters() if getattr(p, "_no_weight_decay", False)]
-        == undecayed
-        != []
-    )
-    moments = [x for state in optimizer.state.values() for x in state.values() if x.ndim]
-    return [count, kept, sum(x.to_local().numel() for x in moments)]
+        if parallel.rank() == 0:
+            dumped = {name: value.model_dump(mode="json") for name, value in numbers.items()}
+            (folder / "numbers.json").write_text(json.dumps(dumped))
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which two processes learned everything."""
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LearnNumbers]:
+    """Return the numbers of every cell, learned by two processes."""
     folder = tmp_path_factory.mktemp("two")
-    for name in ("one, then two", "one, then two that split"):
-        with pytest.raises(InterruptedRunError):
-            learned(STOPPED, folder / name, stop_after(7))
+    with pytest.raises(InterruptedRunError):
+        learned(STOPPED, folder / "one, then two", stop_after(7))
     handler = signal.getsignal(signal.SIGTERM)  # torch's launcher sets its own
     assert parallel.launch(learn_all, 2, folder, folder) == 0
     signal.signal(signal.SIGTERM, handler)
-    return folder
 
-
-@pytest.fixture(scope="module")
-def of_two(two: Path) -> dict[str, LearnNumbers]:
-    found = json.loads((two / "numbers.json").read_text())
-    numbers = {
-        name: LearnNumbers.model_validate_json(json.dumps(value)) for name, value in found.items()
-    }
-    return {
-        **numbers,
-        **{name: learned(STOPPED, two / name) for name in RESUMED if name not in numbers},
-    }
+    numbers = {}
+    for name, value in json.loads((folder / "numbers.json").read_text()).items():
+        numbers[name] = LearnNumbers.model_validate_json(json.dumps(value))
+    numbers["two, then one"] = learned(STOPPED, folder / "two, then one")
+    return numbers
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +107,7 @@ def of_one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LearnNumbers]:
 def test_two_processes_learn_what_one_does(
     of_one: dict[str, LearnNumbers], of_two: dict[str, LearnNumbers], name: str
 ) -> None:
-    """To rounding; at most one answer of a hundred may fall on the other side of it."""
+    """To rounding, which may change at most one answer in a hundred."""
     one, two = of_one[name], of_two[name]
     assert two.steps == one.steps and two.learning_rate == one.learning_rate
     assert [point.step for point in two.curve] == [point.step for point in one.curve]
@@ -184,8 +140,8 @@ def test_two_processes_learn_what_one_does(
     )
 
 
-def test_what_is_compared_is_no_first_step_nor_the_last(of_one: dict[str, LearnNumbers]) -> None:
-    """The cells do what their names say, and none of them stands still."""
+def test_compared_cells_do_what_their_names_say(of_one: dict[str, LearnNumbers]) -> None:
+    """And none of them stops learning."""
     assert (
         of_one["until solved"].steps < 20
         and of_one["growing"].reach_after
@@ -196,27 +152,14 @@ def test_what_is_compared_is_no_first_step_nor_the_last(of_one: dict[str, LearnN
         assert len(set(losses)) == len(losses)
 
 
-def test_of_a_model_that_is_split_each_process_keeps_its_part(two: Path) -> None:
-    """Of two processes about half of the weights and of AdamW's two moments, and both together all
-    of them.
-    """
-    counts, kept, moments = zip(
-        *(json.loads((two / f"kept-{rank}.json").read_text()) for rank in (0, 1)), strict=True
-    )
-    assert sum(kept) == counts[0] == counts[1] and sum(moments) == 2 * counts[0]
-    assert max(kept) < 0.55 * counts[0]
-
-
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
-def test_rows_are_shared_out_whole_and_evenly(
-    monkeypatch: pytest.MonkeyPatch, processes: int
-) -> None:
-    monkeypatch.setattr(parallel, "count", lambda: processes)
+def test_rows_are_divided_evenly(monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
+    monkeypatch.setattr(parallel, "world_size", lambda: processes)
     for rows in (7, 8, 64):
         shares = []
         for rank in range(processes):
             monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
-            shares.append(range(*parallel.share(rows)))
+            shares.append(range(*parallel.local_rows(rows)))
         assert [row for share in shares for row in share] == list(range(rows))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -227,34 +170,27 @@ def test_too_many_processes_are_refused() -> None:
             {"processes": 6},
             "processes = 6: expected at most one for each of the 5 sequences of a batch",
         ),
-        (
-            {"kind": "cost", "processes": 2, "test_lengths": []},
-            "processes = 2: expected 1, for a `cost` cell",
-        ),
         ({"processes": 0}, "greater than or equal to 1"),
-        (
-            {"shard": True},
-            "processes = 1: expected at least 2, for `shard` splits the model over them",
-        ),
+        ({"shard": True}, "shard: unknown field"),
     ):
         with pytest.raises(ValueError, match=line):
             check(make_cell({**BASE, "model": "rwkv", **fields}))
 
 
-def test_one_process_keeps_its_name() -> None:
-    """Cells from before there were several are found again."""
+def test_one_process_keeps_its_id() -> None:
+    """Records from before there were several processes stay those of the same cells."""
     cell = make_cell({**BASE, "model": "rwkv"})
-    assert cell.id == make_cell({**BASE, "model": "rwkv", "processes": 1, "shard": False}).id
-    assert "processes" not in cell.canonical() and "shard" not in cell.canonical()
+    assert cell.id == make_cell({**BASE, "model": "rwkv", "processes": 1}).id
+    assert "processes" not in cell.canonical()
 
 
-def stumbling(how: str, **fields: object) -> Cell:
+def stumbling(how: str, **fields: object) -> AnyCell:
     return make_cell(
         {**BASE, "model": "stumbles", "model_options": {"how": how}, "processes": 2, **fields}
     )
 
 
-def measured(folder: Path, cell: Cell) -> Record:
+def measured(folder: Path, cell: AnyCell) -> Record:
     runner = Runner(folder, Suite("faults", "", (cell,)), plugins=[PLUGIN], threads=1)
     runner.run()
     record = runner.recorded(cell)
@@ -263,15 +199,15 @@ def measured(folder: Path, cell: Cell) -> Record:
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_one_process_is_said_of_the_cell(tmp_path: Path) -> None:
-    """And not that the other could no longer talk to it."""
+def test_an_error_in_one_process_is_that_of_the_cell(tmp_path: Path) -> None:
+    """And not that the other process lost its connection."""
     outcome = measured(tmp_path, stumbling("raise")).outcome
     assert outcome.status == "error" and "stumbled in process 1" in outcome.message
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "status", "said"),
+    ("how", "status", "message"),
     [
         ("kill", "killed", "SIGKILL"),
         ("hang", "timeout", "not done after 90"),
@@ -279,36 +215,34 @@ def test_what_goes_wrong_in_one_process_is_said_of_the_cell(tmp_path: Path) -> N
     ],
 )
 def test_a_process_that_fails_ends_the_cell(
-    tmp_path: Path, how: str, status: str, said: str
+    tmp_path: Path, how: str, status: str, message: str
 ) -> None:
     outcome = measured(tmp_path, stumbling(how, time_limit=90 if how == "hang" else 3600)).outcome
-    assert outcome.status == status and said in outcome.message
+    assert outcome.status == status and message in outcome.message
 
 
 @pytest.mark.slow
 @LINUX
-def test_stopped_and_gone_on_by_the_same_command(tmp_path: Path) -> None:
-    """Ctrl-C to the runner: all processes save and end, and the next run ends as one that nobody
-    stopped.
-    """
+def test_the_same_command_resumes_a_stopped_cell(tmp_path: Path) -> None:
+    """After Ctrl-C all processes save and end; the next run ends as one that was never stopped."""
     cell = make_cell(
         {**BASE, "model": "unhurried", "processes": 2, "validation_examples": 4, "test_examples": 4}
     )
     whole = measured(tmp_path / "whole", cell)
     code = (
-        "import sys; from pathlib import Path; from tests.test_distributed import *; "
+        "import sys; from pathlib import Path; "
+        "from tests.benchmarks.measure.test_parallel import *; "
         "cell = make_cell(json.loads(sys.argv[2])); folder = Path(sys.argv[1]); "
         "sys.exit(Runner(folder, Suite('faults', '', (cell,)), plugins=[PLUGIN], threads=1).run())"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "parts"), cell.model_dump_json()]
-    running = subprocess.Popen(command, cwd=Path(__file__).parent.parent, stdout=subprocess.DEVNULL)
+    running = subprocess.Popen(command, cwd=Path(__file__).parents[3], stdout=subprocess.DEVNULL)
     wait_until(lambda: list((tmp_path / "parts").rglob("checkpoint.pt")), "a checkpoint")
     time.sleep(0.5)
     os.kill(running.pid, signal.SIGINT)
     assert running.wait(timeout=60) == 130 and not processes_of(tmp_path / "parts")
     parts = measured(tmp_path / "parts", cell)
     assert parts.outcome.learn is not None and whole.outcome.learn is not None
-    losses = [
-        p.loss for p in whole.outcome.learn.curve
-    ]  # sums of a segment are rounded where it was stopped
+    # The sum of losses is rounded where training was stopped.
+    losses = [point.loss for point in whole.outcome.learn.curve]
     assert [p.loss for p in parts.outcome.learn.curve] == pytest.approx(losses, rel=1e-6)

@@ -1,6 +1,7 @@
-"""Memory and operations are counted right, times are summed up right, and every phase is measured."""
+"""Memory, operations and times are measured correctly, in every phase."""
 
-import json
+import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -13,42 +14,47 @@ import pytest
 import torch
 from torch import nn
 
-from lookback.benchmarks.machine import _group_limits, joules
 from lookback.benchmarks.measure import cost as cost_module
 from lookback.benchmarks.measure.cost import cost, out_of_memory, summary
 from lookback.benchmarks.measure.memory import LiveBytes, alive_in
-from lookback.benchmarks.record import Cell, CostNumbers
-from lookback.benchmarks.storage import read_record, record_files
+from lookback.benchmarks.record import Cell, CostCell, CostNumbers, Job, Outcome
 from lookback.models.model import build_model, parameter_count
 from lookback.tasks.task import get_task
 from tests.records import as_cost
 
 FLOAT = 4
-ROOT = Path(__file__).parent.parent
-PLUGIN = str(Path(__file__).parent / "plugin_models.py")
+ROOT = Path(__file__).parents[3]
+PLUGIN = ROOT / "tests" / "plugin_models.py"
 
 
-def run_elsewhere(cell: Cell, folder: Path, threads: int = 1, data_limit: int = 0) -> CostNumbers:
-    """The record of a cell, run by a runner in a process of its own that may be limited in memory
-    (bytes).
-    """
-    code = (
-        "import json, resource, sys; from pathlib import Path\n"
-        "from lookback.benchmarks.record import Cell; from lookback.benchmarks.run.runner import Runner; from lookback.benchmarks.suite import Suite\n"
-        "cell, folder, plugin, threads, limit = json.loads(sys.argv[1])\n"
-        "if limit: resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))\n"
-        "suite = Suite('suite', '', (make_cell(cell),))\n"
-        "sys.exit(Runner(Path(folder), suite, plugins=[plugin], threads=threads).run())"
+def measure_in_process(
+    cell: CostCell, folder: Path, threads: int = 1, data_limit: int = 0
+) -> CostNumbers:
+    """Measure a cell in a new process, as the runner does, perhaps with limited memory (bytes)."""
+    command = [sys.executable, "-m", "lookback.benchmarks.measure", str(folder / "job.json")]
+    reader, writer = os.pipe()
+    job = Job(
+        cell=cell,
+        plugins=(PLUGIN,),
+        folder=folder,
+        outcome=folder / "outcome.json",
+        progress=writer,
+        parent=os.getpid(),
+        threads=threads,
     )
-    asked = json.dumps([cell.model_dump(mode="json"), str(folder), PLUGIN, threads, data_limit])
-    subprocess.run(
-        [sys.executable, "-c", code, asked], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
-    )
-    (path,) = record_files(folder)
-    outcome = read_record(path).outcome
-    assert outcome.cost is not None and outcome.status == next(
-        iter(outcome.cost.failed.values()), "ok"
-    )
+    folder.mkdir(exist_ok=True)
+    (folder / "job.json").write_text(job.model_dump_json())
+    process = subprocess.Popen(command, cwd=ROOT, pass_fds=[writer])
+    if data_limit:
+        _, maximum = resource.prlimit(process.pid, resource.RLIMIT_DATA)
+        resource.prlimit(process.pid, resource.RLIMIT_DATA, (data_limit, maximum))
+    assert process.wait() == 0
+    os.close(reader)
+    os.close(writer)
+
+    outcome = Outcome.model_validate_json((folder / "outcome.json").read_bytes())
+    assert outcome.cost is not None
+    assert outcome.status == next(iter(outcome.cost.failed.values()), "ok")
     return outcome.cost
 
 
@@ -133,8 +139,8 @@ def test_phases_hold_what_they_must(cell: Cell) -> None:
 def test_memory_of_decoding_is_constant_where_the_state_is(
     cell: Cell, model: str, constant: bool
 ) -> None:
-    """To the byte: nothing of what was read before is kept alive by a view."""
-    cells = [as_cost(cell, {"model": model, "length": n, "repeats": 1}) for n in (64, 1024)]
+    """To the byte: no view keeps the prompt alive."""
+    cells = [as_cost(cell, {"model": model, "length": n, "repeats": 1}) for n in (64, 512)]
     short, long = (
         cost(c, get_task("copy"), lambda *_: None).phases["decode"].peak_bytes for c in cells
     )
@@ -142,7 +148,7 @@ def test_memory_of_decoding_is_constant_where_the_state_is(
 
 
 def test_scratch_inside_our_operator_is_counted() -> None:
-    """WKV computes in float64 inside: a count that stopped at the operator's door would miss it."""
+    """WKV computes in float64 inside, which a count of inputs and outputs would miss."""
     from lookback.models.wkv import wkv
 
     w, k = torch.rand(16), torch.randn(2, 64, 16)
@@ -167,60 +173,12 @@ def test_out_of_memory_is_a_result_of_one_phase(
 
 
 def test_a_machine_that_is_full_is_a_result_of_one_phase(cell: Cell, tmp_path: Path) -> None:
-    """Length x length numbers of 4 bytes do not fit into the gigabyte that there is; prefill steps,
-    and fits.
-    """
+    """A matrix of length x length numbers does not fit into a gigabyte; prefill, in steps, does."""
     cell = as_cost(cell, {"model": "all-to-all", "length": 16384, "batch_size": 1})
-    numbers = run_elsewhere(
+    numbers = measure_in_process(
         cell.model_copy(update={"repeats": 1, "width": 4}), tmp_path, data_limit=1 << 30
     )
     assert numbers.failed == {"training": "oom"} and set(numbers.phases) == {"prefill", "decode"}
-
-
-def test_control_groups_limit_memory(tmp_path: Path) -> None:
-    """Of either version, the group's own limit and those above it; "max" is none."""
-    for path, text in {
-        "proc/self/cgroup": "5:cpu:/jobs/a\n4:memory:/jobs/a\n0::/jobs/a\n",
-        "sys/fs/cgroup/memory/jobs/a/memory.limit_in_bytes": "9223372036854771712\n",
-        "sys/fs/cgroup/memory/jobs/memory.limit_in_bytes": "4000\n",
-        "sys/fs/cgroup/jobs/a/memory.max": "max\n",
-        "sys/fs/cgroup/jobs/memory.max": "3000\n",
-        "sys/fs/cgroup/cpu/jobs/a/memory.max": "1\n",
-    }.items():
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(text)
-    assert sorted(_group_limits(tmp_path)) == [3000, 4000, 9223372036854771712]
-    assert _group_limits(tmp_path / "none") == []
-
-
-@pytest.mark.parametrize(
-    ("visible", "device"),
-    [
-        (None, "GPU-aaaa"),
-        ("1,0", "GPU-bbbb"),
-        ("GPU-bbbb,GPU-aaaa", "GPU-bbbb"),
-        ("GPU-bb", "GPU-bbbb"),
-        ("MIG-cccc", "MIG-cccc"),
-    ],
-)
-def test_energy_is_read_of_the_gpu_that_is_visible(
-    monkeypatch: pytest.MonkeyPatch, visible: str | None, device: str
-) -> None:
-    """As CUDA takes it: numbers, names or beginnings of names, the first of them."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    answers = {
-        "Init": lambda: None,
-        "DeviceGetCount": lambda: 2,
-        "DeviceGetUUID": str,
-        "DeviceGetHandleByUUID": str,
-        "DeviceGetHandleByIndex": ("GPU-aaaa", "GPU-bbbb").__getitem__,
-        "DeviceGetTotalEnergyConsumption": {device: 7000}.__getitem__,  # of no other device
-    }
-    for name, answer in answers.items():
-        monkeypatch.setattr(f"pynvml.nvml{name}", answer)
-    assert joules("cuda") == 7
 
 
 def test_a_phase_that_does_not_end_leaves_time_for_the_others(
@@ -238,9 +196,11 @@ def test_a_phase_that_does_not_end_leaves_time_for_the_others(
 def test_long_repeats_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost_module, "TIMING_SECONDS", 0.02)
     slow, quick = lambda: time.sleep(0.01), lambda: None
-    assert len(cost_module._time_cpu(cost_module.Work(slow, slow, [], 1), 20)) == cost_module.FEWEST
-    assert len(cost_module._time_cpu(cost_module.Work(slow, slow, [], 1), 2)) == 2
-    assert len(cost_module._time_cpu(cost_module.Work(quick, quick, [], 1), 20)) == 20
+    slow_work = cost_module.Workload(slow, slow, [], 1)
+    quick_work = cost_module.Workload(quick, quick, [], 1)
+    assert len(cost_module._time_cpu(slow_work, 20)) == cost_module.MIN_REPEATS
+    assert len(cost_module._time_cpu(slow_work, 2)) == 2
+    assert len(cost_module._time_cpu(quick_work, 20)) == 20
 
 
 def test_compiled_cells_compile_prefill_and_step_too(
@@ -308,7 +268,9 @@ def test_operations_are_those_of_the_formulas(cell: Cell, model: str) -> None:
 
 def test_fresh_processes_and_other_threads_count_the_same(cell: Cell, tmp_path: Path) -> None:
     cell = as_cost(cell, {"model": "rrwkv", "length": 40, "repeats": 2, "generate": True})
-    first, again = (run_elsewhere(cell, tmp_path / str(threads), threads) for threads in (1, 2))
+    first, again = (
+        measure_in_process(cell, tmp_path / str(threads), threads) for threads in (1, 2)
+    )
     for name in ("training", "prefill", "decode"):
         counted = [(run.phases[name].peak_bytes, run.phases[name].flops) for run in (first, again)]
         assert counted[0] == counted[1], name
@@ -319,7 +281,7 @@ def test_fresh_processes_and_other_threads_count_the_same(cell: Cell, tmp_path: 
     assert points[0] == points[1]
 
 
-def test_the_cpu_allocator_saying_no_is_out_of_memory() -> None:
+def test_an_error_of_the_cpu_allocator_is_out_of_memory() -> None:
     with pytest.raises(RuntimeError) as error:
         torch.empty(1 << 60)
     assert out_of_memory(error.value)
@@ -327,7 +289,7 @@ def test_the_cpu_allocator_saying_no_is_out_of_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "message",
     [
         "CUDA error: out of memory",
         "Triton Error [CUDA]: out of memory",
@@ -335,25 +297,25 @@ def test_the_cpu_allocator_saying_no_is_out_of_memory() -> None:
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     ],
 )
-def test_libraries_of_a_gpu_saying_no_is_out_of_memory(said: str) -> None:
-    """They raise errors of any kind; these are their words."""
-    assert out_of_memory(RuntimeError(said))
+def test_messages_of_gpu_libraries_are_out_of_memory(message: str) -> None:
+    assert out_of_memory(RuntimeError(message))
 
 
-def test_attention_with_a_graph_for_each_length_meets_only_one(
+def test_cudnn_attention_is_off_while_lengths_change(
     cell: Cell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """cuDNN's: in training and prefill, not where every token makes the context longer."""
-    seen = {}
-    prepare = cost_module._prepare
+    """It compiles a graph for every length, and decoding makes the context longer."""
+    enabled = {}
+    for phase in ("training", "prefill", "decode"):
+        measure = getattr(cost_module, f"measure_{phase}")
 
-    def watched(name: str, *given: Any) -> Any:
-        seen[name] = torch.backends.cuda.cudnn_sdp_enabled()
-        return prepare(name, *given)
+        def watched(*arguments: Any, phase: str = phase, measure: Any = measure) -> Any:
+            enabled[phase] = torch.backends.cuda.cudnn_sdp_enabled()
+            return measure(*arguments)
 
-    monkeypatch.setattr(cost_module, "_prepare", watched)
+        monkeypatch.setattr(cost_module, f"measure_{phase}", watched)
     cost(as_cost(cell, {"repeats": 1}), get_task("copy"), lambda *_: None)
-    assert seen == {"training": True, "prefill": True, "decode": False}
+    assert enabled == {"training": True, "prefill": True, "decode": False}
 
 
 def test_summary_is_median_and_quartiles() -> None:
@@ -374,11 +336,11 @@ def test_summary_is_median_and_quartiles() -> None:
 
 
 @pytest.mark.parametrize(("after", "noisy"), [(1.05, False), (1.3, True), (0.7, True)])
-def test_a_machine_whose_speed_changes_under_a_phase_is_noticed(
+def test_a_change_of_speed_during_a_phase_is_noisy(
     cell: Cell, monkeypatch: pytest.MonkeyPatch, after: float, noisy: bool
 ) -> None:
-    yardsticks = iter([1.0, after] * 3)
-    monkeypatch.setattr(cost_module, "yardstick", lambda device: next(yardsticks))
+    seconds = iter([1.0, after] * 3)
+    monkeypatch.setattr(cost_module, "reference_workload_seconds", lambda device: next(seconds))
     monkeypatch.setattr(cost_module, "_time_cpu", lambda work, repeats: [1.0] * 5)
     phases = cost(as_cost(cell), get_task("copy"), lambda *_: None).phases
     assert [phase.seconds.noisy for phase in phases.values()] == [noisy] * 3

@@ -1,6 +1,8 @@
-"""The trainer: what it scores, that it learns, and that it can be stopped anywhere."""
+"""The trainer scores correctly, learns, and can be stopped and resumed at any step."""
 
+import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,11 +24,11 @@ from lookback.benchmarks.measure.step import (
     training_step,
 )
 from lookback.benchmarks.measure.train import InterruptedRunError, NotFiniteError, batches, learn
-from lookback.benchmarks.record import Cell, LearnCell, LearnNumbers, make_cell
+from lookback.benchmarks.record import LearnCell, LearnNumbers, make_cell
 from lookback.tasks.task import IGNORE, Batch, get_task
 
 
-def quiet(done: int, total: int, what: str) -> None:
+def ignore_progress(done: int, total: int, description: str) -> None:
     pass
 
 
@@ -34,21 +36,20 @@ def never() -> bool:
     return False
 
 
-def stop_after(steps: int) -> object:
-    counter = iter(range(1, 10**6))
-    return lambda: next(counter) >= steps
+def stop_after(steps: int) -> Callable[[], bool]:
+    calls = itertools.count(1)
+    return lambda: next(calls) >= steps
 
 
-def learned(cell: Cell, folder: Path, stop: object = never) -> LearnNumbers:
-    # type: ignore[arg-type]
-    return learn(cell, get_task(cell.task, cell.task_options), folder, quiet, stop)
+def learned(cell: LearnCell, folder: Path, stop: Callable[[], bool] = never) -> LearnNumbers:
+    return learn(cell, get_task(cell.task, cell.task_options), folder, ignore_progress, stop)
 
 
 TIMES = {"seconds", "waiting"}
 
 
 def untimed(value: object) -> object:
-    """Numbers of a run without those that no second run has the same."""
+    """Return the numbers of a run without times, which differ from run to run."""
     if isinstance(value, dict):
         return {key: untimed(part) for key, part in value.items() if key not in TIMES}
     return [untimed(part) for part in value] if isinstance(value, list | tuple) else value
@@ -58,7 +59,7 @@ def same(a: LearnNumbers, b: LearnNumbers) -> bool:
     return untimed(a.model_dump()) == untimed(b.model_dump())
 
 
-def test_the_same_cell_gives_the_same_numbers(cell: Cell, tmp_path: Path) -> None:
+def test_equal_cells_give_equal_numbers(cell: LearnCell, tmp_path: Path) -> None:
     first, again = learned(cell, tmp_path / "a"), learned(cell, tmp_path / "b")
     assert same(first, again)
     other = learned(cell.model_copy(update={"seed": 1}), tmp_path / "c")
@@ -70,10 +71,10 @@ def test_the_same_cell_gives_the_same_numbers(cell: Cell, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("model", "dropout"), [("rwkv", 0.0), ("transformer", 0.2)])
 @pytest.mark.parametrize("stops", [[1], [2], [3, 1, 1], [5]])
-def test_stopped_and_gone_on_is_as_if_never_stopped(
-    cell: Cell, tmp_path: Path, model: str, dropout: float, stops: list[int]
+def test_a_resumed_run_is_as_if_never_stopped(
+    cell: LearnCell, tmp_path: Path, model: str, dropout: float, stops: list[int]
 ) -> None:
-    """Loss curve and scores agree to the last bit, what is dropped at random included."""
+    """Loss curve and scores agree to the last bit, with dropout too."""
     cell = cell.model_copy(update={"model": model, "dropout": dropout})
     whole = learned(cell, tmp_path / "whole")
     for steps in stops:
@@ -82,7 +83,7 @@ def test_stopped_and_gone_on_is_as_if_never_stopped(
     assert same(learned(cell, tmp_path / "parts"), whole)
 
 
-def test_a_torn_checkpoint_falls_back_on_the_one_before(cell: Cell, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_falls_back_on_the_one_before(cell: LearnCell, tmp_path: Path) -> None:
     whole = learned(cell, tmp_path / "whole")
     for _ in range(2):
         with pytest.raises(InterruptedRunError):
@@ -95,13 +96,13 @@ def test_a_torn_checkpoint_falls_back_on_the_one_before(cell: Cell, tmp_path: Pa
     assert same(learned(cell, tmp_path / "torn"), whole)
 
 
-def test_a_checkpoint_of_another_shape_is_not_gone_on_from(cell: Cell, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_shape_is_not_resumed(cell: LearnCell, tmp_path: Path) -> None:
     with pytest.raises(InterruptedRunError):
         learned(cell.model_copy(update={"width": 8}), tmp_path, stop_after(2))
     assert same(learned(cell, tmp_path), learned(cell, tmp_path / "fresh"))
 
 
-def test_a_loss_that_is_no_number_ends_the_run(cell: Cell, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run(cell: LearnCell, tmp_path: Path) -> None:
     with pytest.raises(NotFiniteError, match="at step"):
         learned(cell.model_copy(update={"learning_rate": 1e30, "warmup": 0}), tmp_path)
 
@@ -110,7 +111,7 @@ RATES = (1e-3, 3e-2, 1e30)
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cell, LearnNumbers]:
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[LearnCell, LearnNumbers]:
     cell = LearnCell(
         kind="learn",
         task="copy",
@@ -129,10 +130,10 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cell, LearnNumbers]
     return cell, learned(cell, tmp_path_factory.mktemp("swept"))
 
 
-def test_of_several_rates_the_best_on_validation_is_tested(
-    swept: tuple[Cell, LearnNumbers], tmp_path: Path
+def test_the_rate_with_the_best_validation_is_tested(
+    swept: tuple[LearnCell, LearnNumbers], tmp_path: Path
 ) -> None:
-    """Against cells that were trained at one rate each; a rate at which nothing is finite loses."""
+    """Against cells trained at one rate each; a rate whose loss is not finite loses."""
     cell, numbers = swept
     assert [trial.learning_rate for trial in numbers.trials] == list(RATES)
     assert numbers.trials[-1].validation is None
@@ -148,8 +149,8 @@ def test_of_several_rates_the_best_on_validation_is_tested(
     assert same(numbers.model_copy(update={"trials": ()}), alone[best])
 
 
-def test_a_sweep_stopped_anywhere_goes_on_as_if_never_stopped(
-    swept: tuple[Cell, LearnNumbers], tmp_path: Path
+def test_a_resumed_sweep_is_as_if_never_stopped(
+    swept: tuple[LearnCell, LearnNumbers], tmp_path: Path
 ) -> None:
     cell, whole = swept
     for steps in (30, 70):  # within the first rate, and within the second
@@ -158,13 +159,13 @@ def test_a_sweep_stopped_anywhere_goes_on_as_if_never_stopped(
     assert same(learned(cell, tmp_path), whole)
 
 
-def test_no_rate_at_all_that_ends_well_is_not_a_number(cell: Cell, tmp_path: Path) -> None:
+def test_a_sweep_without_a_finite_rate_is_not_finite(cell: LearnCell, tmp_path: Path) -> None:
     with pytest.raises(NotFiniteError, match="at step"):
         learned(cell.model_copy(update={"learning_rates": (1e29, 1e30), "warmup": 0}), tmp_path)
 
 
-def test_training_ends_when_validation_is_solved(
-    swept: tuple[Cell, LearnNumbers], tmp_path: Path
+def test_training_ends_at_the_target_score(
+    swept: tuple[LearnCell, LearnNumbers], tmp_path: Path
 ) -> None:
     cell, _ = swept
     cell = cell.model_copy(
@@ -178,14 +179,14 @@ def test_training_ends_when_validation_is_solved(
     ) == untimed(met.model_dump())
     assert whole.reached[0].step == met.step and whole.reached[0].tokens == met.step * 32 * 10
     assert [goal.score for goal in whole.reached] == [0.9, 0.99]
-    # type: ignore[operator]
-    assert whole.reached[0].seconds == met.seconds and 0 < met.seconds < whole.seconds
+    assert whole.reached[0].seconds == met.seconds
+    assert met.seconds is not None and 0 < met.seconds < whole.seconds
     assert whole.reached[1].step == next(
         point.step for point in whole.curve if point.validation >= 0.99
     )
 
 
-def test_batches_made_ahead_are_those_of_the_task(cell: Cell) -> None:
+def test_batches_made_in_advance_are_those_of_the_task(cell: LearnCell) -> None:
     task = get_task(cell.task)
     made = list(batches(cell, task, 2))
     assert len(made) == cell.steps - 2
@@ -196,7 +197,7 @@ def test_batches_made_ahead_are_those_of_the_task(cell: Cell) -> None:
         )
 
 
-def test_lengths_grow_over_the_first_half(cell: Cell) -> None:
+def test_lengths_grow_over_the_first_half(cell: LearnCell) -> None:
     task = get_task("mqar", {"pairs": 2, "vocabulary": 32})
     cell = cell.model_copy(update={"start_length": 12, "length": 32, "steps": 20})
     lengths = [batch.tokens.shape[1] for batch, _ in batches(cell, task, 0)]
@@ -206,7 +207,7 @@ def test_lengths_grow_over_the_first_half(cell: Cell) -> None:
         make_cell({**cell.model_dump(), "start_length": 33})
 
 
-def test_time_outside_the_step_is_part_of_all(cell: Cell, tmp_path: Path) -> None:
+def test_waiting_is_part_of_the_seconds(cell: LearnCell, tmp_path: Path) -> None:
     numbers = learned(cell, tmp_path)
     assert numbers.waiting is not None and 0 < numbers.waiting < numbers.seconds
     seconds = [point.seconds for point in numbers.curve]
@@ -214,7 +215,7 @@ def test_time_outside_the_step_is_part_of_all(cell: Cell, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_compiled_blocks_learn_the_same(cell: Cell, tmp_path: Path) -> None:
+def test_compiled_blocks_learn_the_same(cell: LearnCell, tmp_path: Path) -> None:
     plain = learned(cell, tmp_path / "plain")
     compiled = learned(cell.model_copy(update={"compile": True}), tmp_path / "compiled")
     assert [p.loss for p in compiled.curve] == pytest.approx(
@@ -223,7 +224,7 @@ def test_compiled_blocks_learn_the_same(cell: Cell, tmp_path: Path) -> None:
 
 
 def test_models_learn_what_a_few_steps_can_teach(tmp_path: Path) -> None:
-    """Copying three symbols over a short gap is learned in seconds; the constant answer has 0.5."""
+    """Copying three symbols over a short gap takes seconds; the constant baseline has 0.5."""
     cell = LearnCell(
         kind="learn",
         task="copy",
@@ -245,8 +246,8 @@ def test_models_learn_what_a_few_steps_can_teach(tmp_path: Path) -> None:
     assert numbers.curve[0].loss > numbers.curve[-1].loss
 
 
-def test_the_loss_is_the_mean_over_what_is_asked(cell: Cell) -> None:
-    """Against cross entropy written out over a loop of positions."""
+def test_the_loss_is_the_mean_over_targets(cell: LearnCell) -> None:
+    """Against cross entropy written out as a loop over positions."""
     task = get_task(cell.task)
     cell = cell.model_copy(update={"task_options": {}})
     model, batch = make_model(cell, task), task.batch("train", 0, 0, 3, 24)
@@ -268,17 +269,17 @@ def test_the_loss_is_the_mean_over_what_is_asked(cell: Cell) -> None:
     assert float(loss) == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
 
 
-def test_bits_per_byte_is_the_loss_in_bits(cell: Cell) -> None:
+def test_bits_per_byte_is_the_loss_in_bits(cell: LearnCell) -> None:
     cell = cell.model_copy(update={"task": "python", "length": 64})
     task = get_task("python")
     score = evaluate(make_model(cell, task), cell, task, "test", 64, 33)
-    # type: ignore[operator]
-    assert score.score == pytest.approx(score.loss / math.log(2)) and score.count == 33 * 64
+    assert score.loss is not None and score.count == 33 * 64
+    assert score.score == pytest.approx(score.loss / math.log(2))
     assert score.score == pytest.approx(8, abs=0.2)  # an untrained model knows nothing
 
 
 def test_the_score_does_not_depend_on_how_rows_are_split(
-    cell: Cell, monkeypatch: pytest.MonkeyPatch
+    cell: LearnCell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = get_task("recall")
     cell = cell.model_copy(update={"task": "recall"})
@@ -291,7 +292,7 @@ def test_the_score_does_not_depend_on_how_rows_are_split(
     assert sum(part.count for part in whole.by_distance) == whole.count == 40 * 8
 
 
-def test_examples_that_stood_in_training_are_counted(cell: Cell) -> None:
+def test_examples_seen_in_training_are_counted(cell: LearnCell) -> None:
     task = get_task("parity")
     cell = cell.model_copy(update={"task": "parity", "length": 4})
     model = make_model(cell, task)
@@ -306,13 +307,13 @@ def test_examples_that_stood_in_training_are_counted(cell: Cell) -> None:
     assert counted == int((batches[:, 0] == 0).sum())
 
 
-def test_fingerprints_tell_sequences_apart() -> None:
+def test_fingerprints_of_different_sequences_differ() -> None:
     tokens = torch.cartesian_prod(*[torch.arange(3)] * 8)
     assert len(fingerprints(tokens).unique()) == 3**8
     assert torch.equal(fingerprints(tokens), fingerprints(tokens.clone()))
 
 
-def test_bins_of_distance_hold_everything_once() -> None:
+def test_every_distance_is_in_one_bin() -> None:
     distances = torch.arange(0, 5000)
     correct = distances % 3 == 0
     bins = by_distance(correct, distances)
@@ -331,8 +332,8 @@ def test_bins_of_distance_hold_everything_once() -> None:
         assert b.count == len(inside) and b.correct == sum(d % 3 == 0 for d in inside)
 
 
-def test_loss_by_position_is_the_mean_at_each(cell: Cell) -> None:
-    """Against a loop, and put together again it is the loss of all."""
+def test_loss_by_position_is_a_mean(cell: LearnCell) -> None:
+    """Against a loop; the weighted mean over all bins is the overall loss."""
     losses, positions = torch.rand(60, dtype=torch.float64), torch.arange(20).repeat(3)
     bins = by_position(losses, positions)
     assert [(b.low, b.high) for b in bins] == [
@@ -360,7 +361,7 @@ def test_loss_by_position_is_the_mean_at_each(cell: Cell) -> None:
     ).by_position
 
 
-def test_learning_rate_rises_then_falls_as_a_cosine(cell: Cell) -> None:
+def test_learning_rate_rises_then_falls_as_a_cosine(cell: LearnCell) -> None:
     cell = cell.model_copy(update={"steps": 110, "warmup": 10, "learning_rate": 2.0})
     rates = [learning_rate(cell, step) for step in range(110)]
     assert rates[0] == pytest.approx(0.2) and rates[9] == rates[10] == 2.0
@@ -368,7 +369,7 @@ def test_learning_rate_rises_then_falls_as_a_cosine(cell: Cell) -> None:
     assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
 
 
-def test_optimizer_groups_follow_the_architecture(cell: Cell) -> None:
+def test_optimizer_groups_follow_the_architecture(cell: LearnCell) -> None:
     model = make_model(cell, get_task("copy"))
     optimizer = make_optimizer(model, cell.learning_rate, weight_decay=0.5)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -379,7 +380,7 @@ def test_optimizer_groups_follow_the_architecture(cell: Cell) -> None:
             assert group["weight_decay"] == (0.5 if parameter.ndim >= 2 else 0.0)
 
 
-def test_classes_are_asked_once_a_sequence(cell: Cell) -> None:
+def test_a_label_is_one_target_per_sequence(cell: LearnCell) -> None:
     task = get_task("copy")
     object.__setattr__(task, "classes", 3)
     model = make_model(cell, task)
@@ -390,11 +391,9 @@ def test_classes_are_asked_once_a_sequence(cell: Cell) -> None:
 
 @pytest.mark.parametrize("name", ["transformer", "rwkv", "rrwkv", "lstm"])
 def test_both_forms_of_a_model_are_compared(
-    cell: Cell, monkeypatch: pytest.MonkeyPatch, name: str
+    cell: LearnCell, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Float32 rounds at 6e-8; a recurrent form that forgets its state is another function, and is
-    seen to be.
-    """
+    """Float32 rounds at 6e-8; a recurrent form that forgets its state differs by far more."""
     cell = cell.model_copy(update={"model": name, "length": 40})
     task = get_task(cell.task)
     torch.manual_seed(0)
@@ -418,7 +417,7 @@ def test_both_forms_of_a_model_are_compared(
     assert parallel_recurrent_difference(model, cell, task) is None
 
 
-def test_a_model_without_a_recurrent_form_has_none_to_compare(cell: Cell) -> None:
+def test_a_model_without_a_recurrent_form_has_none_to_compare(cell: LearnCell) -> None:
     for update, task in (
         ({"model": "rrwkv", "model_options": {"interval": "sqrt"}}, get_task("copy")),
         ({"pooling": "mean", "direction": "bidirectional"}, get_task("listops")),

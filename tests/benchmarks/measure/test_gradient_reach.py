@@ -1,8 +1,9 @@
-"""Reach against explicit Jacobians, and of blocks whose reach is known."""
+"""Gradient reach against explicit Jacobians, and of blocks whose reach is known."""
 
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 from lookback.benchmarks.measure.gradient_reach import (
     EXAMPLES,
-    answering,
-    in_bins,
+    bin_shares,
+    output_positions,
     reach,
     squared_gradients,
 )
@@ -25,7 +26,7 @@ from lookback.models.model import ArchitectureSpec, SequenceModel, build_model, 
 from lookback.tasks.task import IGNORE, Batch, Task, get_task
 from tests.records import learn_record
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 WIDTH = 8
 
 
@@ -62,7 +63,7 @@ def toy(block: type[nn.Module], classes: int | None = 3, **options: Any) -> Sequ
 
 
 def noisy(name: str, vocabulary: int = 16, **options: Any) -> SequenceModel:
-    """A model whose every weight does something: RWKV's initialisation lets no block add anything."""
+    """A model whose every weight matters; RWKV's blocks add nothing at initialisation."""
     torch.manual_seed(0)
     model = build_model(name, vocabulary, width=WIDTH, depth=2, **options)
     with torch.no_grad():
@@ -72,7 +73,7 @@ def noisy(name: str, vocabulary: int = 16, **options: Any) -> SequenceModel:
 
 
 def labelled(lengths: Tensor | None = None) -> Task:
-    """One label a sequence: all is asked of its last position."""
+    """A task with one label per sequence."""
 
     def sample(batch_size: int, length: int, generator: torch.Generator) -> Batch:
         tokens = torch.randint(16, (batch_size, length), generator=generator)
@@ -82,21 +83,12 @@ def labelled(lengths: Tensor | None = None) -> Task:
             lengths=None if lengths is None else lengths.expand(batch_size),
         )
 
-    like = get_task("copy")
-    return Task(
-        **{
-            **vars(like),
-            "name": "labelled",
-            "sampler": sample,
-            "options": {},
-            "classes": 3,
-            "shortest": 1,
-        }
-    )
+    copy = get_task("copy")
+    return replace(copy, name="labelled", sampler=sample, options={}, classes=3, shortest=1)
 
 
 def cell(length: int = 32, **fields: Any) -> Cell:
-    given = {
+    defaults = {
         "kind": "learn",
         "task": "copy",
         "model": "rwkv",
@@ -104,7 +96,7 @@ def cell(length: int = 32, **fields: Any) -> Cell:
         "depth": 1,
         "batch_size": 2,
     }
-    return LearnCell(**{**given, "length": length, "reach": True, **fields})
+    return LearnCell(**{**defaults, "length": length, "reach": True, **fields})
 
 
 def of_bin(part: ReachBin) -> range:
@@ -157,7 +149,7 @@ def test_the_estimate_is_the_norm_of_the_jacobian(name: str, options: dict[str, 
 def test_bins_are_root_mean_squares_of_distances() -> None:
     squares = torch.tensor([[9.0, 25, 0, 4, 1], [1.0, 1, 3, 0, 0]], dtype=torch.float64)
     positions = torch.tensor([4, 2])  # at 0: 1, 3; at 1: 4, 1; at 2: 0, 1; at 3: 25; at 4: 9
-    found = in_bins(squares, positions)
+    found = bin_shares(squares, positions)
     assert [(part.low, part.high) for part in found] == [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4)]
     expected = [(x / 2) ** 0.5 for x in (2, 2.5, 0.5, 25, 9)]
     assert [part.share for part in found] == pytest.approx(expected)
@@ -165,7 +157,7 @@ def test_bins_are_root_mean_squares_of_distances() -> None:
 
 @pytest.mark.parametrize("farthest", [0, 1, 5, 64, 1000])
 def test_bins_hold_every_distance_once(farthest: int) -> None:
-    found = in_bins(
+    found = bin_shares(
         torch.ones(2, farthest + 1, dtype=torch.float64), torch.tensor([farthest // 2, farthest])
     )
     assert list(itertools.chain(*map(of_bin, found))) == list(range(farthest + 1))
@@ -193,16 +185,16 @@ def test_single_precision_is_enough(name: str) -> None:
     )
 
 
-def test_untrained_rwkv_answers_from_its_own_token_alone() -> None:
+def test_untrained_rwkv_uses_the_present_token_alone() -> None:
     task = get_task("copy")
     found = reach(build_model("rwkv", task.vocabulary, width=WIDTH, depth=2), cell(), task)
     assert [part.share for part in found] == [1] + [0] * (len(found) - 1)
 
 
 @pytest.mark.parametrize("name", ["copy", "recall", "python"])
-def test_positions_are_late_ones_that_ask_and_the_last_is_among_them(name: str) -> None:
+def test_positions_are_late_targets_and_include_the_last(name: str) -> None:
     batch = get_task(name).batch("validation", 0, 0, EXAMPLES, 64)
-    positions = answering(batch)
+    positions = output_positions(batch)
     asked = batch.targets != IGNORE
     rows = torch.arange(len(positions))
     assert asked[rows, positions].all()
@@ -212,12 +204,12 @@ def test_positions_are_late_ones_that_ask_and_the_last_is_among_them(name: str) 
     assert len(positions.unique()) > 1
 
 
-def test_of_one_label_the_last_valid_position_is_measured() -> None:
+def test_a_label_is_measured_at_the_last_valid_position() -> None:
     lengths = torch.tensor(20)
     found = reach(toy(Decay), cell(32), labelled(lengths))
     assert found[-1].high == 19
     batch = labelled(lengths).batch("validation", 0, 0, 4, 32)
-    assert answering(batch).tolist() == [19] * 4
+    assert output_positions(batch).tolist() == [19] * 4
 
 
 def test_the_longest_length_is_measured() -> None:
@@ -227,7 +219,7 @@ def test_the_longest_length_is_measured() -> None:
     assert reach(model, cell(64, test_lengths=(32,)), task)[-1].high == 63
 
 
-def test_the_model_and_chance_are_left_as_they_were() -> None:
+def test_model_and_random_state_are_left_as_they_were() -> None:
     task = get_task("copy")
     plain = noisy("transformer", task.vocabulary)
     dropping = noisy("transformer", task.vocabulary, dropout=0.5).train()
@@ -238,21 +230,20 @@ def test_the_model_and_chance_are_left_as_they_were() -> None:
     assert all(parameter.grad is None for parameter in dropping.parameters())
 
 
-def test_where_shares_are_no_numbers_there_are_none() -> None:
+def test_shares_that_are_not_finite_are_left_out() -> None:
     model = toy(Decay)
     with torch.no_grad():
         model.norm.weight.fill_(float("nan"))
     assert reach(model, cell(), labelled()) == ()
 
 
-@pytest.mark.parametrize(
-    "options", [{"pooling": "mean"}, {"direction": "bidirectional"}, {"sequences_per_example": 2}]
-)
-def test_answers_of_no_one_position_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(
-        ValueError, match="expected pooling 'last', direction 'causal' and one document"
-    ):
-        reach(toy(Decay, **options), cell(), labelled())
+@pytest.mark.parametrize("fields", [{"pooling": "mean"}, {"direction": "bidirectional"}, {}])
+def test_outputs_without_one_position_are_refused(fields: dict[str, Any]) -> None:
+    task = labelled()
+    if not fields:
+        task = replace(task, sequences_per_example=2)
+    with pytest.raises(ValueError, match="expected pooling 'last', direction 'causal' and one seq"):
+        reach(toy(Decay), cell(**fields), task)
 
 
 def measured(model: str, shares: tuple[float, ...], seed: int = 0) -> Record:

@@ -1,0 +1,112 @@
+"""Facts of the machine and of the code are read correctly."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lookback.benchmarks import machine
+from lookback.benchmarks.machine import cgroup_limits, commit, joules
+
+
+def test_control_groups_limit_memory(tmp_path: Path) -> None:
+    """Of either version, the group's own limit and those above it; "max" is none."""
+    for path, text in {
+        "proc/self/cgroup": "5:cpu:/jobs/a\n4:memory:/jobs/a\n0::/jobs/a\n",
+        "sys/fs/cgroup/memory/jobs/a/memory.limit_in_bytes": "9223372036854771712\n",
+        "sys/fs/cgroup/memory/jobs/memory.limit_in_bytes": "4000\n",
+        "sys/fs/cgroup/jobs/a/memory.max": "max\n",
+        "sys/fs/cgroup/jobs/memory.max": "3000\n",
+        "sys/fs/cgroup/cpu/jobs/a/memory.max": "1\n",
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert sorted(cgroup_limits(tmp_path)) == [3000, 4000, 9223372036854771712]
+    assert cgroup_limits(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    ("visible", "device"),
+    [
+        (None, "GPU-aaaa"),
+        ("1,0", "GPU-bbbb"),
+        ("GPU-bbbb,GPU-aaaa", "GPU-bbbb"),
+        ("GPU-bb", "GPU-bbbb"),
+        ("MIG-cccc", "MIG-cccc"),
+    ],
+)
+def test_energy_is_read_of_the_gpu_that_is_visible(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, device: str
+) -> None:
+    """The first in CUDA_VISIBLE_DEVICES: a number, a name, or the beginning of a name."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    answers = {
+        "Init": lambda: None,
+        "DeviceGetCount": lambda: 2,
+        "DeviceGetUUID": str,
+        "DeviceGetHandleByUUID": str,
+        "DeviceGetHandleByIndex": ("GPU-aaaa", "GPU-bbbb").__getitem__,
+        "DeviceGetTotalEnergyConsumption": {device: 7000}.__getitem__,  # of no other device
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(f"pynvml.nvml{name}", answer)
+    assert joules("cuda") == 7
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one commit, whose root is taken for Lookback's."""
+    monkeypatch.delenv("LOOKBACK_COMMIT", raising=False)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    (tmp_path / "code.py").write_text("")
+    git(tmp_path, "init")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "First")
+    return tmp_path
+
+
+def test_the_commit_is_that_of_the_checkout(checkout: Path) -> None:
+    head = git(checkout, "rev-parse", "HEAD")
+    assert commit() == (head, False)
+    (checkout / "results").mkdir()
+    (checkout / "results" / "record.json").write_text("{}")
+    assert commit() == (head, False)
+    (checkout / "code.py").write_text("changed")
+    assert commit() == (head, True)
+
+
+def test_the_commit_of_a_surrounding_repository_is_not_taken(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wheel may be installed inside a checkout of the user's own project."""
+    installed = checkout / "site-packages"
+    installed.mkdir()
+    monkeypatch.setattr(machine, "ROOT", installed)
+    assert commit() == (None, None)
+    monkeypatch.setenv("LOOKBACK_COMMIT", "1234")
+    assert commit() == ("1234", None)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to another user")
+def test_a_checkout_of_another_user_is_reported_once(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    for name in ("SUDO_UID", "GIT_CONFIG_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    shutil.chown(checkout, 12345)
+    shutil.chown(checkout / ".git", 12345)
+    machine._warn_once.cache_clear()
+    assert commit() == commit() == (None, None)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "git refuses to read a checkout of another user" in line
