@@ -17,7 +17,7 @@ from lookback.benchmarks.describe.lists import catalogue
 from lookback.models.model import model_names
 from lookback.tasks.task import task_names
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PLUGIN = str(Path(__file__).parent / "plugin_models.py")
 
 

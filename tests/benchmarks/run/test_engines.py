@@ -45,7 +45,7 @@ from tests.test_faults import (
     wait_until,
 )
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 TIMED = {"kind": "cost", "repeats": 2}
 
 

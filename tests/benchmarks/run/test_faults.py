@@ -35,7 +35,7 @@ from lookback.benchmarks.suite import Suite
 from lookback.tasks.task import get_task
 from tests.records import learn_record
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 PLUGIN = str(Path(__file__).parent / "fault_models.py")
 TINY = {
     "kind": "learn",

@@ -16,7 +16,7 @@ from lookback.benchmarks.storage import read_record, record_files
 from lookback.benchmarks.suite import Suite
 from tests.records import as_cost
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 PLUGIN = str(Path(__file__).parent / "plugin_models.py")
 LOOKBACK = [sys.executable, "-m", "lookback.benchmarks.cli"]
 

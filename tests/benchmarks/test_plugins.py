@@ -12,7 +12,7 @@ import pytest
 
 from lookback.benchmarks.storage import read_record, record_files
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MODULE = '''
 """Means of what was read."""
 
