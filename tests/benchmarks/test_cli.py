@@ -18,7 +18,7 @@ from lookback.models.model import model_names
 from lookback.tasks.task import task_names
 
 ROOT = Path(__file__).parents[2]
-PLUGIN = str(Path(__file__).parent / "plugin_models.py")
+PLUGIN = str(ROOT / "tests" / "plugin_models.py")
 
 
 def lookback(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -36,7 +36,7 @@ from lookback.tasks.task import get_task
 from tests.records import learn_record
 
 ROOT = Path(__file__).parents[3]
-PLUGIN = str(Path(__file__).parent / "fault_models.py")
+PLUGIN = str(ROOT / "tests" / "fault_models.py")
 TINY = {
     "kind": "learn",
     "task": "copy",

@@ -17,7 +17,7 @@ from lookback.benchmarks.suite import Suite
 from tests.records import as_cost
 
 ROOT = Path(__file__).parents[3]
-PLUGIN = str(Path(__file__).parent / "plugin_models.py")
+PLUGIN = str(ROOT / "tests" / "plugin_models.py")
 LOOKBACK = [sys.executable, "-m", "lookback.benchmarks.cli"]
 
 
