@@ -26,7 +26,7 @@ from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.suite import Suite
 from lookback.models.model import parameter_count
 from lookback.tasks.task import get_task
-from tests.test_faults import LINUX, PLUGIN, processes_of, wait_until
+from tests.processes import LINUX, PLUGIN, processes_of, wait_until
 from tests.test_train import learned, stop_after
 
 pytestmark = pytest.mark.xdist_group("distributed")  # they share one start

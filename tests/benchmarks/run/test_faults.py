@@ -1,9 +1,8 @@
-"""What can go wrong does: no finished record is lost or changed, no process is left, and the next
-run ends right.
+"""Faults: no finished record is lost or changed, no process is left, and the next run ends right.
 
-Processes are really killed, disks really full, folders really read-only where the tests may mount
-them. Each process of a cell takes seconds to start, so the long campaigns are `slow`, and a small
-one of each kind runs always.
+Processes are killed, disks are full and folders are read-only for real, if the tests may mount
+them. The process of a cell takes seconds to start, so long campaigns are `slow`, and a short one of
+each kind always runs.
 """
 
 import contextlib
@@ -23,84 +22,44 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import checkpoint, run
+from lookback.benchmarks.measure import checkpoint
 from lookback.benchmarks.measure.checkpoint import NAMES, State
 from lookback.benchmarks.measure.step import make_model, make_optimizer
 from lookback.benchmarks.measure.train import learn
-from lookback.benchmarks.record import FINAL, Cell, Outcome, Record, make_cell
+from lookback.benchmarks.record import FINAL, Cell, Outcome
 from lookback.benchmarks.report import Made, make_reports, page
+from lookback.benchmarks.run import process
 from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.storage import read_record, read_records, record_files, write_record
-from lookback.benchmarks.suite import Suite
 from lookback.tasks.task import get_task
-from tests.records import learn_record
-
-ROOT = Path(__file__).parents[3]
-PLUGIN = str(ROOT / "tests" / "fault_models.py")
-TINY = {
-    "kind": "learn",
-    "task": "copy",
-    "width": 8,
-    "depth": 1,
-    "length": 24,
-    "batch_size": 2,
-    "steps": 2,
-    "warmup": 1,
-    "validations": 1,
-    "validation_examples": 2,
-    "test_examples": 2,
-}
-LINUX = pytest.mark.skipif(
-    sys.platform != "linux", reason="processes are tied and looked for as Linux does"
+from tests.processes import (
+    LINUX,
+    PLUGIN,
+    ROOT,
+    SWEPT,
+    is_running,
+    processes_of,
+    runner_of,
+    tiny,
+    untimed,
+    untimed_record,
+    wait_until,
 )
-
-
-def tiny(model: str = "rwkv", **fields: object) -> Cell:
-    return make_cell({**TINY, "model": model, **fields})
-
-
-def runner_of(folder: Path, *cells: Cell) -> Runner:
-    return Runner(folder, Suite("faults", "", cells), plugins=[PLUGIN], threads=1)
-
-
-def processes_of(folder: Path) -> list[str]:
-    """Command lines of all processes that name a file in this folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if str(folder) in line and str(path.parent.name) != str(os.getpid()):
-            found.append(line)
-    return found
-
-
-def wait_until(there: Callable[[], object], what: str, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < deadline, f"waited in vain: {what}"
-        time.sleep(0.005)
-
+from tests.records import learn_record
 
 # --- processes killed at random moments
 
-SWEPT = {
-    "steps": 120,
-    "validations": 6,
-    "dropout": 0.1,
-    "learning_rates": [1e-3, 3e-3],
-    "validation_examples": 8,
-}
 RUN = """
 import signal, sys
 from pathlib import Path
 from lookback.benchmarks.record import make_cell
+from lookback.benchmarks.run import process
 from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.suite import Suite
 import json
 cells = tuple(make_cell(fields) for fields in json.loads(sys.argv[2]))
-sys.exit(Runner(Path(sys.argv[1]), Suite("faults", "", cells), plugins=sys.argv[3:], threads=1).run())
+suite = Suite("faults", "", cells)
+sys.exit(Runner(Path(sys.argv[1]), suite, plugins=sys.argv[3:], threads=1).run())
 """
 MOMENTS = {
     "starting": "job.json",
@@ -148,9 +107,13 @@ def finished(folder: Path) -> dict[Path, bytes]:
 
 
 def kill(folder: Path, runner: subprocess.Popen[str], whom: str, moment: str, wait: float) -> None:
-    """Kill -9 a runner or its cell's process some time after a moment, where there still is one."""
-    reached = lambda: runner.poll() is not None or list(folder.glob(f"*/.work/*/{MOMENTS[moment]}"))
-    wait_until(reached, moment)
+    """Kill a runner or its cell's process some time after a moment, if it still runs."""
+
+    def is_reached() -> bool:
+        files = folder.glob(f"*/.work/*/{MOMENTS[moment]}")
+        return runner.poll() is not None or any(files)
+
+    wait_until(is_reached, moment)
     time.sleep(wait)
     before = finished(folder)
     if whom == "cell":  # the runner tries once more by itself
@@ -163,24 +126,8 @@ def kill(folder: Path, runner: subprocess.Popen[str], whom: str, moment: str, wa
     assert {path: after.get(path) for path in before} == before
 
 
-def said_of(record: Record) -> object:
-    """All that a killed and an undisturbed run must have in common, to the last bit: not what they
-    took.
-    """
-    assert record.outcome.status == "ok" and record.outcome.learn is not None, record.outcome
-    return learned_of(record.outcome.learn)
-
-
-def learned_of(learned: object) -> object:
-    told = learned.model_dump()  # type: ignore[attr-defined]
-    for timed in (told, *told["curve"], *told["trials"], *told["reached"]):
-        for key in ("seconds", "waiting", "joules"):
-            timed.pop(key, None)
-    return told
-
-
 def campaign(folder: Path, cells: tuple[Cell, ...], kills: list[tuple[str, str, float]]) -> None:
-    """Kill, kill, kill, then run to the end: it is as if nothing had happened."""
+    """Kill several times, then run to the end: the records are as if nothing had happened."""
     runner = start(folder / "results", *cells)
     for whom, moment, wait in kills:
         if runner.poll() is not None:
@@ -198,7 +145,7 @@ def campaign(folder: Path, cells: tuple[Cell, ...], kills: list[tuple[str, str, 
         undisturbed = learn(
             cell, get_task(cell.task), folder / cell.id, lambda *_: None, lambda: False
         )
-        assert said_of(records[cell.id]) == learned_of(undisturbed)
+        assert untimed_record(records[cell.id]) == untimed(undisturbed)
     assert not processes_of(folder)
 
 
@@ -214,12 +161,10 @@ def test_killed_cells_and_runners_lose_nothing(tmp_path: Path) -> None:
 @LINUX
 def test_nothing_is_left_of_a_killed_runner_nor_of_what_its_cell_started(tmp_path: Path) -> None:
     runner = start(tmp_path, tiny("has-a-process", steps=1000))
-    wait_until(lambda: list(processes_named("sleep 876543")), "the cell's own process")
+    wait_until(lambda: is_running("sleep 876543"), "the cell's own process")
     end(runner)
     wait_until(lambda: not processes_of(tmp_path), "a cell is left")
-    wait_until(
-        lambda: not list(processes_named("sleep 876543")), "what the cell started is left", 30
-    )
+    wait_until(lambda: not is_running("sleep 876543"), "what the cell started is left", 30)
 
 
 @LINUX
@@ -246,10 +191,10 @@ STAGES = {
 }
 
 
-def target_score(folder: Path, cell: Cell, stage: str, number: signal.Signals) -> tuple[int, bool]:
-    """Run a cell here and send this process a signal when the cell is at a stage; the exit code,
-    and whether sent.
-    """
+def run_and_signal(
+    folder: Path, cell: Cell, stage: str, number: signal.Signals
+) -> tuple[int, bool]:
+    """Run a cell, and signal this process when the cell is at a stage: exit code, whether sent."""
     sent = threading.Event()
 
     def watch() -> None:
@@ -273,9 +218,9 @@ def target_score(folder: Path, cell: Cell, stage: str, number: signal.Signals) -
 
 def check_stop(folder: Path, stage: str, number: signal.Signals, said: Callable[[], str]) -> None:
     cell = tiny("unhurried", steps=6, validations=2, test_lengths=[32])
-    code, sent = target_score(folder, cell, stage, number)
+    code, sent = run_and_signal(folder, cell, stage, number)
     assert sent and code == 128 + number
-    assert "interrupted; the same command goes on from here" in said()
+    assert "interrupted; the same command continues from here" in said()
     assert not processes_of(folder)
     runner = runner_of(folder, cell)
     if stage == "testing":  # its end was near, and is kept
@@ -314,7 +259,7 @@ Stubbed = Callable[[Outcome | Callable[[Cell], Outcome]], None]
 
 @pytest.fixture
 def instead(monkeypatch: pytest.MonkeyPatch) -> Stubbed:
-    """Has cells end as told, without a process: for what happens around them."""
+    """Gives cells an outcome without starting a process, to test what happens around them."""
 
     def put(outcome: Outcome | Callable[[Cell], Outcome]) -> None:
         told = outcome if callable(outcome) else lambda cell: outcome
@@ -367,7 +312,7 @@ def test_asked_to_stop_between_two_cells_none_is_begun(tmp_path: Path, instead: 
 def test_a_leak_and_what_is_left_behind_end_with_their_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory ends at a limit, which here is lower than the machine's; all under a clock that jumps."""
+    """Memory ends at a lower limit than the machine's, and the clock jumps."""
     monkeypatch.setenv("LOOKBACK_TEST_JUMPING_CLOCK", "1")
     monkeypatch.setattr(time, "time", lambda: random.uniform(-1e9, 4e9))
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -382,21 +327,12 @@ def test_a_leak_and_what_is_left_behind_end_with_their_cell(
     assert [record and record.outcome.status for record in found] == ["oom", "ok"]
     assert found[0] is not None and "memory" in found[0].outcome.message
     wait_until(
-        lambda: not list(processes_named("sleep 987654")),
+        lambda: not is_running("sleep 987654"),
         "what a cell left behind is there still",
         30,
     )
     assert not processes_of(tmp_path)
     assert runner_of(tmp_path, *cells).missing() == []
-
-
-def processes_named(words: str) -> Iterator[str]:
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if path.read_bytes().replace(b"\0", b" ").decode(errors="replace").strip() == words:
-                yield path.parent.name
-        except OSError:
-            continue
 
 
 @LINUX
@@ -405,7 +341,7 @@ def test_every_end_is_a_status_and_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A leak without torch, and a cell whose time is over under a clock that jumps."""
-    monkeypatch.setattr(run, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(process, "GRACE_SECONDS", 1.0)
     monkeypatch.setenv("LOOKBACK_TEST_JUMPING_CLOCK", "1")
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, hard))
@@ -595,7 +531,7 @@ def test_what_may_be_somebodys_result_is_never_written_over(
     said = capsys.readouterr().out
     for cell in changed:
         (line,) = [line for line in said.splitlines() if str(runner.path(cell)) in line]
-        assert "not measured, nor written over" in line and "move it away" in line
+        assert "not measured, nor overwritten" in line and "move it away" in line
     assert {cell: runner.path(cell).read_bytes() for cell in changed} == before
     assert read_record(runner.path(cells[6])).cell == cells[6]
 
@@ -642,7 +578,7 @@ def test_torn_checkpoints_give_the_one_before_or_the_beginning(
     """
     cell = tiny(steps=4, validations=4, dropout=0.1)
     task = get_task(cell.task)
-    whole = learned_of(learn(cell, task, tmp_path / "whole", lambda *_: None, lambda: False))
+    whole = untimed(learn(cell, task, tmp_path / "whole", lambda *_: None, lambda: False))
     steps = itertools.count()
     with pytest.raises(Exception, match="stopped after step 3"):
         learn(cell, task, tmp_path / "half", lambda *_: None, lambda: next(steps) == 2)
@@ -661,7 +597,7 @@ def test_torn_checkpoints_give_the_one_before_or_the_beginning(
         for name, found in zip(NAMES, (content, before), strict=True):
             (folder / name).write_bytes(found)
         capsys.readouterr()
-        assert learned_of(learn(cell, task, folder.parent, lambda *_: None, lambda: False)) == whole
+        assert untimed(learn(cell, task, folder.parent, lambda *_: None, lambda: False)) == whole
         said = capsys.readouterr().out.splitlines()
         assert len(said) == (2 if content == b"x" else 1) and all(
             "cannot be gone on from" in line for line in said

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lookback.benchmarks import record
+from lookback.benchmarks import storage
 from lookback.benchmarks.record import Cell, Record
 from lookback.benchmarks.report import Made, make_reports, page
 from lookback.benchmarks.run.runner import Runner
@@ -50,7 +50,7 @@ def fill(
     results: Path, cell: Cell, suite: str, seeds: range, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Cell, ...]:
     """Records of a suite, one a seed, on the machine that the tests run on."""
-    monkeypatch.setattr(record.os, "fsync", lambda handle: None)
+    monkeypatch.setattr(storage.os, "fsync", lambda handle: None)
     cells = tuple(cell.model_copy(update={"seed": seed}) for seed in seeds)
     folder = Runner(results, Suite(suite, "", cells)).folder(cell)
     for one in cells:
