@@ -24,7 +24,7 @@ def test_a_cell_refuses_what_it_does_not_know(cell: Cell) -> None:
         {"test_lengths": (0,)},
         {"kind": "lern"},
     ):
-        with pytest.raises(ValueError, match="expected|unknown field|greater|not"):
+        with pytest.raises(ValueError, match=r"expected|unknown field|greater|not"):
             make_cell({**fields, **wrong})
     with pytest.raises(ValidationError):
         cell.steps = 3  # type: ignore[misc]
