@@ -59,7 +59,7 @@ class Style(StrEnum):
 
 
 class Device(StrEnum):
-    """Where cells run; `auto` is the GPU if there is one."""
+    """Where cells run."""
 
     auto = "auto"
     cpu = "cpu"
@@ -155,7 +155,9 @@ def run(
         typer.Option(help="Only cells of this seed, or this seed in place of the suite's."),
     ] = None,
     scale: Scale = DEFAULT_SCALE,
-    device: Device = Device.auto,
+    device: Annotated[
+        Device, typer.Option(help="Where cells run; auto: on the GPU if there is one.")
+    ] = Device.auto,
     plugin: Plugins = None,
     results: Results = RESULTS,
     threads: Annotated[

@@ -190,7 +190,7 @@ def _check_types(path: Path, content: Mapping[str, Any]) -> None:
         if not isinstance(changes, dict):
             raise ValueError(f"{path}: scales.{name!r}: expected a table")
 
-    grids = content.get("grid")
+    grids: Any = content.get("grid")
     if not _is_list_of(grids, dict):
         raise ValueError(f"{path}: grid: expected at least one [[grid]] table")
     for number, grid in enumerate(grids, start=1):

@@ -53,7 +53,6 @@ RUN = """
 import signal, sys
 from pathlib import Path
 from lookback.benchmarks.record import make_cell
-from lookback.benchmarks.run import process
 from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.suite import Suite
 import json
