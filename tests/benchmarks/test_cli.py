@@ -1,34 +1,19 @@
 """Command lines: output, and for wrong use one clear line, exit code 2 and no file touched."""
 
-import contextlib
-import io
 import json
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
-from lookback.benchmarks.cli import main
 from lookback.benchmarks.describe.lists import catalogue
 from lookback.models.model import model_names
 from lookback.tasks.task import task_names
+from tests.command_line import lookback
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = str(ROOT / "tests" / "plugin_models.py")
-
-
-def lookback(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the console script in this process; another would take seconds to import torch."""
-    said, wrong = io.StringIO(), io.StringIO()
-    typed = mock.patch.object(sys, "argv", ["lookback", *arguments])
-    streams = contextlib.redirect_stdout(said), contextlib.redirect_stderr(wrong)
-    with pytest.raises(SystemExit) as ended, contextlib.chdir(ROOT), streams[0], streams[1], typed:
-        main()
-    return subprocess.CompletedProcess(
-        arguments, int(ended.value.code or 0), said.getvalue(), wrong.getvalue()
-    )
 
 
 def test_lists_hold_what_is_registered() -> None:
