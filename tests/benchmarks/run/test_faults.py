@@ -83,7 +83,7 @@ def end(runner: subprocess.Popen[str]) -> None:
 
 
 def process_of_cell(runner: subprocess.Popen[str]) -> int | None:
-    """The runner's child that measures."""
+    """The process that measures the runner's cell."""
     children = Path(f"/proc/{runner.pid}/task/{runner.pid}/children")
     for child in children.read_text().split() if children.exists() else []:
         try:
@@ -95,7 +95,7 @@ def process_of_cell(runner: subprocess.Popen[str]) -> int | None:
 
 
 def finished(folder: Path) -> dict[Path, bytes]:
-    """Every final record, all of which must be whole."""
+    """Contents of all final records, each of which must be readable."""
     records = {path: read_record(path) for path in record_files(folder)}
     assert all(record.cell.id == path.stem for path, record in records.items())
     return {
@@ -135,8 +135,8 @@ def campaign(folder: Path, cells: tuple[Cell, ...], kills: list[tuple[str, str, 
         kill(folder / "results", runner, whom, moment, wait)
     end(runner)
     runner = start(folder / "results", *cells)
-    said, _ = runner.communicate(timeout=600)
-    assert runner.returncode == 0, said
+    output, _ = runner.communicate(timeout=600)
+    assert runner.returncode == 0, output
     records = {
         record.cell.id: record for record in map(read_record, record_files(folder / "results"))
     }
@@ -150,9 +150,7 @@ def campaign(folder: Path, cells: tuple[Cell, ...], kills: list[tuple[str, str, 
 
 @LINUX
 def test_killed_cells_and_runners_lose_nothing(tmp_path: Path) -> None:
-    """In the first of two learning rates and in the second: curves, trials and tests are the same
-    to the last bit.
-    """
+    """Kills at both learning rates: curves, trials and tests are the same to the last bit."""
     kills = [("cell", "training", 0.0), ("runner", "at the second rate", 0.0)]
     campaign(tmp_path, (tiny(**SWEPT),), kills)
 
@@ -215,11 +213,11 @@ def run_and_signal(
     return code, sent.is_set()
 
 
-def check_stop(folder: Path, stage: str, number: signal.Signals, said: Callable[[], str]) -> None:
+def check_stop(folder: Path, stage: str, number: signal.Signals, output: Callable[[], str]) -> None:
     cell = tiny("unhurried", steps=6, validations=2, test_lengths=[32])
     code, sent = run_and_signal(folder, cell, stage, number)
     assert sent and code == 128 + number
-    assert "interrupted; the same command continues from here" in said()
+    assert "interrupted; the same command continues from here" in output()
     assert not processes_of(folder)
     runner = runner_of(folder, cell)
     if stage == "testing":  # its end was near, and is kept
@@ -274,9 +272,7 @@ def ended_well(cell: Cell) -> Outcome:
 def test_asked_to_stop_while_recording_it_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instead: Stubbed
 ) -> None:
-    """The signal comes in the middle of the write; what was measured is kept, and the next cell not
-    begun.
-    """
+    """The signal comes during the write: the record is whole, and no other cell starts."""
     cells = tuple(tiny(seed=seed) for seed in range(3))
     instead(ended_well)
     flush = os.fsync
@@ -339,7 +335,7 @@ def test_a_leak_and_what_is_left_behind_end_with_their_cell(
 def test_every_end_is_a_status_and_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A leak without torch, and a cell whose time is over under a clock that jumps."""
+    """A leak without torch, and a timeout under a clock that jumps."""
     monkeypatch.setattr(process, "GRACE_SECONDS", 1.0)
     monkeypatch.setenv("LOOKBACK_TEST_JUMPING_CLOCK", "1")
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -351,8 +347,8 @@ def test_every_end_is_a_status_and_a_line(
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
     found = [runner_of(tmp_path, *cells).recorded(cell) for cell in cells]
     assert [record and record.outcome.status for record in found] == ["oom", "timeout"]
-    said = capsys.readouterr().out
-    assert "oom in" in said and "timeout in" in said and "not done after 20 seconds" in said
+    output = capsys.readouterr().out
+    assert "oom in" in output and "timeout in" in output and "not done after 20 seconds" in output
     assert not processes_of(tmp_path)
 
 
@@ -375,7 +371,7 @@ def test_a_gpu_without_memory_left_is_a_result(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 256 KiB, where this process may mount one."""
+    """A disk of 256 KiB, if this process may mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
@@ -405,12 +401,12 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
     before = path.read_bytes()
     ballast = fill(small_disk)
     assert runner_of(small_disk, *cells).run() == 1
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        f"cannot be recorded in {path.parent}: No space left on device" in said
-        and "Traceback" not in said
+        f"cannot be recorded in {path.parent}: No space left on device" in output
+        and "Traceback" not in output
     )
-    assert said.count("cannot be recorded") == 1  # the other cells would be measured for nothing
+    assert output.count("cannot be recorded") == 1  # the other cells would be measured for nothing
     assert [*path.parent.iterdir()] == [path] and path.read_bytes() == before
     ballast.unlink()
     assert (
@@ -436,7 +432,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(small_disk: Path) 
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], instead: Stubbed
 ) -> None:
-    """Where everything is recorded, nothing needs to be written, and nothing is said."""
+    """If everything is recorded, nothing needs to be written, and there is no message."""
     results, cells = tmp_path / "results", (tiny(), tiny(seed=1))
     instead(ended_well)
     assert runner_of(results, cells[0]).run() == 0
@@ -454,8 +450,8 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(
         instead(lambda cell: pytest.fail("measured for nothing"))
         assert runner_of(results, *cells).run() == 1
         assert (
-            "cannot be recorded in" in (said := capsys.readouterr().out)
-            and "Read-only file system" in said
+            "cannot be recorded in" in (output := capsys.readouterr().out)
+            and "Read-only file system" in output
         )
         assert runner_of(results, cells[0]).run() == 0
         assert len(list(read_records(results))) == 1
@@ -505,9 +501,7 @@ def test_a_torn_record_is_kept_aside_and_measured_again(
 def test_what_may_be_somebodys_result_is_never_written_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], instead: Stubbed
 ) -> None:
-    """Records of an older or newer schema, with fields of a newer version, edited, or of another
-    cell, stay.
-    """
+    """Records of another schema, with unknown fields, edited, or of another cell are kept."""
     cells = tuple(tiny(seed=seed) for seed in range(7))
     instead(ended_well)
     runner = runner_of(tmp_path, *cells)
@@ -527,9 +521,9 @@ def test_what_may_be_somebodys_result_is_never_written_over(
     before = {cell: runner.path(cell).read_bytes() for cell in changed}
     capsys.readouterr()
     assert runner.missing() == [cells[6]] and runner.run() == 1  # the others are measured
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for cell in changed:
-        (line,) = [line for line in said.splitlines() if str(runner.path(cell)) in line]
+        (line,) = [line for line in output.splitlines() if str(runner.path(cell)) in line]
         assert "not measured, nor overwritten" in line and "move it away" in line
     assert {cell: runner.path(cell).read_bytes() for cell in changed} == before
     assert read_record(runner.path(cells[6])).cell == cells[6]
@@ -548,9 +542,10 @@ def test_a_report_leaves_out_what_cannot_be_read_and_says_so(
     good[2].write_text(good[2].read_text().replace('"schema_version": 1', '"schema_version": 7'))
     for suites in ([], ["suite"]):
         (made,) = make_reports(tmp_path / "results", tmp_path / "reports", suites)
-        said = capsys.readouterr().err.splitlines()
-        assert [line.startswith("lookback: left out: ") for line in said] == [True, True]
-        assert good[1].name in said[0] and good[2].name in said[1] and "schema_version" in said[1]
+        output = capsys.readouterr().err.splitlines()
+        assert [line.startswith("lookback: left out: ") for line in output] == [True, True]
+        assert good[1].name in output[0]
+        assert good[2].name in output[1] and "schema_version" in output[1]
         assert made.table == good[0].stem
 
 
@@ -572,9 +567,7 @@ def trained(cell: Cell) -> tuple[object, object]:
 def test_torn_checkpoints_give_the_one_before_or_the_beginning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever a cut, a flipped bit or a swapped file does, training ends with the same bits, and a
-    line tells.
-    """
+    """Training from damaged checkpoints ends with the same bits, and a line says so."""
     cell = tiny(steps=4, validations=4, dropout=0.1)
     task = get_task(cell.task)
     whole = untimed(learn(cell, task, tmp_path / "whole", lambda *_: None, lambda: False))
@@ -597,16 +590,14 @@ def test_torn_checkpoints_give_the_one_before_or_the_beginning(
             (folder / name).write_bytes(found)
         capsys.readouterr()
         assert untimed(learn(cell, task, folder.parent, lambda *_: None, lambda: False)) == whole
-        said = capsys.readouterr().out.splitlines()
-        assert len(said) == (2 if content == b"x" else 1) and all(
-            "cannot be gone on from" in line for line in said
+        output = capsys.readouterr().out.splitlines()
+        assert len(output) == (2 if content == b"x" else 1) and all(
+            "cannot be gone on from" in line for line in output
         )
 
 
 def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path: Path) -> None:
-    """Tensors are checked as they are read, so that training never goes on from other weights than
-    were saved.
-    """
+    """Tensors are checked when read: training never continues from altered weights."""
     cell = tiny()
     model, optimizer = trained(cell)
     checkpoint.save(
@@ -630,7 +621,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_cell_is_not_gone_on_from(tmp_path: Path) -> None:
-    """The same shapes, another learning rate; and numbers where no run of this cell can stand."""
+    """Another learning rate with the same shapes, and a step that no run of this cell reaches."""
     cell = tiny()
     seen = [torch.zeros(2, dtype=torch.int64)]
     checkpoint.save(tmp_path, *trained(cell), State(step=1, seen=seen), cell)
