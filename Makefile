@@ -47,10 +47,11 @@ smoke: $(READY) ## run and report the main suite at its smallest scale, into .sm
 
 test-oldest: $(READY) ## run tests with the oldest versions that pyproject.toml allows, torch apart, in .venv-oldest
 	$(PYTHON) -m venv .venv-oldest
-	$(BIN)/python -m tests.oldest > .venv-oldest/constraints.txt
+	$(BIN)/python -m tests.benchmarks.oldest > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable '.[dev]'
-	.venv-oldest/bin/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu" tests/test_cli.py tests/test_record.py \
-	    tests/test_suite.py tests/test_report.py tests/test_run.py tests/benchmarks/measure/test_train.py tests/test_tasks.py
+	.venv-oldest/bin/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu" tests/benchmarks/test_cli.py \
+	    tests/benchmarks/test_record.py tests/benchmarks/test_suite.py tests/benchmarks/run/test_run.py \
+	    tests/benchmarks/report/test_report.py tests/benchmarks/measure/test_train.py tests/tasks/test_tasks.py
 
 lint: $(READY) ## check style, formatting and types
 	$(BIN)/ruff check .
@@ -98,7 +99,8 @@ paper-rwkv-generation: $(READY) ## the RWKV paper's figure of generation beside 
 	@$(BIN)/lookback report generation --scale $(SCALE)
 
 paper-rrwkv-reach: $(READY) ## the RRWKV paper's path lengths as reach of gradients, measured (SCALE=smoke, small or paper)
-	@$(BIN)/lookback reach --scale $(SCALE)
+	$(BIN)/lookback run reach --scale $(SCALE) || test $$? -eq 1
+	@$(BIN)/lookback report reach --scale $(SCALE)
 
 .PHONY: claims
 claims: $(READY) ## each claim of the RWKV and RRWKV papers on range and cost beside what the records say, on one page
@@ -115,8 +117,15 @@ speed: $(READY) ## measure operators, training steps and samplers beside their p
 	@$(BIN)/python -m lookback.benchmarks.speed.report
 
 .PHONY: gpu
-gpu: $(READY) ## the suites that a GPU is wanted for, one after another; the same command goes on (docs/gpu.md)
-	for suite in cost recall copying tracking language; do $(BIN)/lookback run $$suite --device cuda --scale paper || exit; done
+SUITES ?= cost recall copying tracking ablation language lra
+BUDGET ?= 604800
+gpu: SCALE = paper
+gpu: $(READY) ## run SUITES on the GPU for BUDGET seconds; the same command continues (docs/gpu.md)
+	@failed=0; end=$$(($$(date +%s) + $(BUDGET))); for suite in $(SUITES); do \
+	    left=$$((end - $$(date +%s))); test $$left -gt 0 || break; \
+	    $(BIN)/lookback run $$suite --device cuda --scale $(SCALE) --budget $$left || \
+	        { failed=$$?; test $$failed -eq 1 || break; }; \
+	done; exit $$failed
 
 report: $(READY) ## make reports/ anew from results/
 	@$(BIN)/lookback report

@@ -1,22 +1,31 @@
-"""The command `lookback`: a verb each for what people do. torch is imported only inside the verbs
-that need it.
-"""
+"""The command `lookback`, with a function for each verb. Only verbs that need torch import it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from lookback.benchmarks.describe.lists import Entry, catalogue
-from lookback.benchmarks.suite import DEFAULT_SCALE, read_suite, scaled, select, suite_names
+from lookback.benchmarks.suite import (
+    DEFAULT_SCALE,
+    Suite,
+    read_suite,
+    scaled,
+    select,
+    suite_names,
+)
 
 app = typer.Typer(
     help="How far back can a sequence model look, and what does it pay for it?",
@@ -26,25 +35,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ATTEMPT_ALL = (
-    "Also cells predicted not to fit in memory, to end as `oom`. On a CPU they are left out, for they fill the memory "
-    "first, which takes time and slows others down; a GPU says no at once, so there they always run."
-)
-ASSUME_FLOPS = "Operations a second, for the dry run's hours of cells to which no record is near."
-TOO_BIG = "they are predicted to need more memory than this machine has; --attempt-all runs them all the same"
-
-RESULTS, REPORTS, PAPER = Path("results"), Path("reports"), Path("paper")
-FOR_PAPERS = (
-    "`paper` draws for a paper's columns, in its type, and writes each figure also as PDF and PNG of 300 dpi and each "
-    "table as LaTeX and CSV, by default into paper/."
-)
-QUESTIONS = (
-    "claims, complexity, generation, rrwkv, lra-table or enwik8"  # pages beside those of suites
-)
+RESULTS = Path("results")
+REPORTS = Path("reports")
+PAPER = Path("paper")
+TOPICS = "claims, complexity, generation, rrwkv, lra-table or enwik8"  # pages of several suites
+TOO_BIG = "predicted to need more memory than this machine has; --attempt-all measures them anyway"
+WIDE = 10_000  # columns of output that no terminal shows, so that nothing is wrapped
 
 
 class Kind(StrEnum):
-    """What there are lists of."""
+    """What `lookback list` lists."""
 
     tasks = "tasks"
     models = "models"
@@ -52,14 +52,14 @@ class Kind(StrEnum):
 
 
 class Style(StrEnum):
-    """How figures are drawn: for a page of ours, or for a paper."""
+    """How figures are drawn."""
 
     page = "page"
     paper = "paper"
 
 
 class Device(StrEnum):
-    """Where cells run; `auto` is the GPU where there is one."""
+    """Where cells run."""
 
     auto = "auto"
     cpu = "cpu"
@@ -67,138 +67,182 @@ class Device(StrEnum):
 
 
 class Engine(StrEnum):
-    """Who starts the processes of the cells."""
+    """What starts the processes of the cells."""
 
     local = "local"
     ray = "ray"
-    slurm = "slurm"
 
 
+SuiteArgument = Annotated[str, typer.Argument(help="Name of a suite, or path of a TOML file.")]
+Scale = Annotated[str, typer.Option(help="A scale of the suite: smoke, small or paper.")]
 Plugins = Annotated[
-    list[str] | None, typer.Option("--plugin", help="Python file that registers tasks or models.")
+    list[str] | None,
+    typer.Option("--plugin", help="Python file that registers tasks or models; repeatable."),
 ]
 Results = Annotated[Path, typer.Option(help="Folder of records.")]
-Threads = Annotated[
-    int,
-    typer.Option(
-        help="Threads of torch in each cell; 0 for OMP_NUM_THREADS, or else one a core.", min=0
-    ),
-]
 
 
 @app.command("list")
 def list_(
-    kind: Kind, as_json: Annotated[bool, typer.Option("--json")] = False, plugin: Plugins = None
+    kind: Kind,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """List tasks, models or suites."""
     if kind == Kind.suites:
-        entries = [
-            Entry(name, f"benchmarks/suites/{name}.toml", read_suite(name).title)
-            for name in suite_names()
-        ]
+        entries = []
+        for name in suite_names():
+            entries.append(Entry(name, f"benchmarks/suites/{name}.toml", read_suite(name).title))
     else:
         entries = catalogue(kind.value, plugin or [])
+
     if as_json:
         print(json.dumps([dataclasses.asdict(entry) for entry in entries], indent=1))
     else:
-        width = max(len(entry.name) for entry in entries)
-        print("\n".join(f"{entry.name:{width}}  {entry.summary}" for entry in entries))
+        _print_columns([(entry.name, entry.summary) for entry in entries])
+
+
+def _print_columns(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print a table without lines; on a terminal, long texts wrap within their column."""
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = WIDE
+    table = Table.grid(padding=(0, 2))
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
 
 
 @app.command()
-def describe(name: str, plugin: Plugins = None) -> None:
+def describe(
+    name: Annotated[str, typer.Argument(help="Name of a task, model or suite, or a TOML file.")],
+    plugin: Plugins = None,
+) -> None:
     """Show what a task asks (with examples), how a model is built, or what a suite measures."""
     is_suite = name.endswith(".toml") or name in suite_names()
-    if not is_suite or name in {
+    registered = {
         entry.name for kind in ("tasks", "models") for entry in catalogue(kind, plugin or [])
-    }:
+    }
+    if not is_suite or name in registered:
         from lookback.benchmarks.describe.cards import card
 
         print(card(name, plugin or []), end="\n\n" if is_suite else "\n")
     if is_suite:
         suite = read_suite(name)
-        match = f"{suite.match}; here they stand as in the file\n\n" if suite.match else ""
-        print(
-            f"Suite {name}: {suite.title}\n\n{match}" + "\n".join(cell.id for cell in suite.cells)
-        )
+        print(f"Suite {name}: {suite.title}\n")
+        if suite.match:
+            print(f"{suite.match}; the ids below have the widths of the file\n")
+        print("\n".join(cell.id for cell in suite.cells))
 
 
 @app.command()
 def run(
-    suite: Annotated[str, typer.Argument(help="Name of a suite, or the path of a TOML file.")],
+    suite: SuiteArgument,
     task: Annotated[
-        list[str] | None, typer.Option(help="These tasks only, or in place of the suite's.")
+        list[str] | None,
+        typer.Option(help="Only cells of this task, or this task in place of the suite's."),
     ] = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="These models only, or in place of the suite's.")
+        list[str] | None,
+        typer.Option(help="Only cells of this model, or this model in place of the suite's."),
     ] = None,
     length: Annotated[
-        list[int] | None, typer.Option(help="These lengths only, or in place of the suite's.")
+        list[int] | None,
+        typer.Option(help="Only cells of this length, or this length in place of the suite's."),
     ] = None,
     seed: Annotated[
-        list[int] | None, typer.Option(help="These seeds only, or in place of the suite's.")
+        list[int] | None,
+        typer.Option(help="Only cells of this seed, or this seed in place of the suite's."),
     ] = None,
-    scale: Annotated[
-        str, typer.Option(help="smoke, small or paper, where the suite has it.")
-    ] = DEFAULT_SCALE,
-    device: Device = Device.auto,
+    scale: Scale = DEFAULT_SCALE,
+    device: Annotated[
+        Device, typer.Option(help="Where cells run; auto: on the GPU if there is one.")
+    ] = Device.auto,
     plugin: Plugins = None,
     results: Results = RESULTS,
-    threads: Threads = 0,
+    threads: Annotated[
+        int,
+        typer.Option(
+            help="Threads of torch per cell; 0: OMP_NUM_THREADS, or else one per core.", min=0
+        ),
+    ] = 0,
     tolerance: Annotated[
         float | None,
-        typer.Option(help="How near the sizes that [match] asks for must come.", min=0),
+        typer.Option(help="Largest relative difference of the sizes that [match] asks for.", min=0),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what each cell would need; measure none.")
+    budget: Annotated[
+        float,
+        typer.Option(
+            help="Seconds after which the running cell saves and stops; "
+            "the same command continues the run.",
+            min=0,
+        ),
+    ] = math.inf,
+    attempt_all: Annotated[
+        bool,
+        typer.Option(
+            "--attempt-all",
+            help="On a CPU, also measure cells that are predicted not to fit in memory. "
+            "They end as `oom`, but fill the memory first. On a GPU they always run.",
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The dry run for machines.")] = False,
-    assume_flops: Annotated[float | None, typer.Option(help=ASSUME_FLOPS)] = None,
-    attempt_all: Annotated[bool, typer.Option("--attempt-all", help=ATTEMPT_ALL)] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what each cell needs, and measure nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the dry run as JSON.")] = False,
+    assume_flops: Annotated[
+        float | None,
+        typer.Option(
+            help="Operations per second, for the dry run's hours of models without a record."
+        ),
+    ] = None,
     engine: Annotated[
-        Engine, typer.Option(help="Here, cell by cell; or all over a Ray cluster, or Slurm.")
+        Engine,
+        typer.Option(help="local: cell after cell on this machine; ray: on a Ray cluster."),
     ] = Engine.local,
     address: Annotated[
-        str, typer.Option(help="Of the Ray cluster; else RAY_ADDRESS, else one is started here.")
-    ] = "",
-    machine: Annotated[
-        str, typer.Option(help="Of a cluster of several types of machine, the one to measure on.")
+        str,
+        typer.Option(help="HOST:PORT of the Ray cluster, or auto; else RAY_ADDRESS, or a new one."),
     ] = "",
     share: Annotated[
         float,
-        typer.Option(help="Of a GPU, for each cell of Ray's that is not timed.", min=0.01, max=1),
+        typer.Option(help="Part of a GPU for each cell of Ray that is not timed.", min=0.01, max=1),
     ] = 1.0,
-    slurm: Annotated[
-        list[str] | None, typer.Option(help="An option of sbatch, as NAME=VALUE: partition=gpu.")
-    ] = None,
 ) -> None:
     """Measure every cell of a suite that has no record yet."""
+    deadline = time.monotonic() + budget
+    if engine == Engine.local and (address or share < 1):
+        raise ValueError("--address and --share are options of Ray: expected --engine ray too")
+
     from lookback.benchmarks.measure.cell import absent_data, check, resolve_options
     from lookback.benchmarks.plan.match_widths import match_widths
     from lookback.benchmarks.plugins import load_plugins
     from lookback.benchmarks.run.runner import Runner
 
     load_plugins(plugin or [])
-    here = dry_run or engine == Engine.local
-    chosen = read_suite(
-        suite, scale, _device(device) if here else _device_of(engine, address, device)
+    on_this_machine = engine == Engine.local and not dry_run
+    if engine == Engine.ray and not dry_run:
+        cell_device = _join_ray(address, device)
+    else:
+        cell_device = _device(device)
+    chosen = _select(
+        read_suite(suite, scale, cell_device), task=task, model=model, length=length, seed=seed
     )
-    cells = chosen.cells
-    for field, values in (("task", task), ("model", model), ("length", length), ("seed", seed)):
-        cells = select(cells, field, values) if values else cells
-    chosen = match_widths(dataclasses.replace(chosen, cells=cells), tolerance)
+    chosen = match_widths(chosen, tolerance)
     for cell in chosen.cells:
-        check(
-            cell.model_copy(update={"device": "cpu"}) if dry_run or engine != Engine.local else cell
-        )
+        # The device need not exist here if the cells are measured elsewhere.
+        check(cell if on_this_machine else cell.model_copy(update={"device": "cpu"}))
+
     absent = absent_data(chosen.cells)
-    _say_left_out(list(absent.values()))
+    _print_left_out(list(absent.values()))
     cells = tuple(cell for cell in chosen.cells if cell not in absent)
     runner = Runner(
         results,
         dataclasses.replace(chosen, cells=cells),
         plugins=plugin or [],
         threads=threads,
+        deadline=deadline,
+        share=share,
         options={cell: resolve_options(cell) for cell in cells},
     )
     if dry_run:
@@ -207,68 +251,33 @@ def run(
         plan = make_plan(runner, assume_flops)
         print(json.dumps([line.values() for line in plan.lines], indent=1) if as_json else plan)
         return
-    if cells and not here:
-        from lookback.benchmarks.run.ray_engine import on_ray, on_slurm
 
-        runner = (
-            on_ray(runner, share, machine)
-            if engine == Engine.ray
-            else on_slurm(runner, slurm or [])
-        )
-    if cells and cells[0].device == "cpu" and not attempt_all:
+    if cells and engine == Engine.ray:
+        from lookback.benchmarks.run.ray_engine import on_ray
+
+        runner = on_ray(runner)
+    if cells and cell_device == "cpu" and not attempt_all:
         from lookback.benchmarks.plan.dry_run import without_too_big
 
         runner = without_too_big(runner)
-        _say_left_out([TOO_BIG] * (len(cells) - len(runner.suite.cells)))
-    raise typer.Exit((runner.run() if runner.suite.cells else 0) or int(bool(absent)))
+        _print_left_out([TOO_BIG] * (len(cells) - len(runner.suite.cells)))
+    code = runner.run() if runner.suite.cells else 0
+    raise typer.Exit(code or int(bool(absent)))
 
 
-def _say_left_out(reasons: list[str]) -> None:
+def _select(suite: Suite, **values: Sequence[Any] | None) -> Suite:
+    """Return the suite with the cells that have these values of their fields; see `select`."""
+    cells = suite.cells
+    for field, chosen in values.items():
+        if chosen:
+            cells = select(cells, field, chosen)
+    return dataclasses.replace(suite, cells=cells)
+
+
+def _print_left_out(reasons: list[str]) -> None:
     for reason in dict.fromkeys(reasons):
-        print(f"lookback: {reasons.count(reason)} cells left out: {reason}", file=sys.stderr)
-
-
-@app.command()
-def reach(
-    suite: Annotated[
-        str, typer.Argument(help="Name of a suite, or the path of a TOML file.")
-    ] = "reach",
-    model: Annotated[
-        list[str] | None, typer.Option(help="These models only, or in place of the suite's.")
-    ] = None,
-    scale: Annotated[
-        str, typer.Option(help="smoke, small or paper, where the suite has it.")
-    ] = DEFAULT_SCALE,
-    device: Device = Device.auto,
-    plugin: Plugins = None,
-    results: Results = RESULTS,
-    reports: Annotated[Path, typer.Option(help="Folder for what is made.")] = REPORTS,
-    threads: Threads = 0,
-) -> None:
-    """Measure how much of an output's gradient arrives how far back, before training and after, and
-    report it.
-    """
-    chosen = read_suite(suite, scale)
-    if not any(cell.reach for cell in chosen.cells):
-        raise ValueError(
-            f"suite {chosen.name!r} measures no reach: expected cells with reach = true"
-        )
-    code = 0
-    try:
-        run(
-            suite,
-            model=model,
-            scale=scale,
-            device=device,
-            plugin=plugin,
-            results=results,
-            threads=threads,
-        )
-    except typer.Exit as ended:
-        code = ended.exit_code
-    if code <= 1:  # not interrupted
-        report([suite], scale, results=results, reports=reports)
-    raise typer.Exit(code)
+        count = reasons.count(reason)
+        print(f"lookback: {count} cells left out: {reason}", file=sys.stderr)
 
 
 def _device(device: Device) -> str:
@@ -279,18 +288,12 @@ def _device(device: Device) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _device_of(engine: Engine, address: str, device: Device) -> str:
-    """That of a cluster, which Ray can tell when it is joined."""
+def _join_ray(address: str, device: Device) -> str:
+    """Join a Ray cluster, and return the device of the cells."""
     from lookback.benchmarks.run.ray_engine import join_ray, ray_device
 
-    if engine == Engine.ray:
-        join_ray(address)
-        return ray_device() if device == Device.auto else device.value
-    if device == Device.auto:
-        raise ValueError(
-            "--engine slurm: expected --device cuda or --device cpu, for what the nodes have is not known here"
-        )
-    return device.value
+    join_ray(address)
+    return ray_device() if device == Device.auto else device.value
 
 
 @app.command()
@@ -298,35 +301,42 @@ def report(
     suite: Annotated[
         list[str] | None,
         typer.Argument(
-            help=f"Names of suites or of {QUESTIONS}; every page there are records for, if none."
+            help=f"Names of suites, or of the pages {TOPICS}; by default every page with records."
         ),
     ] = None,
-    scale: Annotated[
-        str, typer.Option(help="Of the suites named: smoke, small or paper.")
-    ] = DEFAULT_SCALE,
+    scale: Scale = DEFAULT_SCALE,
     of: Annotated[
         str,
-        typer.Option(help="The suite that a page of a question is made of, in place of its own."),
+        typer.Option(help=f"Suite whose records make one of the pages {TOPICS}."),
     ] = "",
     results: Results = RESULTS,
     reports: Annotated[
-        Path | None, typer.Option(help="Folder for what is made, in place of reports/.")
+        Path | None,
+        typer.Option(help="Folder for the pages; by default reports/, or paper/ with that style."),
     ] = None,
-    style: Annotated[Style, typer.Option(help=FOR_PAPERS)] = Style.page,
+    style: Annotated[
+        Style,
+        typer.Option(
+            help="`paper`: figures for the columns and in the type of a paper, also as PDF and "
+            "PNG of 300 dpi; tables also as LaTeX and CSV."
+        ),
+    ] = Style.page,
 ) -> None:
-    """Make tables, figures and pages from records: of suites and questions, or all that there are
-    records for.
-    """
+    """Make pages with tables and figures from the records."""
     from lookback.benchmarks.report import make_all, make_named
     from lookback.benchmarks.report.style import using
 
     names = [Path(name).stem if name.endswith(".toml") else name for name in suite or []]
-    named = partial(make_named, names=names, at_scale=partial(scaled, scale=scale), of=of)
     folder = reports or (PAPER if style == Style.paper else REPORTS)
     with using(style.value):
-        pages = named(results, folder) if names else make_all(results, folder)
-    for made in pages:
-        print(f"{made.table}\n\n{made.path}, and as one file {made.path.with_name('index.html')}")
+        if names:
+            pages = make_named(
+                results, folder, names=names, at_scale=partial(scaled, scale=scale), of=of
+            )
+        else:
+            pages = make_all(results, folder)
+    for page in pages:
+        print(f"{page.table}\n\n{page.path}, and as one file {page.path.with_name('index.html')}")
 
 
 @app.command("compare")
@@ -334,34 +344,34 @@ def compare_(
     a: Annotated[Path, typer.Argument(help="Folder of records: before, or theirs.")],
     b: Annotated[Path, typer.Argument(help="Folder of records: after, or ours.")],
     tolerance: Annotated[
-        float, typer.Option(help="Share by which the medians of times may differ.")
+        float, typer.Option(help="Relative difference that medians of times may have.")
     ] = 0.1,
     as_json: Annotated[
-        bool, typer.Option("--json", help="All that was compared, for machines.")
+        bool, typer.Option("--json", help="Print every comparison as JSON.")
     ] = False,
 ) -> None:
-    """Say what changed from A to B beyond the interval; exit code 1 when anything did."""
+    """Show what changed from A to B beyond its interval; exit code 1 if anything did."""
     from lookback.benchmarks.report.compare import compare
 
-    found = compare(a, b, tolerance)
-    print(found.as_json() if as_json else found)
-    raise typer.Exit(int(found.changed))
+    comparison = compare(a, b, tolerance)
+    print(comparison.as_json() if as_json else comparison)
+    raise typer.Exit(int(comparison.changed))
 
 
 @app.command()
 def prefetch(
     task: Annotated[
-        str, typer.Argument(help="Name of a task whose data are fetched, or made once and kept.")
+        str, typer.Argument(help="Name of a task whose data are downloaded or generated.")
     ],
     length: Annotated[
-        int | None, typer.Option(help="Of the sequences, where data are made for a length.")
+        int | None, typer.Option(help="Length of the sequences, if the data depend on it.")
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option(help="An option of the task, as NAME=JSON.")
+        list[str] | None, typer.Option(help="Option of the task, as NAME=JSON; repeatable.")
     ] = None,
     plugin: Plugins = None,
 ) -> None:
-    """Fetch a task's data, or make them all, check them, and keep them under data/."""
+    """Download or generate the data of a task, check them, and keep them in data/."""
     from lookback.benchmarks.describe.spec import prefetched
 
     print(prefetched(task, length, option or [], plugin or []))
@@ -369,18 +379,14 @@ def prefetch(
 
 @app.command()
 def doctor() -> None:
-    """Say what is installed, what is missing, and what will run."""
+    """Show what is installed, what is missing, and what will run."""
     from lookback.benchmarks.describe.doctor import findings
 
     print("\n".join(findings()))
 
 
-def _in_a_line(said: str) -> str:
-    return " ".join(said.split()).replace("Value error, ", "").rstrip(".")
-
-
 def main() -> None:
-    """The console script: wrong use is one line and exit code 2."""
+    """Run the command line; wrong use is one line on the error stream and exit code 2."""
     command: Callable[..., Any] = typer.main.get_command(app)
     try:
         code = command(standalone_mode=False)
@@ -390,13 +396,14 @@ def main() -> None:
     except typer.Abort:
         code = 130
     except Exception as error:
-        told = getattr(error, "format_message", None)  # the command line itself was wrong
-        if told is None:
+        # click's errors of the command line; typer may bring a copy of click with other classes.
+        if not hasattr(error, "format_message"):
             raise
-        said = told()
-        if sys.argv[1:]:  # of nothing at all it says the help
-            said = f"lookback: {_in_a_line(said)} (`lookback VERB --help` says more)"
-        print(said, file=sys.stderr)
+        message = error.format_message()
+        if sys.argv[1:]:  # otherwise the message is the help text
+            line = " ".join(message.split()).replace("Value error, ", "").rstrip(".")
+            message = f"lookback: {line} (`lookback VERB --help` lists what a verb takes)"
+        print(message, file=sys.stderr)
         code = getattr(error, "exit_code", 2)
     sys.exit(code)
 

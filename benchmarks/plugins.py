@@ -1,7 +1,8 @@
-"""Imports the files and packages of a user's own that register tasks, models and sections."""
+"""Imports the user's files and packages that register tasks, models and sections."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import sys
@@ -14,12 +15,15 @@ from lookback.tasks.task import task_names
 
 
 def load_plugins(files: Sequence[str]) -> None:
-    """Import the plug-ins of the entry-point group `lookback.plugins`, then the files named.
+    """Import the plug-ins of the entry-point group `lookback.plugins`, then these files.
 
-    A file may import what lies beside it, as a script may. Raises ValueError that names the file
-    when it is missing or fails.
+    A file may import the modules beside it, as a script may. A file that is already loaded is not
+    loaded again. Raises ValueError that names the file if it does not exist or fails.
     """
-    task_names(), model_names()  # register ours first, so that a plug-in cannot take their names
+    # Our own tasks and models are registered first, so that a plug-in cannot take their names.
+    task_names()
+    model_names()
+
     for entry in importlib.metadata.entry_points(group="lookback.plugins"):
         _load(f"plug-in {entry.name} ({entry.value})", entry.load)
     for file in files:
@@ -30,14 +34,24 @@ def load_plugins(files: Sequence[str]) -> None:
 
 
 def _import_file(path: Path) -> None:
-    """Run a file as a module of its own, with its folder first on Python's search path."""
+    """Import a file, with its folder first on Python's search path."""
+    # The path is part of the name, because files in two folders may share a stem.
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    name = f"lookback_plugin_{path.stem}_{digest}"
+    if name in sys.modules:
+        return
+
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location(f"lookback_plugin_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
 
 
 def _load(name: str, load: Callable[[], object]) -> None:

@@ -1,13 +1,10 @@
-"""Records on disk: one JSON file each, written so that a half-written one never stands under a
-record's name.
-"""
+"""Records on disk: one JSON file each, which is never seen half written under a record's name."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Collection, Iterator
@@ -18,94 +15,84 @@ from pydantic import ValidationError
 from lookback.benchmarks.record import Record, one_line
 
 
+class TornRecordError(ValueError):
+    """A file that is not whole JSON: left by a power cut, a full disk or a merge conflict."""
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that under `path` stands the old content or the new one, whole, at any
-    moment.
-    """
+    """Write a text file; at any moment, `path` has either its old content or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
+        umask = os.umask(0)  # can only be read by setting it
         os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)  # mkstemp leaves 0600
-        Path(name).replace(path)
+        Path(temporary).chmod(0o666 & ~umask)  # mkstemp leaves 0600
+        Path(temporary).replace(path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(name).unlink()
+        Path(temporary).unlink(missing_ok=True)
         raise
 
 
 def write_record(folder: Path, record: Record) -> Path:
-    """Write `record` into `folder` under its cell's id."""
+    """Write a record into a folder under its cell's id."""
     path = folder / f"{record.cell.id}.json"
     text = json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False)
     write_atomically(path, text + "\n")
-    _flush(folder)
-    return path
 
-
-def _flush(folder: Path) -> None:
-    """Have a folder's new names outlive a power cut, where the system can (not on Windows)."""
+    # The folder too, so that the new name survives a power cut; Windows cannot.
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-class TornRecordError(ValueError):
-    """A record's file that is no whole JSON: what a power cut, a full disk or a merge leaves, and
-    nobody can read.
-    """
+    return path
 
 
 def read_record(path: Path) -> Record:
-    """Read one record; raises ValueError that names it and what was expected; TornRecordError where
-    it is torn.
+    """Read one record.
+
+    Raises ValueError that names the file and what was expected; TornRecordError if it is torn.
     """
     try:
         return Record.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        torn = any(fault["type"] == "json_invalid" for fault in error.errors(include_url=False))
-        kind = TornRecordError if torn else ValueError
+        is_torn = any(fault["type"] == "json_invalid" for fault in error.errors(include_url=False))
+        kind = TornRecordError if is_torn else ValueError
         raise kind(f"{path}: not a record of schema 1: {one_line(error)}") from None
     except OSError as error:
         raise ValueError(f"{path}: expected a file that can be read: {error.strerror}") from None
 
 
 def read_records(folder: Path, suites: Collection[str] = ()) -> Iterator[Record]:
-    """The records below `folder`, of these suites alone where any are named.
+    """Yield the records below a folder; if suites are named, only theirs.
 
-    One that cannot be read is left out, and a line on the error stream names it. Of a suite is what
-    says so of itself: a file of another folder that nowhere holds a suite's name is of none of
-    them, and is not taken apart.
+    A file that cannot be read is left out, and a line on the error stream names it. The record
+    says of which suite it is, not its folder.
     """
-    words = {json.dumps(suite).encode() for suite in suites}
+    quoted = [json.dumps(suite).encode() for suite in suites]
     for path in record_files(folder):
         try:
-            if (
-                words
-                and path.parent.name not in suites
-                and not any(word in path.read_bytes() for word in words)
-            ):
-                continue
+            # Parsing takes longest: skip files of other folders that do not contain the name.
+            if suites and path.parent.name not in suites:
+                content = path.read_bytes()
+                if not any(name in content for name in quoted):
+                    continue
             record = read_record(path)
         except (OSError, ValueError) as error:
             print(f"lookback: left out: {error}", file=sys.stderr)
-        else:
-            if not suites or record.suite in suites:
-                yield record
+            continue
+        if not suites or record.suite in suites:
+            yield record
 
 
 def record_files(folder: Path) -> Iterator[Path]:
-    """All records below `folder`, in the order of their paths; hidden files and folders are work in
-    progress.
-    """
+    """Yield all records below a folder, sorted; hidden files and folders are work in progress."""
     for path in sorted(folder.rglob("*.json")):
-        if not any(re.match(r"\.", part) for part in path.relative_to(folder).parts):
+        parts = path.relative_to(folder).parts
+        if not any(part.startswith(".") for part in parts):
             yield path

@@ -2,26 +2,29 @@
 
 title = "How far back can they recall?"
 
-[defaults]                     # every cell
+[defaults]                     # of every cell
 width = 64
 
-[[grid]]                       # lists are multiplied; a list field (test_lengths, learning_rates) takes a list of lists
+[[grid]]
 kind = "learn"
-task = ["copy", "recall"]
+task = ["copy", "recall"]      # 2 tasks x 2 models: 4 cells
 model = ["transformer", "rwkv"]
-scales = ["small", "paper"]    # only at these scales; at all, when left out
+test_lengths = [64, 256]       # a field that is a list itself; several of them: a list of lists
+scales = ["small", "paper"]    # only at these scales; without it, at all scales
 
-[match]                        # the other models' widths are worked out, so that parameters agree within 2 %
-by = "parameters"              # or "flops", of a training step, or "state_bytes", at the cell's length
-to = "transformer"             # whose width is the suite's; its `options`, the `tolerance` (0.02) and the
-                               # `multiple` of which widths are (1) may be given too
+[match]                        # work out the other models' widths so that sizes agree
+by = "parameters"              # or "flops" of a training step, or "state_bytes"
+to = "transformer"             # keeps the suite's width
+options = {}                   # of that model
+tolerance = 0.02               # largest relative difference
+multiple = 1                   # of which every width is
 
-[scales.smoke]                 # what a scale changes in every cell of every grid
+[scales.smoke]                 # what a scale changes in every cell
 steps = 3
-match = { tolerance = 0.2 }    # and in [match], which may also stand here alone, for this scale
+match = { tolerance = 0.2 }    # and in [match]; may also stand without one
 
-The batch is given by `batch_size` or by `batch_tokens`; what a grid says counts before the
-defaults, and what a scale says before both.
+A scale overrides a grid, and a grid overrides the defaults. The batch is given by `batch_size` or
+by `batch_tokens`.
 """
 
 from __future__ import annotations
@@ -51,46 +54,40 @@ from lookback.benchmarks.record import (
 
 FOLDER = Path(__file__).parent / "suites"
 DEFAULT_SCALE = "small"
-MOST_CELLS = 100_000  # of a grid: what a slip of the pen multiplies out to is told, not waited for
-FIRST = (
-    "kind",
-    "task",
-    "task_options",
-    "length",
-    "seed",
-)  # slowest to change; models alternate at each length
+KEYS = ("title", "defaults", "grid", "match", "scales")
+MOST_CELLS = 100_000  # per grid: a slip of the pen is an error, not a long wait
+
+# These fields change slowest, so that models alternate at each length.
+SLOWEST = ("kind", "task", "task_options", "length", "seed")
 
 
 class Match(StrictModel):
-    """What makes the suite's models comparable; see lookback.benchmarks.plan.match_widths, which
-    works the widths out.
-    """
+    """What makes a suite's models comparable; see lookback.benchmarks.plan.match_widths."""
 
     by: Literal["parameters", "flops", "state_bytes"] = "parameters"
-    to: Name
+    to: Name  # a model
     options: dict[str, Any] = Field(default_factory=dict)  # of that model
-    tolerance: float = Field(default=0.02, gt=0, lt=1)
-    multiple: int = Field(
-        default=1, ge=1, le=1024
-    )  # of which widths are: machines compute slower at odd ones
+    tolerance: float = Field(default=0.02, gt=0, lt=1)  # relative
+    multiple: int = Field(default=1, ge=1, le=1024)  # of all widths: odd ones compute slower
 
     def __str__(self) -> str:
-        measured = {
+        quantities = {
+            "parameters": "parameters",
             "flops": "operations of a training step",
             "state_bytes": "bytes of state at the cell's length",
         }
-        what, widths = measured.get(self.by, self.by), "widths"
-        if self.multiple > 1:
-            widths = f"widths, multiples of {self.multiple},"
-        return f"{widths} are worked out so that {what} agree with those of {self.to} within {100 * self.tolerance:g} %"
+        multiples = f", multiples of {self.multiple}," if self.multiple > 1 else ""
+        return (
+            f"widths{multiples} are worked out so that {quantities[self.by]} "
+            f"agree with those of {self.to} within {100 * self.tolerance:g} %"
+        )
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A named list of cells; `name` carries the scale, unless it is the default one.
+    """A named list of cells; `name` contains the scale, unless it is the default one.
 
-    With a `match`, widths stand as the file has them until lookback.benchmarks.plan.match_widths
-    has worked them out.
+    With a `match`, the cells have the widths of the file until match_widths has worked them out.
     """
 
     name: str
@@ -105,7 +102,10 @@ def suite_names() -> list[str]:
 
 
 def suite_path(name: str) -> Path:
-    """The file of a suite: one of ours by its name, or a user's by its path."""
+    """Return the file of a suite, one of ours by its name or a user's by its path.
+
+    Raises ValueError if there is none.
+    """
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
@@ -113,8 +113,10 @@ def suite_path(name: str) -> Path:
                 f"suite file {name!r} does not exist: expected the path of a TOML file"
             )
         return path
-    if name not in suite_names():
-        near = difflib.get_close_matches(name, suite_names()) or suite_names()
+
+    known = suite_names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known) or known
         raise ValueError(
             f"unknown suite {name!r}: expected {' or '.join(near)}, or the path of a .toml file"
         )
@@ -122,122 +124,115 @@ def suite_path(name: str) -> Path:
 
 
 def scaled(name: str, scale: str) -> str:
-    """The name under which records of a suite at a scale lie."""
+    """Return the name of a suite at a scale, which is also the folder of its records."""
     return name if scale == DEFAULT_SCALE else f"{name}-{scale}"
 
 
 def read_suite(name: str, scale: str = DEFAULT_SCALE, device: str = "cpu") -> Suite:
-    """Read a suite at a scale, its cells for a device; raises ValueError that names the file and
-    the key.
+    """Read a suite at a scale, with its cells for a device.
+
+    Raises ValueError that names the file and the key.
     """
     path = suite_path(name)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid TOML: {' '.join(str(error).split())}") from None
-    except ValueError:  # what int() says of ten thousand digits
-        raise ValueError(f"{path}: not valid TOML: a number is too long") from None
-    if not re.fullmatch(SUITE_NAME, scaled(path.stem, scale)):
+    suite_name = scaled(path.stem, scale)
+    content = _read_toml(path)
+    if not re.fullmatch(SUITE_NAME, suite_name):
         raise ValueError(
-            f"{str(path)!r}: expected a name of letters, digits, _, . and -, for its records' folder"
-        )
-    _check_keys(path, content, scale)
-    cells = dict.fromkeys(
-        _cells(path, content, scale, device)
-    )  # the same cell from two grids is one cell
-    if not cells:
-        raise ValueError(f"{path}: no cells at scale {scale!r}")
-    return Suite(
-        scaled(path.stem, scale),
-        content.get("title", path.stem),
-        tuple(cells),
-        _match(path, content, scale),
-    )
-
-
-def _check_keys(path: Path, content: Mapping[str, Any], scale: str) -> None:
-    unknown = set(content) - {"title", "defaults", "grid", "match", "scales"}
-    if unknown:
-        raise ValueError(
-            f"{path}: unknown key {sorted(unknown)[0]!r}: expected title, defaults, grid, match or scales"
-        )
-    if not isinstance(content.get("grid"), list) or not all(
-        isinstance(grid, dict) for grid in content["grid"]
-    ):
-        raise ValueError(f"{path}: grid: expected at least one [[grid]] table")
-    if not isinstance(content.get("title", ""), str):
-        raise ValueError(f"{path}: title: expected a text")
-    for number, grid in enumerate(content["grid"], start=1):
-        scales = grid.get("scales", [])
-        if not isinstance(scales, list) or not all(isinstance(name, str) for name in scales):
-            raise ValueError(f"{path}: grid {number}: scales: expected a list of names")
-    for key in ("defaults", "match", "scales"):
-        if not isinstance(content.get(key, {}), dict):
-            raise ValueError(f"{path}: {key}: expected a table")
-    for name, changed in content.get("scales", {}).items():
-        if not isinstance(changed, dict):
-            raise ValueError(f"{path}: scales.{name!r}: expected a table")
-    known = set(content.get("scales", {})) | {
-        s for grid in content["grid"] for s in grid.get("scales", [])
-    }
-    if scale not in known | {DEFAULT_SCALE}:
-        raise ValueError(
-            f"{path}: no scale {scale!r}: expected one of {', '.join(sorted(known | {DEFAULT_SCALE}))}"
+            f"{str(path)!r}: expected a name of letters, digits, _, . and -, "
+            "because it names the folder of the records"
         )
 
+    _check_types(path, content)
+    scales = content.get("scales", {})
+    known = {DEFAULT_SCALE, *scales}
+    for grid in content["grid"]:
+        known.update(grid.get("scales", []))
+    if scale not in known:
+        raise ValueError(f"{path}: no scale {scale!r}: expected one of {', '.join(sorted(known))}")
 
-def _match(path: Path, content: Mapping[str, Any], scale: str) -> Match | None:
-    """What the suite asks to be matched at a scale; nothing where neither the file nor the scale
-    has a `match`.
-    """
-    changed = content.get("scales", {}).get(scale, {})
-    if "match" not in {**content, **changed}:
-        return None
-    try:
-        return Match.model_validate({**content.get("match", {}), **changed.get("match", {})})
-    except (ValidationError, TypeError) as error:
-        told = (
-            one_line(error, Match.model_fields)
-            if isinstance(error, ValidationError)
-            else "expected a table"
-        )
-        raise ValueError(f"{path}: match: {told}") from None
-
-
-def _cells(path: Path, content: Mapping[str, Any], scale: str, device: str) -> Iterator[AnyCell]:
+    changes = scales.get(scale, {})
+    cells: list[AnyCell] = []
     for number, grid in enumerate(content["grid"], start=1):
         if scale not in grid.get("scales", [scale]):
             continue
-        changed = content.get("scales", {}).get(scale, {})
         try:
-            fields = _layered(content.get("defaults", {}), grid, changed)
-            if (count := _count(fields)) > MOST_CELLS:
-                raise ValueError(f"expected at most {MOST_CELLS:,} cells, not {count:,}")
+            cells += _cells(content.get("defaults", {}), grid, changes, device)
         except ValueError as error:
             raise ValueError(f"{path}: grid {number}: {error}") from None
-        for values in multiply(fields):
-            try:
-                yield make_cell({"device": device, **_of_its_kind(values, grid)})
-            except ValueError as error:
-                raise ValueError(f"{path}: grid {number}: {error}") from None
+    if not cells:
+        raise ValueError(f"{path}: no cells at scale {scale!r}")
+
+    distinct = tuple(dict.fromkeys(cells))  # two grids may contain the same cell
+    match = _match(path, content, changes)
+    return Suite(suite_name, content.get("title", path.stem), distinct, match)
 
 
-def _of_its_kind(values: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop the fields that the defaults or the scale set for cells of the other kind.
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid TOML: {' '.join(str(error).split())}") from None
+    except ValueError:  # from int(), of thousands of digits
+        raise ValueError(f"{path}: not valid TOML: a number is too long") from None
 
-    What a grid itself sets is kept: if its kind has no such field, that is the user's error.
-    """
-    own_fields = CELL_TYPES[values["kind"]].model_fields if values.get("kind") in CELL_TYPES else {}
-    all_fields = {name for cell_type in CELL_TYPES.values() for name in cell_type.model_fields}
-    other_fields = all_fields - set(own_fields) if own_fields else set()
-    return {
-        name: value for name, value in values.items() if name in grid or name not in other_fields
-    }
+
+def _check_types(path: Path, content: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the file consists of the tables and lists that a suite has."""
+    unknown = sorted(set(content) - set(KEYS))
+    if unknown:
+        raise ValueError(f"{path}: unknown key {unknown[0]!r}: expected one of {', '.join(KEYS)}")
+    if not isinstance(content.get("title", ""), str):
+        raise ValueError(f"{path}: title: expected a text")
+    for key in ("defaults", "match", "scales"):
+        if not isinstance(content.get(key, {}), dict):
+            raise ValueError(f"{path}: {key}: expected a table")
+    for name, changes in content.get("scales", {}).items():
+        if not isinstance(changes, dict):
+            raise ValueError(f"{path}: scales.{name!r}: expected a table")
+
+    grids: Any = content.get("grid")
+    if not _is_list_of(grids, dict):
+        raise ValueError(f"{path}: grid: expected at least one [[grid]] table")
+    for number, grid in enumerate(grids, start=1):
+        if not _is_list_of(grid.get("scales", []), str):
+            raise ValueError(f"{path}: grid {number}: scales: expected a list of names")
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+def _match(path: Path, content: Mapping[str, Any], changes: Mapping[str, Any]) -> Match | None:
+    """Return the suite's `match` with the changes of a scale; None if neither has one."""
+    if "match" not in content and "match" not in changes:
+        return None
+    try:
+        return Match.model_validate({**content.get("match", {}), **changes.get("match", {})})
+    except ValidationError as error:
+        raise ValueError(f"{path}: match: {one_line(error, Match.model_fields)}") from None
+    except TypeError:  # the scale's is not a table
+        raise ValueError(f"{path}: match: expected a table") from None
+
+
+def _cells(
+    defaults: Mapping[str, Any], grid: Mapping[str, Any], changes: Mapping[str, Any], device: str
+) -> list[AnyCell]:
+    """Multiply a grid out into cells, under the changes of a scale."""
+    fields = _layered(defaults, grid, changes)
+    count = _count(fields)
+    if count > MOST_CELLS:
+        raise ValueError(f"expected at most {MOST_CELLS:,} cells, not {count:,}")
+
+    cells = []
+    for values in multiply(fields):
+        cells.append(make_cell({"device": device, **_of_kind(values, grid)}))
+    return cells
 
 
 def _layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of all layers, later ones first, where the size of a batch and its tokens exclude
-    each other.
+    """Return the fields of all layers, of which later ones override earlier ones.
+
+    A later `batch_size` overrides `batch_tokens` too, from which it would follow.
     """
     fields: dict[str, Any] = {}
     for layer in layers:
@@ -248,39 +243,73 @@ def _layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
         if "batch_size" in layer:
             fields.pop("batch_tokens", None)
         fields |= layer
-    return {key: value for key, value in fields.items() if key not in ("scales", "match")}
+    return {name: value for name, value in fields.items() if name not in ("scales", "match")}
+
+
+def _of_kind(values: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the fields that the defaults or the scale set for cells of the other kind.
+
+    Raises ValueError if the grid itself sets such a field.
+    """
+    kind = values.get("kind")
+    if kind not in list(CELL_TYPES):
+        kinds = " or ".join(map(repr, CELL_TYPES))
+        raise ValueError(f"kind: expected {kinds}, not {kind!r:.100}")
+
+    fields = {}
+    for name, value in values.items():
+        kinds_with_field = [
+            other for other, cell_type in CELL_TYPES.items() if name in cell_type.model_fields
+        ]
+        if kind in kinds_with_field or not kinds_with_field:  # make_cell rejects unknown fields
+            fields[name] = value
+        elif name in grid:
+            other = kinds_with_field[0]
+            raise ValueError(f"{name}: a field of kind {other!r}, but this grid is of {kind!r}")
+    return fields
 
 
 def multiply(fields: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every combination of the values of list fields; tables (options) are multiplied out inside."""
-    order = sorted(fields, key=lambda key: FIRST.index(key) if key in FIRST else len(FIRST))
-    choices = [_choices(key, fields[key]) for key in order]
+    """Yield every combination of the values of list fields, also inside tables (options)."""
+    names = [name for name in SLOWEST if name in fields]
+    names += [name for name in fields if name not in SLOWEST]
+    choices = [_choices(name, fields[name]) for name in names]
     for values in itertools.product(*choices):
-        yield dict(zip(order, values, strict=True))
+        yield dict(zip(names, values, strict=True))
 
 
-def _count(fields: Mapping[str, Any]) -> int:
-    """How many combinations `multiply` would give, at most, without making them."""
-    return math.prod(_width(value) for value in fields.values())
-
-
-def _width(value: Any) -> int:
-    if isinstance(value, dict):
-        return _count(value)
-    if isinstance(value, list):
-        return sum(_width(item) if isinstance(item, dict) else 1 for item in value)
-    return 1
-
-
-def _choices(key: str, value: Any) -> Sequence[Any]:
+def _choices(name: str, value: Any) -> Sequence[Any]:
     if isinstance(value, dict):
         return list(multiply(value))
     if not isinstance(value, list):
         return [value]
-    if value and isinstance(value[0], dict):  # tables listed one by one
-        return [combination for table in value for combination in _choices(key, table)]
-    many = value and isinstance(value[0], list)
-    return value if many or key not in LIST_FIELDS else [value]
+
+    first = value[0] if value else None
+    if isinstance(first, dict):  # tables listed one by one
+        combinations: list[Any] = []
+        for table in value:
+            combinations += _choices(name, table)
+        return combinations
+    if name in LIST_FIELDS and not isinstance(first, list):
+        return [value]
+    return value
+
+
+def _count(fields: Mapping[str, Any]) -> int:
+    """Return an upper bound of the number of combinations, without making them."""
+    return math.prod(_count_choices(value) for value in fields.values())
+
+
+def _count_choices(value: Any) -> int:
+    if isinstance(value, dict):
+        return _count(value)
+    if not isinstance(value, list):
+        return 1
+
+    count = 0
+    for item in value:
+        count += _count(item) if isinstance(item, dict) else 1
+    return count
 
 
 def select(cells: Sequence[AnyCell], field: str, values: Sequence[Any]) -> tuple[AnyCell, ...]:

@@ -39,6 +39,8 @@ NO_TORCH = (
     "storage",
     "suite",
     "machine",
+    "run.process",
+    "run.progress",
     "run.runner",
     "run.ray_engine",
     "report",

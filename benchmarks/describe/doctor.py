@@ -17,7 +17,6 @@ OPTIONAL = {
     "transformers": "models named hf:TYPE, and peers in `make speed`",
     "fla": "flash-linear-attention: models named fla:TYPE, and a peer in `make speed` on a GPU",
     "ray": "several machines, --engine ray",
-    "submitit": "a Slurm cluster, --engine slurm",
 }
 SHOWN = 8  # packages that are not as pinned
 

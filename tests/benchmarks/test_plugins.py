@@ -1,4 +1,4 @@
-"""A package of somebody else's, really installed, whose tasks and models are there without a flag."""
+"""An installed package of a user, whose tasks and models are available without a flag."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ import pytest
 
 from lookback.benchmarks.storage import read_record, record_files
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MODULE = '''
 """Means of what was read."""
 
@@ -90,16 +90,15 @@ repeats = 2
 
 
 def wheel(folder: Path, module: str = MODULE) -> Path:
-    """What a build of the package makes: a wheel, whose metadata say where Lookback finds its
-    plug-in.
-    """
+    """Write a wheel of the package, whose entry point names the plug-in."""
     about = "acme_memory-1.2.dist-info"
     files = {
         "acme_memory/__init__.py": "",
         "acme_memory/layers.py": LAYERS,
         "acme_memory/lookback.py": module,
         f"{about}/METADATA": "Metadata-Version: 2.1\nName: acme-memory\nVersion: 1.2\n",
-        f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: a test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: a test\nRoot-Is-Purelib: true\n"
+        "Tag: py3-none-any\n",
         f"{about}/entry_points.txt": "[lookback.plugins]\nacme = acme_memory.lookback\n",
     }
     table = io.StringIO()
@@ -115,7 +114,7 @@ def wheel(folder: Path, module: str = MODULE) -> Path:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where pip has installed it."""
+    """The folder into which pip has installed it."""
     folder = tmp_path_factory.mktemp("acme")
     pip = [
         sys.executable,

@@ -200,7 +200,7 @@ RECORDS = [
     json.loads(record.model_dump_json())
     for record in (
         learn_record(CELL),
-        cost_record(as_cost(CELL, {"test_lengths": ()})),
+        cost_record(as_cost(CELL)),
     )
 ]
 
@@ -506,21 +506,16 @@ EVIL = (
 def strangers(text: str) -> list[Record]:
     """Records with a text wherever one may stand; where it is refused, it is left out."""
     found = []
-    for number, make in enumerate((learn_record, cost_record)):
+    for base, make in ((CELL, learn_record), (as_cost(CELL), cost_record)):
         for model in ("rwkv", "transformer"):
             for length in (24, 48):
-                cell = make_cell(
-                    {
-                        **CELL.model_dump(),
-                        "kind": ("learn", "cost")[number],
-                        "model": model,
-                        "length": length,
-                        "task_options": {"way": text},
-                        "model_options": {"option": text, text: 1} if model == "rwkv" else {},
-                        "test_lengths": () if number else (24, 48),
-                        "start_length": None,
-                    }
-                )
+                fields = {
+                    "model": model,
+                    "length": length,
+                    "task_options": {"way": text},
+                    "model_options": {"option": text, text: 1} if model == "rwkv" else {},
+                }
+                cell = make_cell({**base.model_dump(), **fields})
                 record = make(cell)
                 facts = FACTS.model_copy(
                     update={"source": text, "data": {"revision": text, text: text}}

@@ -1,6 +1,4 @@
-"""Many records: what is read grows with the cells asked for, and never faster than the records;
-counted, not timed.
-"""
+"""With many records, reading grows with the cells in question; reads are counted, not timed."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -8,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lookback.benchmarks import record
+from lookback.benchmarks import storage
 from lookback.benchmarks.record import Cell, Record
 from lookback.benchmarks.report import Made, make_reports, page
 from lookback.benchmarks.run.runner import Runner
@@ -21,27 +19,23 @@ Counted = Callable[[Callable[[], object]], Counter[str]]
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
-    """Counts what a call does: files opened, files taken apart as records, and all files looked at
-    by name.
-    """
-    found: Counter[str] = Counter()
+    """Counts the files that a call opens and those that it parses as records."""
+    counts: Counter[str] = Counter()
 
-    def count(what: str, call: Callable[..., object]) -> Callable[..., object]:
+    def count(name: str, call: Callable[..., object]) -> Callable[..., object]:
         def counting(*arguments: object, **named: object) -> object:
-            found[what] += 1
+            counts[name] += 1
             return call(*arguments, **named)
 
         return counting
 
     monkeypatch.setattr(Path, "read_bytes", count("opened", Path.read_bytes))
-    monkeypatch.setattr(
-        Record, "model_validate_json", count("taken apart", Record.model_validate_json)
-    )
+    monkeypatch.setattr(Record, "model_validate_json", count("parsed", Record.model_validate_json))
 
     def of(call: Callable[[], object]) -> Counter[str]:
-        found.clear()
+        counts.clear()
         call()
-        return found.copy()
+        return counts.copy()
 
     return of
 
@@ -49,19 +43,19 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
 def fill(
     results: Path, cell: Cell, suite: str, seeds: range, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Cell, ...]:
-    """Records of a suite, one a seed, on the machine that the tests run on."""
-    monkeypatch.setattr(record.os, "fsync", lambda handle: None)
+    """Write records of a suite on this machine, one per seed."""
+    monkeypatch.setattr(storage.os, "fsync", lambda handle: None)
     cells = tuple(cell.model_copy(update={"seed": seed}) for seed in seeds)
     folder = Runner(results, Suite(suite, "", cells)).folder(cell)
-    for one in cells:
-        write_record(folder, learn_record(one, suite=suite))
+    for seeded in cells:
+        write_record(folder, learn_record(seeded, suite=suite))
     return cells
 
 
-def test_what_is_missing_is_found_by_reading_its_own_cells_once(
+def test_missing_cells_take_one_read_per_cell(
     tmp_path: Path, cell: Cell, counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many records lie beside them, in this folder and in others."""
+    """The records beside them are not read, in this folder and in others."""
     cells = fill(tmp_path, cell, "mine", range(20), monkeypatch)
     runner = Runner(
         tmp_path, Suite("mine", "", (*cells[:10], cell.model_copy(update={"seed": 99})))
@@ -69,22 +63,22 @@ def test_what_is_missing_is_found_by_reading_its_own_cells_once(
     few = counted(runner.missing)
     for number in range(10):
         fill(tmp_path, cell, f"other-{number}", range(20), monkeypatch)
-    assert counted(runner.missing) == few == Counter({"opened": 10, "taken apart": 10})
+    assert counted(runner.missing) == few == Counter({"opened": 10, "parsed": 10})
     twice = Runner(tmp_path, Suite("mine", "", cells))
-    assert counted(twice.missing) == Counter({"opened": 20, "taken apart": 20})
+    assert counted(twice.missing) == Counter({"opened": 20, "parsed": 20})
 
 
-def test_a_report_takes_apart_the_records_of_its_suite_alone(
+def test_a_report_parses_only_the_records_of_its_suite(
     tmp_path: Path, cell: Cell, counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The others are opened at most once each, to see that they nowhere name the suite."""
+    """Other files are opened at most once, to see that they do not contain the suite's name."""
     monkeypatch.setattr(page, "make_page", lambda records, folder: Made(str(len(records)), folder))
     fill(tmp_path, cell, "mine", range(10), monkeypatch)
     report = lambda: make_reports(tmp_path, tmp_path / "reports", ["mine"])  # noqa: E731
-    assert counted(report) == Counter({"opened": 10, "taken apart": 10})
+    assert counted(report) == Counter({"opened": 10, "parsed": 10})
     for number in range(1, 4):
         fill(tmp_path, cell, f"other-{number}", range(50), monkeypatch)
-        assert counted(report) == Counter({"opened": 10 + 50 * number, "taken apart": 10})
+        assert counted(report) == Counter({"opened": 10 + 50 * number, "parsed": 10})
     (made,) = report()  # type: ignore[misc]
     assert made.table == "10"
 
@@ -92,9 +86,7 @@ def test_a_report_takes_apart_the_records_of_its_suite_alone(
 def test_records_are_found_wherever_they_lie(
     tmp_path: Path, cell: Cell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A record says itself of what suite it is: the folder's name only tells which to look into
-    first.
-    """
+    """A record says of which suite it is; the folder's name does not."""
     (tmp_path / "mine").mkdir()
     names = ("mine", "mine-smoke", "other", "mine")
     for seed, (suite, folder) in enumerate(

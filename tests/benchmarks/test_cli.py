@@ -1,38 +1,19 @@
-"""What a user types, and what she sees when it is wrong: one clear line, exit code 2, nothing
-touched.
-"""
+"""Command lines: output, and for wrong use one clear line, exit code 2 and no file touched."""
 
-import contextlib
-import io
 import json
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
-from lookback.benchmarks.cli import main
 from lookback.benchmarks.describe.lists import catalogue
 from lookback.models.model import model_names
 from lookback.tasks.task import task_names
+from tests.command_line import lookback
 
-ROOT = Path(__file__).parent.parent
-PLUGIN = str(Path(__file__).parent / "plugin_models.py")
-
-
-def lookback(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """What the console script does, in this process: another would spend its time on importing
-    torch.
-    """
-    said, wrong = io.StringIO(), io.StringIO()
-    typed = mock.patch.object(sys, "argv", ["lookback", *arguments])
-    streams = contextlib.redirect_stdout(said), contextlib.redirect_stderr(wrong)
-    with pytest.raises(SystemExit) as ended, contextlib.chdir(ROOT), streams[0], streams[1], typed:
-        main()
-    return subprocess.CompletedProcess(
-        arguments, int(ended.value.code or 0), said.getvalue(), wrong.getvalue()
-    )
+ROOT = Path(__file__).parents[2]
+PLUGIN = str(ROOT / "tests" / "plugin_models.py")
 
 
 def test_lists_hold_what_is_registered() -> None:
@@ -124,7 +105,8 @@ def test_gpu_hours_are_planned_without_a_gpu(tmp_path: Path) -> None:
 
 def test_sizes_are_matched_as_a_suite_asks(tmp_path: Path) -> None:
     (tmp_path / "fair.toml").write_text(
-        '[match]\nto = "transformer"\n[[grid]]\nkind = "cost"\ntask = "copy"\nmodel = ["transformer", "rrwkv"]\n'
+        '[match]\nto = "transformer"\n[[grid]]\nkind = "cost"\ntask = "copy"\n'
+        'model = ["transformer", "rrwkv"]\n'
         "width = 64\ndepth = 2\nlength = 64\nbatch_size = 1\n"
     )
     suite = str(tmp_path / "fair.toml")
@@ -146,6 +128,11 @@ def test_sizes_are_matched_as_a_suite_asks(tmp_path: Path) -> None:
     assert refused.returncode == 2 and "nearest comes width" in refused.stderr
 
 
+TAKEN = """
+from torch import nn
+from lookback.models.model import register_model
+register_model("rwkv")(nn.Identity)
+"""
 BROKEN = '[[grid]]\nkind = "learn"\ntask = "copy"\nmodle = "rwkv"\n'
 
 
@@ -166,6 +153,8 @@ BROKEN = '[[grid]]\nkind = "learn"\ntask = "copy"\nmodle = "rwkv"\n'
         (["run", "quick", "--seed", "-1"], "seed: "),
         (["run", "quick", "--device", "cuda"], "use --device cpu"),
         (["run", "quick", "--device", "tpu"], "tpu"),
+        (["run", "quick", "--share", "0.5"], "expected --engine ray too"),
+        (["run", "quick", "--budget", "-1"], "Invalid value for '--budget'"),
         (["run", "quick", "--colour", "red"], "--colour"),
         (["run", "quick", "--plugin", "nothing.py"], "expected an existing .py file"),
         (
@@ -184,12 +173,9 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     (tmp_path / "broken.toml").write_text(BROKEN)
-    taken = "from torch import nn\nfrom lookback.models.model import register_model\nregister_model('rwkv')(nn.Identity)\n"
-    (tmp_path / "taken.py").write_text(taken)
-    (tmp_path / "clash" / "tasks").mkdir(parents=True)
-    (tmp_path / "clash" / "mine.py").write_text("")
-    places = {"BROKEN": "broken.toml", "TAKEN": "taken.py", "CLASH": "clash/mine.py"}
-    arguments = [str(tmp_path / places[a]) if a in places else a for a in arguments]
+    (tmp_path / "taken.py").write_text(TAKEN)
+    files = {"BROKEN": "broken.toml", "TAKEN": "taken.py"}
+    arguments = [str(tmp_path / files[word]) if word in files else word for word in arguments]
     if arguments[0] == "run":
         arguments += ["--results", str(tmp_path / "results")]
     done = lookback(*arguments)

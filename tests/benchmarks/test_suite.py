@@ -1,4 +1,4 @@
-"""TOML files -> cells, and every suite of ours asks for what exists."""
+"""TOML files are read into cells, and every suite of ours asks for tasks and models that exist."""
 
 from pathlib import Path
 
@@ -87,6 +87,10 @@ def test_scales_change_every_cell_and_choose_grids(tmp_path: Path) -> None:
         (('kind = "learn"', 'kind = "lern"'), "kind: .*'learn' or 'cost'"),
         (("length = [64, 128]", "length = []"), "no cells"),
         (("length = 32", "lenght = 32"), "lenght: unknown field"),
+        (
+            ("test_lengths = [64, 256]", "repeats = 3"),
+            "grid 1: repeats: a field of kind 'cost', but this grid is of 'learn'",
+        ),
     ],
 )
 def test_a_broken_suite_is_told_in_one_line(
@@ -158,7 +162,7 @@ def test_the_nearest_word_on_the_batch_counts(tmp_path: Path) -> None:
         )
 
 
-def test_narrowing_to_a_length_works_the_batch_out_anew(tmp_path: Path) -> None:
+def test_selecting_a_length_works_the_batch_out_anew(tmp_path: Path) -> None:
     cells = read_suite(
         suite_file(tmp_path, GOOD.replace("batch_size = 2", "batch_tokens = 256"))
     ).cells
@@ -173,7 +177,7 @@ def test_narrowing_to_a_length_works_the_batch_out_anew(tmp_path: Path) -> None:
     }
 
 
-def test_narrow_selects_what_is_there_and_puts_in_what_is_not(tmp_path: Path) -> None:
+def test_select_selects_known_values_and_substitutes_others(tmp_path: Path) -> None:
     cells = read_suite(suite_file(tmp_path, GOOD), "paper").cells
     assert {cell.model for cell in select(cells, "model", ["lstm"])} == {"lstm"}
     mine = select(cells, "model", ["mine"])

@@ -1,4 +1,4 @@
-"""What the documents tell people to type works, and what they name exists."""
+"""The commands of README and CONTRIBUTING work, and the files that they name exist."""
 
 import re
 import shlex
@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from lookback.benchmarks.storage import read_record, record_files
+from tests.command_line import lookback
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md")
 
 
@@ -33,45 +34,47 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_commands_work(command: str, tmp_path: Path) -> None:
-    words = shlex.split(command)
-    if words[0] == "make":
-        done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
-    elif words[0] == "lookback":
-        dry = ["--dry-run", "--results", str(tmp_path)] if words[1] == "run" else []
-        dry += ["--scale", "smoke"] if words[1] == "run" and "--scale" not in words else []
+    program, *words = shlex.split(command)
+    if program == "make":
+        done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    elif program == "lookback":
         if "mine.toml" in words:
             pytest.skip("a file of the reader's own")
-        if words[1] == "compare":
-            words[2:] = ["results", "results"]
-        if words[1] == "report":
-            dry = ["--reports", str(tmp_path)]
-        if words[1] == "prefetch":
-            dry = ["--help"]  # it fetches from the network
-        done = subprocess.run(
-            [sys.executable, "-m", "lookback.benchmarks.cli", *words[1:], *dry],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
+        done = lookback(*harmless(words, tmp_path))
+        assert done.returncode == 0, done.stderr
     else:
-        assert words[0] in ("git", "cd", "."), command
-        return
-    assert done.returncode == 0, done.stderr
+        assert program in ("git", "cd", "."), command
+
+
+def harmless(words: list[str], folder: Path) -> list[str]:
+    """The same verb and options, changed to use little time and to write to this folder only."""
+    verb = words[0]
+    if verb == "run":
+        scale = [] if "--scale" in words else ["--scale", "smoke"]
+        return [*words, *scale, "--dry-run", "--results", str(folder)]
+    if verb == "report":
+        return [*words, "--reports", str(folder)]
+    if verb == "compare":
+        return ["compare", "results", "results"]
+    if verb == "prefetch":  # uses the network
+        return [*words, "--help"]
+    return words
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_files_and_links_exist(page: str) -> None:
-    found = re.findall(r"\]\((?!http)([^)#]+)\)", text(page))
-    found += re.findall(
+    names = re.findall(r"\]\((?!http)([^)#]+)\)", text(page))
+    names += re.findall(
         r"`((?:tasks|models|benchmarks|tests|results|reports|docs|\.ci)/[\w./-]*)`", text(page)
     )
-    assert found
-    for name in found:
+    assert names
+    for name in names:
         assert (ROOT / name).exists(), name
 
 
 def test_examples_run(tmp_path: Path) -> None:
-    """The task and the model of CONTRIBUTING are plug-ins that train, together."""
+    """The task and the model of CONTRIBUTING are plug-ins, and the model trains on the task."""
     task, model = blocks("CONTRIBUTING.md", "python")
     (tmp_path / "echo.py").write_text(task)
     (tmp_path / "averages.py").write_text(model)
@@ -122,10 +125,10 @@ def test_the_model_of_contributing_keeps_the_contract(tmp_path: Path) -> None:
     assert torch.allclose(block(x), torch.stack(outputs, 1))
 
 
-@pytest.mark.parametrize("what", ["table", "lines"])
-def test_what_is_quoted_stands_in_the_report(what: str) -> None:
+@pytest.mark.parametrize("kind", ["table", "lines"])
+def test_quotations_are_lines_of_the_report(kind: str) -> None:
     """Every line of the README between a report's marks is one of the committed report."""
-    quoted = re.findall(rf"<!-- {what} of (\S+) -->\n(.*?)\n<!-- end -->", text("README.md"), re.S)
+    quoted = re.findall(rf"<!-- {kind} of (\S+) -->\n(.*?)\n<!-- end -->", text("README.md"), re.S)
     assert quoted
     for page, lines in quoted:
         report = (ROOT / page).read_text(encoding="utf-8").splitlines()

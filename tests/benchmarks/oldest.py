@@ -1,16 +1,14 @@
-"""The oldest versions that pyproject.toml allows, as pip's constraints: `make test-oldest` installs
-them and tests.
+"""Prints the oldest versions that pyproject.toml allows, as constraints for `make test-oldest`.
 
-torch and triton stay as constraints.txt pins them: of older ones there is no build for a CPU
-everywhere, and one for GPUs takes gigabytes. What these packages need in turn is the newest that
-fits them.
+torch and triton keep the versions of constraints.txt: older ones have no CPU build everywhere, and
+a build for GPUs takes gigabytes. The dependencies of these packages are the newest that fit.
 """
 
 import re
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PINNED = ("torch", "triton")
 
 
