@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from lookback.benchmarks.measure.cost import cost
 from lookback.benchmarks.measure.train import learn
-from lookback.benchmarks.plan.estimate import count_parameters, need
+from lookback.benchmarks.plan.estimate import count_parameters, estimate
 from lookback.benchmarks.plan.match_widths import nearest
 from lookback.benchmarks.record import Cell, make_cell
 from lookback.models.model import (
@@ -326,7 +326,7 @@ def test_it_is_foreseen_and_sized() -> None:
     """
     cell = small("cost")
     foreseen, measured = (
-        need(cell),
+        estimate(cell),
         cost(cell, get_task("copy"), lambda *_: None).phases["training"],
     )
     assert foreseen.parameters == count_parameters(cell) and foreseen.step_flops == measured.flops

@@ -35,7 +35,7 @@ from lookback.benchmarks.report.tradeoff import points_of
 from lookback.benchmarks.storage import write_record
 from tests.records import FACTS, as_cost, cost_record, learn_record, record, score, trained
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 EVIL = '<script>window.stolen = 1</script><img src="https://evil.example/x.png" onerror="window.stolen = 2">'
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 

@@ -20,7 +20,7 @@ from lookback.benchmarks.suite import suite_names
 from lookback.models.model import model_names
 from lookback.tasks.task import task_names
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 PAGES = sorted(
     path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 )
