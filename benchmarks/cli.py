@@ -362,9 +362,9 @@ def prefetch(
     plugin: Plugins = None,
 ) -> None:
     """Fetch a task's data, or make them all, check them, and keep them under data/."""
-    from lookback.benchmarks.describe.spec import prefetched
+    from lookback.benchmarks.describe.data_sets import prefetch as fetch_data
 
-    print(prefetched(task, length, option or [], plugin or []))
+    print(fetch_data(task, length, option or [], plugin or []))
 
 
 @app.command()

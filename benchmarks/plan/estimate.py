@@ -52,6 +52,7 @@ IRRELEVANT = (
     "deterministic",
 )
 READ_NUMBER = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
+FORMULAS = counter().flop_registry
 LSTM = torch.ops.aten.mkldnn_rnn_layer.default
 
 
@@ -196,9 +197,9 @@ class FakeRun:
     def measure(self, run: Callable[[], None]) -> tuple[int, int]:
         """Return the operations of a call, and the most bytes that are alive during it."""
         live = FakeBytes(alive_in(self.model, self.optimizer), self.counts_scratch)
-        with live, counter() as flops:
+        with live:
             run()
-        return flops.get_total_flops(), live.peak
+        return live.flops, live.peak
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,10 @@ def fake_batch_maker(cell: AnyCell, length: int) -> Callable[[int], FakeBatch]:
 
 
 class FakeBytes(LiveBytes):
-    """LiveBytes for tensors without numbers; code that reads a number to choose its path reads 0.
+    """LiveBytes for tensors without numbers, which counts operations, too.
+
+    Code that reads a number to choose its path reads 0. `flops` follows the formulas of torch's
+    FlopCounterMode, whose module hooks would keep gradients alive and so change the bytes.
 
     Args:
         alive: tensors that are alive before, as for LiveBytes.
@@ -253,6 +257,7 @@ class FakeBytes(LiveBytes):
     def __init__(self, alive: Any, scratch: bool) -> None:
         super().__init__(alive)
         self.scratch = scratch
+        self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in READ_NUMBER:
@@ -262,6 +267,9 @@ class FakeBytes(LiveBytes):
 
         before = self.now
         result = super().__torch_dispatch__(func, types, args, kwargs)
+        if func.overloadpacket in FORMULAS:
+            formula = FORMULAS[func.overloadpacket]
+            self.flops += formula(*args, **(kwargs or {}), out_val=result)
         if self.scratch and func.name() in OPDEFS:
             self.peak = max(self.peak, before + _scratch_bytes(func, args, kwargs or {}))
         if func is LSTM and args[-1]:  # in training; the fake operator's workspace is empty
