@@ -52,21 +52,11 @@ class PlannedCell:
 
     def values(self) -> dict[str, Any]:
         """Return everything as JSON takes it: bytes, seconds, operations."""
-        return {
-            "id": self.cell.id,
-            "model": self.cell.model,
-            "width": self.cell.width,
-            "length": self.cell.length,
-            "parameters": self.parameters,
-            "step_flops": self.step_flops,
-            "flops": self.flops,
-            "peak_bytes": self.peak_bytes,
-            "processes": self.cell.processes,
-            "seconds": self.seconds,
-            "seconds_scaled_by": self.seconds_scaled_by,
-            "hours": self.hours,
-            "state": self.state,
-        }
+        values = {"id": self.cell.id, **vars(self), "hours": self.hours}
+        del values["cell"]
+        for name in ("model", "width", "length", "processes"):
+            values[name] = getattr(self.cell, name)
+        return values
 
 
 @dataclass(frozen=True)

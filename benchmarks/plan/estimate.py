@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
@@ -142,8 +143,22 @@ def count_parameters(cell: AnyCell) -> int:
 
     Raises ValueError if the model does not exist or cannot have this width.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), SkipRandomInit():
         return parameter_count(model_of(cell, task_of(cell)))
+
+
+class SkipRandomInit(TorchFunctionMode):
+    """Leave tensors as they are instead of drawing random numbers into them.
+
+    On the meta device drawing has no effect, but makes torch import its compiler, which takes
+    seconds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "").endswith(("normal_", "uniform_")):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def step_flops(cell: AnyCell) -> int:
