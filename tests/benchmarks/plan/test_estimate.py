@@ -39,8 +39,9 @@ def small(model: str, **fields: object) -> Cell:
         "depth": 2,
         "length": 64,
         "batch_size": 2,
-        "repeats": 1,
     }
+    if fields.get("kind") != "learn":
+        given["repeats"] = 1
     return make_cell({**given, "model": model, **fields})
 
 
