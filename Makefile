@@ -110,7 +110,7 @@ pictures: $(READY) ## make the documentation's pictures anew from the data
 	@$(BIN)/python -m lookback.benchmarks.describe.pictures
 
 cards: $(READY) ## make the page of the tasks' spec cards anew: docs/tasks.md
-	@$(BIN)/python -m lookback.benchmarks.describe.task_page
+	@$(BIN)/python -m lookback.benchmarks.describe.cards
 
 speed: $(READY) ## measure operators, training steps and samplers beside their peers
 	@$(UV) --constraint constraints.txt --editable '.[dev,peers]'

@@ -372,9 +372,9 @@ def prefetch(
     plugin: Plugins = None,
 ) -> None:
     """Download or generate the data of a task, check them, and keep them in data/."""
-    from lookback.benchmarks.describe.spec import prefetched
+    from lookback.benchmarks.describe.data_sets import prefetch as fetch_data
 
-    print(prefetched(task, length, option or [], plugin or []))
+    print(fetch_data(task, length, option or [], plugin or []))
 
 
 @app.command()

@@ -1,16 +1,24 @@
-"""Cards of tasks and models, for people."""
+"""Cards of tasks and models: for a terminal, and as the page docs/tasks.md.
+
+`python -m lookback.benchmarks.describe.cards` writes the page. Corpora that must be fetched are
+absent from it, so that it is the same on every machine; what depends on the version of Python names
+the version.
+"""
 
 from __future__ import annotations
 
 import inspect
 import math
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 import torch
 
-from lookback.benchmarks.describe.spec import spec
+from lookback.benchmarks.describe.data_sets import example, summarise
+from lookback.benchmarks.describe.lists import catalogue
 from lookback.benchmarks.plugins import load_plugins
 from lookback.models.model import (
     build_model,
@@ -19,113 +27,277 @@ from lookback.models.model import (
     parameter_count,
     registered_block,
 )
+from lookback.tasks.files import data_folder
 from lookback.tasks.task import IGNORE, AbsentCorpusError, Batch, Task, get_task, task_names
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "tasks.md"
+DISTANCE_EXAMPLES = 256  # examples that distances are counted in
+DISTANCE_LENGTH = 256  # most tokens of each of them
+SHORT_LENGTH = 24  # tokens of the sequences that a card shows
+MAX_SYMBOLS = 20  # that a card lists
+MAX_LINES = 40  # of an example on the page
+SIZES = ((64, 2), (768, 12))  # width and depth of the models whose parameters a card states
+
+HEAD = """# Tasks
+
+One card per task, made from the registry by `make cards`. `lookback describe NAME` shows the card
+of any task, also of your own, with the data on your machine. Options are set in a suite,
+`task_options = { pairs = 4 }`; the cards describe the default options.
+
+- **Targets**: position t holds what a model must output after reading the tokens up to t; `.` is
+  neither asked nor scored.
+- **Distance**: how many positions before a question the information for its answer lies. Accuracy
+  is also reported by distance. Tasks with one label per sequence, and text, have no distances.
+- **Constant baseline**: the score of the best answer that never looks at the input. Judge a model
+  by how far it is above this.
+- **Splits** never share a stream of examples; validation and test are the same for every model and
+  seed.
+
+How answers are scored: [measuring](measuring.md). Corpora, their sizes and terms:
+[corpora](corpora.md).
+
+"""
 
 
 def card(name: str, plugins: Sequence[str] = ()) -> str:
-    """The card of a task or of a model; raises ValueError when nothing has this name."""
-    load_plugins(plugins)
+    """Return the card of a task or model for a terminal; raises ValueError if there is neither."""
+    load_plugins(list(plugins))
     if name in task_names():
         return task_card(get_task(name))
     if ":" in name or name in model_names():
         return model_card(name)
     raise ValueError(
-        f"nothing is called {name!r}: `lookback list` tasks, models or suites shows what there is"
+        f"nothing is called {name!r}: `lookback list` tasks, models or suites shows the names"
     )
 
 
 def task_card(task: Task) -> str:
-    """The rule of a task, its facts and options, what is known of its data, and examples."""
-    data, examples = _data(task)
-    facts = {
-        "rule": task.source,
-        "vocabulary": f"{task.vocabulary} tokens",
-        "answers": f"{task.classes} classes, one a sequence"
-        if task.classes
-        else "one at every position that is asked",
-        "score": f"{task.score}; {_constant(task)}",
-        "lengths": f"{', '.join(map(str, task.lengths))}{_other_lengths(task)}",
-        "options": ", ".join(f"{key}={value!r}" for key, value in task.options.items()) or "none",
-        **data,
-    }
-    lines = [f"{key:12} {value}" for key, value in facts.items()]
-    return "\n\n".join(
-        [f"{task.name}: {inspect.getdoc(task.sampler)}", "\n".join(lines), *examples]
-    )
-
-
-def _data(task: Task) -> tuple[dict[str, Any], list[str]]:
-    """What identifies a task's data, and examples; how to get the data, where they are not here."""
+    """Return a task's rule, facts and examples for a terminal."""
+    facts = task_facts(task)
+    examples: list[str] = []
     try:
-        facts = {f"data {key}": value for key, value in task.data.items()}
-        return facts, [spec(task)] if task.classes and task.sizes else examples(task)
+        for key, value in task.data.items():
+            facts[f"data {key}"] = str(value)
+        if task.classes and task.sizes:
+            summary, examples = summarise(task)
+            facts |= summary
+        else:
+            examples = sequence_examples(task)
     except AbsentCorpusError as error:
-        return {"data": f"not here: {error}"}, []
+        facts["data"] = f"not on this machine: {error}"
+    return "\n\n".join([f"{task.name}: {inspect.getdoc(task.sampler)}", _lines(facts), *examples])
 
 
-def _constant(task: Task) -> str:
+def task_facts(task: Task) -> dict[str, str]:
+    """Return fact -> text, in the order of a card."""
+    batch = _sample(task)
+    sizes = [f"{split} {size:,}" for split, size in task.sizes.items()]
+    baseline = f"{task.baseline_score:.4g}"
     if math.isnan(task.baseline_score):
-        return "what a constant answer has is known once the data are here"
-    return f"a constant answer has {task.baseline_score:.4g}"
+        baseline = "known once the data are on this machine"
+    return {
+        "source of the rule": task.source,
+        "tokens": f"{task.vocabulary:,}: {_symbols(task)}",
+        "answers": _answers(task, batch),
+        "score": f"{task.score}; constant baseline: {baseline}",
+        "distances": _distances(batch),
+        "lengths": _lengths(task),
+        "examples": ", ".join(sizes) or "unlimited, drawn at random",
+        "options": ", ".join(f"{key} = {_toml(value)}" for key, value in task.options.items())
+        or "none",
+        "data": _data(task),
+        "code": _code(task),
+    }
 
 
-def _other_lengths(task: Task) -> str:
+def _lines(facts: dict[str, str]) -> str:
+    """Render facts for a terminal."""
+    width = max(map(len, facts))
+    return "\n".join(f"{key:{width}}  {text}" for key, text in facts.items())
+
+
+def _markdown(facts: dict[str, str]) -> str:
+    """Render facts as a table of Markdown."""
+    rows = ["| | |", "| --- | --- |"]
+    for key, text in facts.items():
+        rows.append(f"| {key} | {text} |")
+    return "\n".join(rows)
+
+
+def _sample(task: Task) -> Batch | None:
+    """Return examples at a common length; None if the data are absent.
+
+    One short example is enough of a task with one label per sequence.
+    """
+    length = max((n for n in task.lengths if n <= DISTANCE_LENGTH), default=min(task.lengths))
+    if task.classes and not task.exact:
+        length = min(*task.lengths, 4 * task.shortest)
+    try:
+        return task.batch("train", 0, 0, 1 if task.classes else DISTANCE_EXAMPLES, length)
+    except AbsentCorpusError:
+        return None
+
+
+def _symbols(task: Task) -> str:
+    """Return the readable form of a task's tokens."""
+    symbols = list(task.symbols)
+    if task.vocabulary in (256, 257):
+        kind = "grey values" if symbols[0] == "0" else "bytes"
+        return f"{kind} and the padding" if task.vocabulary == 257 else kind
+    if len(symbols) <= MAX_SYMBOLS:
+        return " ".join(f"`{symbol}`" for symbol in symbols)
+    first = " ".join(f"`{symbol}`" for symbol in symbols[:3])
+    last = " ".join(f"`{symbol}`" for symbol in symbols[-3:])
+    return f"{first} ... {last}"
+
+
+def _answers(task: Task, batch: Batch | None) -> str:
+    if task.classes:
+        labels = " ".join(f"`{answer}`" for answer in task.answers)
+        per = "pair of sequences" if task.sequences_per_example > 1 else "sequence"
+        return f"one of {task.classes} labels per {per}: {labels}"
+
+    asked = None if batch is None else batch.targets != IGNORE  # (batch, length)
+    if asked is None or asked.all():
+        return "at every position"
+    count = int(asked[0].sum())
+    where = "at the end" if asked[:, -count:].all() else "at positions that differ by example"
     return (
-        "; no others"
-        if task.exact
-        else f" commonly; from {task.shortest} in steps of {task.multiple}"
+        f"{count} {where}, of {asked.shape[1]:,} positions; the number is the same at every length"
     )
 
 
-def examples(task: Task) -> list[str]:
-    """Two short sequences of a task whose positions are asked: tokens, targets and distances under
-    each other.
-    """
-    length = max(task.shortest, 24)
+def _distances(batch: Batch | None) -> str:
+    if batch is None or batch.distances is None:
+        return "none"
+    distances = batch.distances[batch.targets != IGNORE]
+    return (
+        f"{int(distances.min())} to {int(distances.max())}, median {int(distances.median())}, "
+        f"in {len(batch.tokens)} examples of length {batch.tokens.shape[1]}"
+    )
+
+
+def _lengths(task: Task) -> str:
+    usual = ", ".join(f"{length:,}" for length in sorted(task.lengths))
+    if task.exact:
+        return f"{usual}; no others"
+    multiples = f" in steps of {task.multiple}" if task.multiple > 1 else ""
+    return f"usually {usual}; any from {task.shortest:,}{multiples}"
+
+
+def _toml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _data(task: Task) -> str:
+    """Return source and revision of a task's data, or how to get them."""
+    try:
+        data = task.data
+    except AbsentCorpusError as error:
+        return str(error).replace(str(data_folder()), "data")
+    identity = [str(data[key]) for key in ("source", "revision") if key in data]
+    return " ".join(identity) or "none needed: examples are generated"
+
+
+def _code(task: Task) -> str:
+    file = Path(inspect.getfile(task.sampler))
+    shown = file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else file.name
+    return f"`{shown}`, `{task.sampler.__name__}`"
+
+
+def sequence_examples(task: Task) -> list[str]:
+    """Return two short sequences of a task that asks positions."""
+    length = max(task.shortest, SHORT_LENGTH)
     length += -length % task.multiple
     batch = task.batch("train", 0, 0, 2, length)
-    return [_example(task, batch, row) for row in range(len(batch.tokens))]
+    return [_aligned_example(task, batch, row) for row in range(len(batch.tokens))]
 
 
-def _example(task: Task, batch: Batch, row: int) -> str:
-    """Tokens, targets and distances of one sequence, under each other."""
-    tokens = [task.symbols[int(token)] for token in batch.tokens[row]]
-    asked = batch.targets[row] != IGNORE
-    targets = [
-        task.answers[int(t)] if ask else "."
-        for t, ask in zip(batch.targets[row], asked, strict=True)
-    ]
-    lines = {"tokens": tokens, "targets": targets}
+def _aligned_example(task: Task, batch: Batch, row: int) -> str:
+    """Return tokens, targets and distances of one sequence, aligned by position."""
+    lines: dict[str, list[str]] = {"tokens": [], "targets": []}
     if batch.distances is not None:
-        pairs = zip(batch.distances[row].tolist(), asked, strict=True)
-        lines["distances"] = [str(distance) if ask else "." for distance, ask in pairs]
-    widths = [max(len(line[i]) for line in lines.values()) for i in range(len(tokens))]
-    return "\n".join(
-        f"{name:10} "
-        + " ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
-        for name, line in lines.items()
-    )
+        lines["distances"] = []
+
+    for position, target in enumerate(batch.targets[row].tolist()):
+        asked = target != IGNORE
+        lines["tokens"].append(task.symbols[int(batch.tokens[row, position])])
+        lines["targets"].append(task.answers[target] if asked else ".")
+        if batch.distances is not None:
+            distance = str(int(batch.distances[row, position]))
+            lines["distances"].append(distance if asked else ".")
+
+    widths = [max(map(len, column)) for column in zip(*lines.values(), strict=True)]
+    rows = []
+    for name, texts in lines.items():
+        aligned = [text.rjust(width) for text, width in zip(texts, widths, strict=True)]
+        rows.append(f"{name:10} {' '.join(aligned)}")
+    return "\n".join(rows)
 
 
 def model_card(name: str) -> str:
-    """The equations of a model as its file states them, its options, and its parameters at two
-    sizes.
-    """
+    """Return the docstring of a model's module, its block, its options and parameters."""
     block = registered_block(name)
     module = inspect.getdoc(sys.modules[block.__module__]) or ""
-    options = ", ".join(f"{key}={value!r}" for key, value in model_options(name).items()) or "none"
-    with torch.device("meta"):
-        sizes = [
-            (w, d, parameter_count(build_model(name, 256, width=w, depth=d)))
-            for w, d in ((64, 2), (768, 12))
-        ]
-    sizes_text = "; ".join(
-        f"{count:,} at width {width}, depth {depth}, vocabulary 256"
-        for width, depth, count in sizes
-    )
-    own = inspect.getdoc(block) if block.__doc__ else ""
-    return "\n\n".join(
-        part
-        for part in (f"{name}: {module}", own, f"options      {options}\nparameters   {sizes_text}")
-        if part
-    )
+    sizes = []
+    for width, depth in SIZES:
+        with torch.device("meta"):
+            model = build_model(name, vocabulary=256, width=width, depth=depth)
+        sizes.append(f"{parameter_count(model):,} at width {width}, depth {depth}, vocabulary 256")
+    options = [f"{key} = {_toml(value)}" for key, value in model_options(name).items()]
+    facts = {"options": ", ".join(options) or "none", "parameters": "; ".join(sizes)}
+
+    paragraphs = [f"{name}: {module}"]
+    if block.__doc__:
+        paragraphs.append(inspect.cleandoc(block.__doc__))
+    return "\n\n".join([*paragraphs, _lines(facts)])
+
+
+def page() -> str:
+    """Return docs/tasks.md: a table of all tasks, then their cards."""
+    entries = catalogue("tasks")
+    rows = ["| task | question |", "| --- | --- |"]
+    for entry in entries:
+        rows.append(f"| [{entry.name}](#{entry.name}) | {entry.summary} |")
+    sections = [_section(get_task(entry.name)) for entry in entries]
+    return HEAD + "\n\n".join(["\n".join(rows), *sections]) + "\n"
+
+
+def _section(task: Task) -> str:
+    """Return the card of a task for the page, with an example if the data need no fetching."""
+    paragraphs = [
+        f"## {task.name}",
+        fenced(inspect.getdoc(task.sampler) or ""),
+        _markdown(task_facts(task)),
+    ]
+    batch = _sample(task)
+    if batch is None:
+        return "\n\n".join(paragraphs)
+
+    text = example(task, batch, 0) if task.classes else sequence_examples(task)[0]
+    if text.count("\n") > MAX_LINES:
+        picture = "![pictures with their dots and curves](pathfinder.png)"
+        paragraphs.append(f"Examples of several sizes: {picture}")
+    else:
+        shortened = "" if task.classes else ", shortened"
+        paragraphs += [f"The first training example{shortened}:", fenced(text)]
+    return "\n\n".join(paragraphs)
+
+
+def fenced(text: str) -> str:
+    """Return a code block that Markdown shows unchanged."""
+    return f"````text\n{text}\n````"
+
+
+def main() -> None:
+    """Write the page, ignoring the settings and data of this machine."""
+    for name in [name for name in os.environ if name.startswith("LOOKBACK_")]:
+        del os.environ[name]
+    with tempfile.TemporaryDirectory() as empty:
+        os.environ["LOOKBACK_DATA"] = empty
+        PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,4 @@
-"""What is registered, read from the source text: no module is imported, so that a list takes no
-time.
-"""
+"""List registered tasks and models by reading source text: importing them would take seconds."""
 
 from __future__ import annotations
 
@@ -15,10 +13,10 @@ DECORATORS = {"tasks": ("register_task",), "models": ("register_model", "registe
 
 @dataclass(frozen=True)
 class Entry:
-    """A registration: its name, the file that holds it, and the first line of its docstring.
+    """A registered task, model or suite.
 
-    Of a block, that of its file: a block's own docstring lists its options. A family of models is
-    called PREFIX:TYPE.
+    The summary of a task is the first paragraph of its sampler's docstring, and that of a model the
+    first paragraph of its file's. A family of models is called PREFIX:TYPE.
     """
 
     name: str
@@ -27,40 +25,32 @@ class Entry:
 
 
 def catalogue(kind: str, plugins: Sequence[str] = ()) -> list[Entry]:
-    """Everything of a kind ("tasks" or "models") that our packages and the plug-in files register,
-    by name.
-    """
-    files = [*(ROOT / kind).rglob("*.py"), *(Path(plugin) for plugin in plugins)]
-    found = (
-        entry
-        for file in files
-        for decorator in DECORATORS[kind]
-        for entry in _entries(file, decorator)
-    )
-    return sorted(found, key=lambda entry: (":" in entry.name, entry.name))
+    """Return all "tasks" or "models" that Lookback and the plug-in files register, by name."""
+    entries: list[Entry] = []
+    for file in [*(ROOT / kind).rglob("*.py"), *map(Path, plugins)]:
+        entries += _entries(file, DECORATORS[kind])
+    return sorted(entries, key=lambda entry: (":" in entry.name, entry.name))
 
 
-def _entries(file: Path, decorator: str) -> Iterator[Entry]:
+def _entries(file: Path, decorators: Sequence[str]) -> Iterator[Entry]:
     text = file.read_text(encoding="utf-8")
-    if f"@{decorator}(" not in text:
+    if not any(f"@{decorator}(" in text for decorator in decorators):
         return
-    tree = ast.parse(text)
+
     shown = file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else str(file)
+    tree = ast.parse(text)
     for node in ast.walk(tree):
         for call in getattr(node, "decorator_list", []):
-            if (
-                isinstance(call, ast.Call)
-                and getattr(call.func, "id", getattr(call.func, "attr", "")) == decorator
-            ):
-                name, *rest = [arg.value for arg in call.args if isinstance(arg, ast.Constant)] or [
-                    None
-                ]
-                if isinstance(name, str) and decorator == "register_family":
-                    yield Entry(f"{name}:TYPE", shown, "".join(map(str, rest)))
-                elif isinstance(name, str):
-                    docstring = (
-                        ast.get_docstring(node) if isinstance(node, ast.FunctionDef) else None
-                    )
-                    yield Entry(
-                        name, shown, (docstring or ast.get_docstring(tree) or "").split("\n")[0]
-                    )
+            if not isinstance(call, ast.Call):
+                continue
+            decorator = getattr(call.func, "id", getattr(call.func, "attr", ""))
+            texts = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
+            if decorator not in decorators or not texts or not isinstance(texts[0], str):
+                continue
+
+            if decorator == "register_family":
+                yield Entry(f"{texts[0]}:TYPE", shown, "".join(map(str, texts[1:])))
+            else:
+                docstring = ast.get_docstring(node) if isinstance(node, ast.FunctionDef) else None
+                docstring = docstring or ast.get_docstring(tree) or ""
+                yield Entry(texts[0], shown, " ".join(docstring.split("\n\n")[0].split()))

@@ -1,8 +1,7 @@
-"""Pictures for the documentation, made from the data themselves: `python -m
-lookback.benchmarks.describe.pictures`.
+"""Make the pictures of the documentation: `python -m lookback.benchmarks.describe.pictures`.
 
-`python -m lookback.benchmarks.describe.pictures report` takes that of a report alone, with a
-browser: its bytes are that browser's.
+Without an argument, or with `pathfinder`, it draws examples of Pathfinder. With `report` it takes
+pictures of a report; this needs a browser, on whose version the bytes depend.
 """
 
 from __future__ import annotations
@@ -16,69 +15,71 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lookback.benchmarks.describe.browser import browser
 from lookback.tasks.lra.curves import picture
 
 ROOT = Path(__file__).parents[2]
-PLACE, REPORT = ROOT / "docs" / "pathfinder.png", ROOT / "docs" / "report.png"
-WIDE, NARROW, HEIGHT, GAP = 1280, 390, 1180, 24  # pixels of a desk's window and a telephone's
-COLUMNS = {32: 5, 64: 1, 128: 2}  # side: how many
-CELL, LINE, GREY = 128, 4, 110
+PATHFINDER = ROOT / "docs" / "pathfinder.png"
+REPORT = ROOT / "docs" / "report.png"
+DESKTOP_WIDTH = 1280  # pixels, like all that follow
+PHONE_WIDTH = 390
+HEIGHT = 1180
+GAP = 24
+PICTURES = {32: 5, 64: 1, 128: 2}  # side of a Pathfinder picture -> pictures in a row
+CELL = 128  # side to which each is magnified
+LINE = 4
+GREY = 110
 
 
 def pathfinder_grid() -> NDArray[np.uint8]:
-    """Pathfinder pictures of three sizes: above, one curve joins the two dots; below, none does."""
+    """Return Pathfinder pictures of three sizes, (height, width) grey values.
+
+    In the upper row one curve joins the two dots, in the lower row none does.
+    """
     return np.concatenate([_row(label) for label in (1, 0)])
 
 
 def _row(label: int) -> NDArray[np.uint8]:
     cells = []
-    for side, wanted in COLUMNS.items():
+    for side, pictures in PICTURES.items():
         drawn = (picture(0, side, 14, "train", number) for number in count())
-        images = (found.image for found in drawn if found.label == label)
-        scale = CELL // side
-        cells += [
-            np.kron(image, np.ones((scale, scale), np.uint8)) for image in islice(images, wanted)
-        ]
-    return np.concatenate([np.pad(cell, LINE // 2, constant_values=GREY) for cell in cells], axis=1)
+        images = (example.image for example in drawn if example.label == label)
+        pixel = np.ones((CELL // side, CELL // side), np.uint8)
+        for image in islice(images, pictures):
+            cells.append(np.pad(np.kron(image, pixel), LINE // 2, constant_values=GREY))
+    return np.concatenate(cells, axis=1)
 
 
-def report_picture(page: Path) -> Image.Image:
-    """A report as it opens at a desk in a light room, and on a telephone in a dark one."""
-    with browser() as tab:
-        shots = []
-        for width, dark in ((WIDE, False), (NARROW, True)):
-            tab.show(page, width, HEIGHT, dark)
-            if dark:
-                tab.value("document.querySelector('main').scrollIntoView({behavior: 'instant'})")
-            shots.append(Image.open(BytesIO(tab.picture())).convert("RGB"))
-    both = Image.new("RGB", (WIDE + GAP + NARROW, HEIGHT), "white")
-    both.paste(shots[0], (0, 0))
-    both.paste(shots[1], (WIDE + GAP, 0))
+def report_picture(path: Path) -> Image.Image:
+    """Return a report on a light desktop and, beside it, on a dark phone."""
+    from lookback.benchmarks.describe.browser import chromium
+
+    both = Image.new("RGB", (DESKTOP_WIDTH + GAP + PHONE_WIDTH, HEIGHT), "white")
+    with chromium() as browser:
+        viewport = {"width": DESKTOP_WIDTH, "height": HEIGHT}
+        page = browser.new_page(viewport=viewport, color_scheme="light")
+        page.goto(path.resolve().as_uri())
+        both.paste(Image.open(BytesIO(page.screenshot())), (0, 0))
+
+        viewport = {"width": PHONE_WIDTH, "height": HEIGHT}
+        page = browser.new_page(viewport=viewport, color_scheme="dark", is_mobile=True)
+        page.goto(path.resolve().as_uri())
+        page.evaluate("document.querySelector('main').scrollIntoView({behavior: 'instant'})")
+        both.paste(Image.open(BytesIO(page.screenshot())), (DESKTOP_WIDTH + GAP, 0))
     return both.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
 
 
 def main() -> None:
-    """Make those named, pathfinder and report, or the one that needs no browser."""
-    PLACE.parent.mkdir(exist_ok=True)
-    made = {"pathfinder": PLACE, "report": REPORT}
-    unknown = set(sys.argv[1:]) - set(made)
-    if unknown:
-        sys.exit(f"no picture {sorted(unknown)[0]!r}: expected {' or '.join(made)}")
+    """Make the pictures that the command line names."""
     for name in sys.argv[1:] or ["pathfinder"]:
         if name == "pathfinder":
-            image = Image.fromarray(pathfinder_grid())
-        else:
+            Image.fromarray(pathfinder_grid()).save(PATHFINDER, optimize=True)
+        elif name == "report":
             pages = sorted((ROOT / "reports").glob("*/quick/index.html"))
             if not pages:
                 sys.exit("no report of the quick suite: make it by `lookback report quick`")
-            image = report_picture(pages[0])
-        image.save(made[name], optimize=True)
-        print(
-            made[name].relative_to(Path.cwd())
-            if made[name].is_relative_to(Path.cwd())
-            else made[name]
-        )
+            report_picture(pages[0]).save(REPORT, optimize=True)
+        else:
+            sys.exit(f"no picture {name!r}: expected pathfinder or report")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""The dry run: what every cell of a suite will need, whether it fits, and how long it will take."""
+"""The dry run: what every cell of a suite needs, whether it fits, and how long it will take."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import math
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,291 +14,346 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import humanize
+from rich import box
+from rich.console import Console
+from rich.table import Table
 from tqdm import tqdm
 
-from lookback.benchmarks.plan.estimate import Estimate, need, peak_bytes
-from lookback.benchmarks.record import AnyCell, LearnCell, Machine, Record
+from lookback.benchmarks.plan.estimate import Estimate, estimate
+from lookback.benchmarks.record import AnyCell, Machine, Record
 from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.storage import read_record, record_files
 
-STARTING = 4.0  # seconds until a cell's process measures: torch is imported, the model made
-COLUMNS = ("cell", "parameters", "width", "step", "whole cell", "peak memory", "time", "")
+START_SECONDS = 4.0  # from starting a cell's process until it measures
+WIDE = 1000  # columns of a table that is not for a terminal, so that no line breaks
 
 
 @dataclass(frozen=True)
-class Line:
-    """What the dry run says of one cell; `factor` is how many times the operations of the record
-    its time is from.
+class PlannedCell:
+    """A cell of the dry run. Numbers are None if unknown.
 
-    Where there is no such record, the time is of a rate that somebody assumed, and `factor` None.
+    A recorded cell has the numbers of its record, other cells have estimates.
     """
 
     cell: AnyCell
-    need: Estimate
     state: str  # "recorded", "to measure" or "too big"
-    seconds: float | None
-    factor: float | None
+    parameters: int | None
+    step_flops: int | None
+    flops: int | None
+    peak_bytes: int | None
+    seconds: float | None = None
+    seconds_scaled_by: float | None = None  # factor from the operations of an earlier record
 
     @property
     def hours(self) -> float | None:
-        """Of all processes that train the cell, a GPU each."""
+        """Hours of all processes that train the cell; on GPUs, these are GPU hours."""
         return None if self.seconds is None else self.seconds * self.cell.processes / 3600
 
     def values(self) -> dict[str, Any]:
-        """For machines to read: bytes, seconds, operations."""
-        return {
-            "id": self.cell.id,
-            "model": self.cell.model,
-            "width": self.cell.width,
-            "length": self.cell.length,
-            **vars(self.need),
-            "processes": self.cell.processes,
-            "seconds": self.seconds,
-            "seconds_scaled_by": self.factor,
-            "hours": self.hours,
-            "state": self.state,
-        }
+        """Return everything as JSON takes it: bytes, seconds, operations."""
+        values = {"id": self.cell.id, **vars(self), "hours": self.hours}
+        del values["cell"]
+        for name in ("model", "width", "length", "processes"):
+            values[name] = getattr(self.cell, name)
+        return values
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would need, cell by cell, and what there is."""
+    """Needs of every cell of a suite, beside what the machine has."""
 
-    lines: tuple[Line, ...]
-    memory: int | None  # bytes of the device, where it is here
-    device: str  # its name
-    basis: str  # the machine whose records times are predicted from
-    assumed: float | None = None  # operations a second, where there is no record
+    lines: tuple[PlannedCell, ...]
+    memory: int | None  # bytes of the device; None if this machine has no such device
+    device: str  # name of the device
+    reference: str  # device whose records times are estimated from; empty if there are no records
+    assumed: float | None = None  # operations per second of cells without a comparable record
 
     def __str__(self) -> str:
-        rows = [COLUMNS, *(_row(line) for line in self.lines)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-        table = [
-            "  ".join(
-                text.ljust(width) if i in (0, 7) else text.rjust(width)
-                for i, (text, width) in enumerate(cells)
+        """Return the table and its totals, as wide as the terminal if there is one."""
+        terminal = sys.stdout.isatty()
+        console = Console(
+            file=io.StringIO(),
+            force_terminal=terminal,
+            width=shutil.get_terminal_size().columns if terminal else WIDE,
+        )
+        with console.capture() as capture:
+            console.print(self._table())
+        lines = [line.rstrip() for line in capture.get().splitlines()]
+        return "\n".join([*lines, "", *self._totals()])
+
+    def _table(self) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("cell", overflow="fold")
+        for name in ("parameters", "width", "step", "whole cell", "peak memory", "time"):
+            table.add_column(name, justify="right")
+        table.add_column("state")
+
+        for line in self.lines:
+            table.add_row(
+                line.cell.id,
+                "" if line.parameters is None else humanize.intcomma(line.parameters),
+                str(line.cell.width),
+                operations(line.step_flops),
+                operations(line.flops),
+                "" if line.peak_bytes is None else size(line.peak_bytes),
+                self._time(line),
+                line.state,
             )
-            for cells in (list(zip(row, widths, strict=True)) for row in rows)
-        ]
-        return "\n".join([*(line.rstrip() for line in table), "", *self._totals()])
+        return table
+
+    def _time(self, line: PlannedCell) -> str:
+        if line.seconds is None:
+            return "unknown"
+        if line.state == "recorded":
+            return duration(line.seconds)
+        if line.seconds_scaled_by is None:
+            return f"{duration(line.seconds)} (assumed)"
+        return f"{duration(line.seconds)} (x{line.seconds_scaled_by:.3g})"
 
     def _totals(self) -> list[str]:
+        """Return one sentence for each thing that the table does not say."""
         count = Counter(line.state for line in self.lines)
-        to_go = [line for line in self.lines if line.state == "to measure"]
-        known = [line for line in to_go if line.seconds is not None]
-        unit = "GPU hours" if any(line.cell.device == "cuda" for line in self.lines) else "hours"
-        room = human(self.memory, "B") if self.memory else "memory that is not known here"
-        return [
-            f"{len(self.lines)} cells: {count['recorded']} recorded, {count['to measure']} to measure, "
-            f"{count['too big']} too big for {self.device} with {room}",
-            f"about {sum(line.hours or 0 for line in known):.2g} {unit} for {len(known)} of the {len(to_go)} to measure"
-            + ("" if len(known) == len(to_go) else "; how long the others take is unknown"),
-            *self._unrecorded([line for line in to_go if line.factor is None], unit),
-            "step, whole cell: floating-point operations, counted on tensors without memory, and so is peak memory",
-            "time: of the cell's record, or of the same model's record nearest in size, times x by operations; "
-            f"records of {self.basis}",
+        memory = size(self.memory) if self.memory else "unknown memory"
+        totals = [
+            f"{len(self.lines)} cells: {count['recorded']} recorded, "
+            f"{count['to measure']} to measure, "
+            f"{count['too big']} too big for {self.device} with {memory}"
+        ]
+        to_measure = [line for line in self.lines if line.state == "to measure"]
+        if to_measure:
+            totals += self._time_to_measure(to_measure)
+        if self.reference:
+            totals.append(
+                "Times scale those of the nearest record of the same model by operations (x); "
+                f"the records are of {self.reference}."
+            )
+        return totals
+
+    def _time_to_measure(self, to_measure: Sequence[PlannedCell]) -> list[str]:
+        on_gpu = any(line.cell.device == "cuda" for line in to_measure)
+        unit = "GPU hours" if on_gpu else "hours"
+        hours = sum(line.hours or 0 for line in to_measure)
+        timed = sum(line.seconds is not None for line in to_measure)
+        sentences = [
+            f"about {hours:.2g} {unit} for {timed} of the {len(to_measure)} to measure",
+            "Operations and peak memory are estimated on tensors without memory.",
         ]
 
-    def _unrecorded(self, lines: Sequence[Line], unit: str) -> list[str]:
-        """What can be said of cells to which no record is near: their operations, and what these
-        take at a rate.
-        """
-        flops = human(sum(line.need.flops or 0 for line in lines), "FLOP")
-        if not lines:
-            return []
-        which = f"{len(lines)} of them, {flops} in all, have no record to go by"
-        if not self.assumed:
-            return [
-                f"{which}: measure one cell of each model first, or name a rate by --assume-flops"
-            ]
-        hours = sum(line.hours or 0 for line in lines)
-        return [
-            f"{which}: at {human(self.assumed, 'FLOP')} a second, which is assumed, they take {hours:.2g} {unit}"
-        ]
-
-
-def _row(line: Line) -> tuple[str, ...]:
-    told = line.need
-    scaled = (
-        ""
-        if line.state == "recorded"
-        else f" (x{line.factor:.3g})"
-        if line.factor
-        else " (assumed)"
-    )
-    scaled = scaled if line.seconds is not None else ""
-    return (
-        line.cell.id,
-        f"{told.parameters:,}",
-        str(line.cell.width),
-        human(told.step_flops, "FLOP"),
-        human(told.flops, "FLOP"),
-        human(told.peak_bytes, "B"),
-        duration(line.seconds) + scaled,
-        line.state,
-    )
+        unscaled = [line for line in to_measure if line.seconds_scaled_by is None]
+        if not unscaled:
+            return sentences
+        flops = operations(sum(line.flops or 0 for line in unscaled))
+        subject = f"{len(unscaled)} of them, {flops} in all, have no record to compare with"
+        if self.assumed:
+            hours = sum(line.hours or 0 for line in unscaled)
+            rate = operations(self.assumed)
+            sentences.append(
+                f"{subject}: at the assumed {rate} per second they take {hours:.2g} {unit}"
+            )
+        else:
+            sentences.append(
+                f"{subject}: measure one cell of each model first, or give a rate by --assume-flops"
+            )
+        return sentences
 
 
 def make_plan(runner: Runner, assumed: float | None = None) -> Plan:
-    """The plan of a runner's suite, whose device need not be here.
+    """Plan a runner's suite; its device may be on another machine.
 
     Args:
-        assumed: operations a second, for cells to which no record is near.
+        runner: its suite, and the folder of records.
+        assumed: operations per second, for cells without a comparable record.
+
+    Raises ValueError if `assumed` is not a positive number.
     """
-    cells = runner.suite.cells
-    place = _here(runner, cells[0].device) if cells else None
-    missing = set(runner.missing()) if place else set(cells)
-    memory = memory_of(place) if place else None
-    records = _earlier(runner.results, place.slug if place else None, cells)
     if assumed is not None and not (assumed > 0 and math.isfinite(assumed)):
-        raise ValueError(f"a rate of {assumed:g} operations a second: expected a positive number")
-    shown = tqdm(
-        cells, unit="cell", leave=False, disable=None, dynamic_ncols=True
-    )  # models that loop take a while
-    lines = tuple(_line(cell, cell not in missing, memory, records, assumed) for cell in shown)
-    basis = records[0].machine.device if records else "this machine there are none yet"
-    return Plan(lines, memory, place.device if place else "a GPU", basis, assumed)
+        raise ValueError(f"a rate of {assumed:g} operations per second: expected a positive number")
+
+    cells = runner.suite.cells
+    machine = _machine(runner)
+    missing = set(runner.missing()) if machine else set(cells)
+    memory = memory_of(machine) if machine else None
+    records = _comparable_records(runner.results, machine, missing)
+
+    lines = []
+    for cell in tqdm(cells, unit="cell", leave=False, disable=None, dynamic_ncols=True):
+        if cell in missing:
+            lines.append(_unrecorded(cell, memory, records, assumed))
+        else:
+            lines.append(_recorded(cell, runner))
+    return Plan(
+        lines=tuple(lines),
+        memory=memory,
+        device=machine.device if machine else "a GPU",
+        reference=records[0].machine.device if records else "",
+        assumed=assumed,
+    )
 
 
-def _here(runner: Runner, device: str) -> Machine | None:
+def _machine(runner: Runner) -> Machine | None:
+    """Return the machine of the suite's device; None if there is no such device here."""
     try:
-        return runner.machine(LearnCell.model_construct(device=device))
-    except ValueError:
+        return runner.machine(runner.suite.cells[0])
+    except (ValueError, IndexError):
         return None
 
 
+def _recorded(cell: AnyCell, runner: Runner) -> PlannedCell:
+    """Return what the record of a cell says; nothing if another version wrote it."""
+    try:
+        record = runner.recorded(cell)
+    except ValueError:
+        record = None
+    if record is None:
+        return PlannedCell(cell, "recorded", None, None, None, None)
+
+    numbers = record.outcome.learn or record.outcome.cost
+    training = record.outcome.cost.phases.get("training") if record.outcome.cost else None
+    return PlannedCell(
+        cell,
+        "recorded",
+        parameters=numbers.parameters if numbers else None,
+        step_flops=training.flops if training else None,
+        flops=None,
+        peak_bytes=training.peak_bytes if training else None,
+        seconds=_seconds(record),
+        seconds_scaled_by=1.0,
+    )
+
+
+def _unrecorded(
+    cell: AnyCell, memory: int | None, records: Sequence[Record], assumed: float | None
+) -> PlannedCell:
+    needs = estimate(cell)
+    state = "too big" if _exceeds(needs, memory) else "to measure"
+    seconds, factor = _estimate_seconds(cell, needs, records)
+    if seconds is None and assumed and needs.flops:
+        seconds = START_SECONDS + needs.flops / assumed / cell.processes
+    if seconds is not None:
+        seconds = min(seconds, cell.time_limit)
+    return PlannedCell(cell, state, **vars(needs), seconds=seconds, seconds_scaled_by=factor)
+
+
+def _estimate_seconds(
+    cell: AnyCell, needs: Estimate, records: Sequence[Record]
+) -> tuple[float | None, float | None]:
+    """Return the time of a cell and the factor from the operations of the nearest record."""
+    record = _nearest(cell, needs, records)
+    known = estimate(record.cell).flops if record else None
+    if record is None or not known or not needs.flops:
+        return None, None
+
+    # Starting a process takes the same time whatever it computes.
+    factor = needs.flops / known
+    start = min(_seconds(record), START_SECONDS)
+    work = (_seconds(record) - start) * factor
+    return start + work * record.cell.processes / cell.processes, factor
+
+
+def _nearest(cell: AnyCell, needs: Estimate, records: Sequence[Record]) -> Record | None:
+    """Return the record of the same model whose training step is nearest in parameters x tokens."""
+    size = needs.parameters * cell.batch_size * cell.length
+
+    def distance(record: Record) -> tuple[float, bool]:
+        numbers = record.outcome.learn or record.outcome.cost
+        assert numbers is not None  # guaranteed by status ok
+        known = max(1, numbers.parameters * record.cell.batch_size * record.cell.length)
+        return abs(math.log(known / size)), record.cell.task != cell.task
+
+    candidates = []
+    for record in records:
+        other = record.cell
+        same_model = (other.kind, other.model) == (cell.kind, cell.model)
+        if same_model and other.precision == cell.precision:
+            candidates.append(record)
+    return min(candidates, key=distance, default=None)
+
+
+def _comparable_records(
+    results: Path, machine: Machine | None, cells: Iterable[AnyCell]
+) -> list[Record]:
+    """Return the finished records of the cells' models and devices on one machine.
+
+    Without a machine here, that is the one with most of them.
+    """
+    models = {cell.model for cell in cells}
+    devices = {cell.device for cell in cells}
+    folder = results / machine.slug if machine else results
+    if not models or not folder.is_dir():
+        return []
+
+    records = []
+    for path in record_files(folder):
+        with contextlib.suppress(ValueError):
+            record = read_record(path)
+            comparable = record.cell.model in models and record.cell.device in devices
+            if comparable and record.outcome.status == "ok":
+                records.append(record)
+
+    most = Counter(record.machine.slug for record in records).most_common(1)
+    return [record for record in records if record.machine.slug == most[0][0]]
+
+
+def _seconds(record: Record) -> float:
+    started = datetime.fromisoformat(record.started)
+    return (datetime.fromisoformat(record.ended) - started).total_seconds()
+
+
 def memory_of(machine: Machine) -> int | None:
-    """Bytes that tensors can have: of the GPU, or of the machine."""
-    found = machine.facts.get("gpu_memory_bytes" if "gpu" in machine.facts else "memory_bytes")
-    return int(found) if found else None
+    """Return the bytes that tensors can have: those of the GPU, or of the machine."""
+    key = "gpu_memory_bytes" if "gpu" in machine.facts else "memory_bytes"
+    memory = machine.facts.get(key)
+    return int(memory) if memory else None
 
 
-def too_big(cells: Iterable[AnyCell], memory: int | None) -> list[AnyCell]:
-    """The cells whose predicted peak is above the memory; one of which nothing can be told is not
-    among them.
+def _exceeds(needs: Estimate, memory: int | None) -> bool:
+    """Whether the estimated peak is above the memory; False if either is unknown."""
+    return bool(memory and needs.peak_bytes and needs.peak_bytes > memory)
+
+
+def without_too_big(runner: Runner) -> Runner:
+    """Return the runner without the cells to measure that this machine's memory cannot hold."""
+    missing = runner.missing()
+    memory = memory_of(runner.machine(missing[0])) if missing else None
+    if not memory:
+        return runner
+
+    too_big = set()
+    for cell in missing:
+        # An estimate takes a second, so only cells that may be large have one.
+        if _upper_bound(cell) > memory / 4 and _exceeds(estimate(cell), memory):
+            too_big.add(cell)
+    cells = tuple(cell for cell in runner.suite.cells if cell not in too_big)
+    return replace(runner, suite=replace(runner.suite, cells=cells))
+
+
+def _upper_bound(cell: AnyCell) -> int:
+    """Return more bytes than a usual model needs.
+
+    Each layer has 100 activations of 4 bytes for a token and channel, and 8 scores for each pair of
+    tokens.
     """
-    return [cell for cell in cells if memory and (peak_bytes(cell) or 0) > memory]
-
-
-def _generous(cell: AnyCell) -> int:
-    """More bytes than any usual model needs: 100 tensors of activations a layer, and a score of
-    each pair of tokens.
-    """
-    longest = max((cell.length, *getattr(cell, "test_lengths", ())))
+    longest = max(cell.length, *getattr(cell, "test_lengths", ()), 1)
     tokens = cell.batch_size * longest
     return 4 * cell.depth * tokens * (100 * cell.width + 8 * longest)
 
 
-def _earlier(results: Path, slug: str | None, cells: Sequence[AnyCell]) -> list[Record]:
-    """Records to predict times from: of this machine, or of the one with most, where the device is
-    not here.
-    """
-    folder, models, devices = (
-        results / (slug or ""),
-        {c.model for c in cells},
-        {c.device for c in cells},
-    )
-    found = []
-    for path in record_files(folder) if folder.is_dir() else []:
-        with contextlib.suppress(ValueError):
-            record = read_record(path)
-            if (
-                record.outcome.status == "ok"
-                and record.cell.model in models
-                and record.cell.device in devices
-            ):
-                found.append(record)
-    most = Counter(record.machine.slug for record in found).most_common(1)
-    return [record for record in found if record.machine.slug == most[0][0]]
+def operations(count: float | None) -> str:
+    """1540000000 -> "1.54 GFLOP"; None, which is unknown, gives an empty text."""
+    return "" if count is None else humanize.metric(count, "FLOP")
 
 
-def _line(
-    cell: AnyCell,
-    recorded: bool,
-    memory: int | None,
-    records: Sequence[Record],
-    assumed: float | None,
-) -> Line:
-    told = need(cell)
-    state = "recorded" if recorded else "too big" if too_big([cell], memory) else "to measure"
-    own = [record for record in records if record.cell == cell and recorded]
-    near = own[0] if own else _nearest(cell, told, records)
-    factor = _factor(told, need(near.cell)) if near else None
-    if near and factor:
-        seconds = _scaled(_seconds(near), factor * near.cell.processes / cell.processes)
-    elif assumed and told.flops:
-        seconds = STARTING + told.flops / assumed / cell.processes
-    else:
-        return Line(cell, told, state, None, None)
-    return Line(cell, told, state, min(cell.time_limit, seconds), factor)
+def size(count: int) -> str:
+    """39200000 -> "39.2 MB"."""
+    return humanize.naturalsize(count, format="%.3g")
 
 
-def _nearest(cell: AnyCell, told: Estimate, records: Sequence[Record]) -> Record | None:
-    """The record of the same model and kind whose training step is nearest in size: parameters
-    times tokens.
-    """
-    alike = [
-        r
-        for r in records
-        if all(getattr(r.cell, f) == getattr(cell, f) for f in ("kind", "model", "precision"))
-    ]
-    size = told.parameters * cell.batch_size * cell.length
-    return min(
-        alike,
-        key=lambda r: (abs(math.log(_size(r) / size)), r.cell.task != cell.task),
-        default=None,
-    )
-
-
-def _size(record: Record) -> int:
-    numbers = record.outcome.learn or record.outcome.cost
-    assert numbers is not None  # of a record with status ok
-    return max(1, numbers.parameters * record.cell.batch_size * record.cell.length)
-
-
-def _factor(told: Estimate, known: Estimate) -> float | None:
-    return told.flops / known.flops if told.flops and known.flops else None
-
-
-def _seconds(record: Record) -> float:
-    return (
-        datetime.fromisoformat(record.ended) - datetime.fromisoformat(record.started)
-    ).total_seconds()
-
-
-def _scaled(seconds: float, factor: float) -> float:
-    """The start of a process does not grow with what it computes."""
-    start = min(seconds, STARTING)
-    return start + (seconds - start) * factor
-
-
-def human(value: float | None, unit: str) -> str:
-    """1234567, "B" -> "1.23 MB"."""
-    if value is None:
-        return "unknown"
-    power = min(6, int(math.log10(value) / 3)) if value >= 1 else 0
-    return f"{value / 1000**power:.3g} {' kMGTPE'[power].strip()}{unit}"
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as people say them; None is unknown."""
-    if seconds is None:
-        return "unknown"
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def without_too_big(runner: Runner) -> Runner:
-    """The runner without the cells, yet to be measured, that this machine's memory cannot hold.
-
-    Prediction takes a second a cell, so only those are predicted that could be large.
-    """
-    missing = runner.missing()
-    memory = memory_of(runner.machine(missing[0])) if missing else None
-    dropped = set(
-        too_big([cell for cell in missing if memory and _generous(cell) > memory / 4], memory)
-    )
-    kept = tuple(cell for cell in runner.suite.cells if cell not in dropped)
-    return replace(runner, suite=replace(runner.suite, cells=kept))
+def duration(seconds: float) -> str:
+    """90 -> "1.5 minutes": one unit, one decimal."""
+    unit = "seconds"
+    for name, length in (("minutes", 60), ("hours", 3600), ("days", 86400)):
+        if seconds >= length:
+            unit = name
+    decimals = "%.0f" if unit == "seconds" else "%.1f"
+    return humanize.precisedelta(seconds, minimum_unit=unit, format=decimals)

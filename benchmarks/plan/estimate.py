@@ -1,23 +1,23 @@
-"""What a cell will need, told without running it.
+"""Estimate what a cell needs without running it.
 
-Its model, a training step and a test are gone through with tensors that have shapes but no memory
-(FakeTensorMode), by the same functions as measuring does, and bytes and operations are counted on
-the way.
+A training step, and a batch of each evaluation, go through the cell's model on tensors that have
+shapes but no memory (FakeTensorMode), by the same functions that measure a cell. Bytes and
+operations are counted on the way.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any, ClassVar
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
@@ -38,9 +38,9 @@ from lookback.models.model import state_bytes as bytes_of_state
 from lookback.models.wkv import tiled
 from lookback.tasks.task import AbsentCorpusError, Batch, Task, get_task
 
-READINGS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
-LSTM = torch.ops.aten.mkldnn_rnn_layer.default
-ALIKE = (
+# Fields that change neither shapes nor the number of steps: cells that differ in these alone
+# share one estimate.
+IRRELEVANT = (
     "seed",
     "learning_rate",
     "weight_decay",
@@ -51,323 +51,313 @@ ALIKE = (
     "compile",
     "deterministic",
 )
+READ_NUMBER = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
+FORMULAS = counter().flop_registry
+LSTM = torch.ops.aten.mkldnn_rnn_layer.default
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one cell; None where the model cannot be gone through without numbers.
+    """Needs of one cell; None if its model cannot run on tensors without numbers.
 
-    peak_bytes: most bytes of tensors alive at once, in training or in the largest test. Of a cell
-    on a CPU they agree with what is measured; for a GPU they are an estimate, made of the CPU's
-    operators without their scratch. Of several processes they are those of each GPU, or on a CPU of
-    all together.
+    peak_bytes: largest number of bytes of tensors alive at once, in training or in a test. On a CPU
+    it agrees with the measured number. For a GPU it is approximate: it is made with the CPU's
+    operators, without their scratch memory. With several processes it is the number of each GPU, or
+    on a CPU that of all processes together.
     """
 
     parameters: int
-    step_flops: int | None  # of one training step
+    step_flops: int | None  # of one training step; a multiplication and an addition are two
     flops: int | None  # of the whole cell
     peak_bytes: int | None
 
 
-def need(cell: AnyCell) -> Estimate:
-    """What the cell will need; cells that differ in seed, rate and the like are gone through once."""
-    return _need(_essence(cell))
+def estimate(cell: AnyCell) -> Estimate:
+    """Return the needs of a cell; raises ValueError if its task or model does not exist."""
+    fields = type(cell).model_fields
+    defaults = {name: fields[name].default for name in IRRELEVANT if name in fields}
+    return _estimate(cell.model_copy(update=defaults))
 
 
-def peak_bytes(cell: AnyCell) -> int | None:
-    """Of `need` that part alone, in less time."""
-    return _peak_bytes(_essence(cell))
+@cache
+def _estimate(cell: AnyCell) -> Estimate:
+    evaluations = _evaluations(cell)
+    rows = -(-cell.batch_size // cell.processes)  # of the batch, in each process
+    training_batch = fake_batch_maker(cell, cell.length)
+    test_batches = {length: fake_batch_maker(cell, length) for length, _, _ in evaluations}
 
+    try:
+        with FakeTensorMode():
+            run = FakeRun(cell)
+            step_flops, peak = run.measure(lambda: run.train(training_batch(rows)))
 
-def _essence(cell: AnyCell) -> AnyCell:
-    return cell.model_copy(
-        update={
-            name: field.default for name, field in type(cell).model_fields.items() if name in ALIKE
-        }
+            total = step_flops * cell.batch_size / rows * _training_steps(cell)
+            for length, batch_size, times in evaluations:
+                test_batch = partial(test_batches[length], batch_size)
+                flops, test_peak = run.measure(lambda batch=test_batch: run.evaluate(batch()))
+                total += flops * times
+                if cell.kind == "learn":
+                    peak = max(peak, test_peak)
+    except (RuntimeError, NotImplementedError):  # the model looks at its numbers
+        return Estimate(count_parameters(cell), None, None, None)
+
+    return Estimate(
+        parameters=parameter_count(run.model),
+        step_flops=step_flops * cell.batch_size // rows,
+        flops=round(total),
+        peak_bytes=peak * cell.processes if cell.device == "cpu" else peak,
     )
 
 
-@cache
-def _need(cell: AnyCell) -> Estimate:
-    peak = _peak_bytes(cell)
-    if peak is None:
-        return Estimate(count_parameters(cell), None, None, None)
-    with FakeTensorMode():
-        rehearsal = FakeRun(cell)
-        step, flops = rehearsal.operations()
-    return Estimate(parameter_count(rehearsal.model), step, flops, peak)
+def _training_steps(cell: AnyCell) -> float:
+    """Return the training steps of a cell, counted in steps at its full length."""
+    if cell.kind == "cost":
+        return cell.repeats + CPU_WARMUP + 1
+
+    steps = float(cell.steps * max(1, len(cell.learning_rates)))
+    if cell.start_length is not None:
+        steps *= 0.75 + 0.25 * cell.start_length / cell.length  # mean length of the curriculum
+    return steps
 
 
-@cache
-def _peak_bytes(cell: AnyCell) -> int | None:
-    rows = -(-cell.batch_size // cell.processes)
-    one = cell.model_copy(update={"batch_size": rows})
-    try:
-        with FakeTensorMode():
-            peak = FakeRun(one).peak_bytes()
-    except (RuntimeError, NotImplementedError):  # a model that looks at its numbers
-        return None
-    return peak * (cell.processes if cell.device == "cpu" else 1)
+def _evaluations(cell: AnyCell) -> list[tuple[int, int, float]]:
+    """Return (length, batch size, batches) of everything a cell reads without training on it."""
+    if cell.kind == "cost":  # prefill, and generation of as many tokens
+        times = cell.repeats + CPU_WARMUP + 1 + cell.generate
+        return [(cell.length, cell.batch_size, times)]
+
+    validations = max(1, len(cell.learning_rates)) * cell.validations
+    examples = [(cell.length, validations * cell.validation_examples)]
+    examples += [(length, cell.test_examples) for length in cell.test_lengths or (cell.length,)]
+
+    evaluations = []
+    for length, count in examples:
+        batch_size = max(1, min(EVALUATION_BATCH, count, EVALUATION_TOKENS // length))
+        evaluations.append((length, batch_size, count / batch_size))
+    return evaluations
 
 
 def count_parameters(cell: AnyCell) -> int:
-    """Of the cell's model, embedding and head included; raises ValueError when there is no such
-    model.
+    """Return the number of weights, embedding and head included.
+
+    Raises ValueError if the model does not exist or cannot have this width.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), SkipRandomInit():
         return parameter_count(model_of(cell, task_of(cell)))
 
 
-def task_of(cell: AnyCell) -> Task:
-    """The cell's task; raises ValueError where there is none."""
-    return get_task(cell.task, cell.task_options)
+class SkipRandomInit(TorchFunctionMode):
+    """Leave tensors as they are instead of drawing random numbers into them.
 
-
-class FakeRun:
-    """A cell's model and optimizer on a CPU, and what goes through them. To be made within
-    FakeTensorMode.
+    On the meta device drawing has no effect, but makes torch import its compiler, which takes
+    seconds.
     """
 
-    def __init__(self, cell: AnyCell) -> None:
-        self.cell, self.here = cell, cell.model_copy(update={"device": "cpu"})
-        self.model = model_of(cell, task_of(cell))
-        self.optimizer = make_optimizer(self.model, LEARNING_RATE, WEIGHT_DECAY)
-        for parameter in self.model.parameters():
-            parameter.grad = torch.empty_like(parameter)
-        self.optimizer.step()  # makes its state
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def training_step(self) -> None:
-        """One step, on a batch without numbers."""
-        batch = _shapes(self.cell, self.cell.length).of(self.cell.batch_size)
-        training_step(self.model.train(), self.optimizer, batch, self.here, LEARNING_RATE)
-
-    def reading(self, length: int, rows: int) -> None:
-        """So many sequences without learning from them."""
-        with torch.no_grad():
-            logits_and_targets(self.model.eval(), _shapes(self.cell, length).of(rows), self.here)
-
-    def peak_bytes(self) -> int:
-        """Most bytes alive: in a training step, or in what of validation and tests goes through the
-        model at once.
-        """
-        runs = [self.training_step]
-        if self.cell.kind == "learn":
-            length, rows, _ = max(self.readings(), key=lambda r: r[0] * r[1])
-            runs.append(lambda: self.reading(length, rows))
-        most = 0
-        for run in runs:
-            with FakeBytes(
-                alive_in(self.model, self.optimizer), inside=self.cell.device == "cpu"
-            ) as counted:
-                run()
-            most = max(most, counted.peak)
-        return most
-
-    def readings(self) -> list[tuple[int, int, int]]:
-        """Length, sequences at once and sequences in all, of validation and tests."""
-        cell = self.cell
-        todo = [
-            (
-                cell.length,
-                max(1, len(cell.learning_rates)) * cell.validations * cell.validation_examples,
-            )
-        ]
-        todo += [(length, cell.test_examples) for length in cell.test_lengths or (cell.length,)]
-        return [
-            (n, max(1, min(EVALUATION_BATCH, count, EVALUATION_TOKENS // n)), count)
-            for n, count in todo
-        ]
-
-    def operations(self) -> tuple[int, int]:
-        """Of one training step, and of the whole cell."""
-        cell, step = self.cell, count_flops(self.training_step)
-        if cell.kind == "cost":
-            once = count_flops(
-                lambda: self.reading(cell.length, cell.batch_size)
-            )  # prefilled, or generated
-            return step, (cell.repeats + CPU_WARMUP + 1) * (step + once) + cell.generate * once
-        growing = (
-            1.0 if cell.start_length is None else 0.75 + 0.25 * cell.start_length / cell.length
-        )  # its mean length
-        flops = max(1, len(cell.learning_rates)) * cell.steps * step * growing
-        for length, rows, examples in self.readings():
-            # type: ignore[misc]
-            flops += count_flops(lambda n=length, r=rows: self.reading(n, r)) * examples / rows
-        return step, round(flops)
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "").endswith(("normal_", "uniform_")):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
-def count_flops(run: Callable[[], Any]) -> int:
-    """Floating-point operations of a call."""
-    with counter() as counted:
-        run()
-    return counted.get_total_flops()
+def step_flops(cell: AnyCell) -> int:
+    """Return the operations of a training step on one sequence of the cell's length."""
+    batch = fake_batch_maker(cell, cell.length)
+    with FakeTensorMode(), counter() as flops:
+        FakeRun(cell).train(batch(1))
+    return flops.get_total_flops()
 
 
 def state_bytes(cell: AnyCell) -> int:
-    """What the cell's model keeps of one sequence of the cell's length, as decoding goes on from
-    it.
-    """
-    here = cell.model_copy(update={"device": "cpu"} | _streaming(cell))
-    with FakeTensorMode(), torch.no_grad(), precision(here):
-        model = model_of(here, replace(task_of(cell), sequences_per_example=1)).eval()
+    """Return the bytes of state that the model keeps after one sequence of the cell's length."""
+    streaming = {"pooling": "last", "direction": "causal"} if cell.kind == "learn" else {}
+    cell = cell.model_copy(update={"device": "cpu", **streaming})
+    task = replace(task_of(cell), sequences_per_example=1)
+    with FakeTensorMode(), torch.no_grad(), precision(cell):
+        model = model_of(cell, task).eval()
         _, state = model.prefill(torch.zeros(1, cell.length, dtype=torch.int64))
     return bytes_of_state(state)
 
 
-def _streaming(cell: AnyCell) -> dict[str, str]:
-    return {"pooling": "last", "direction": "causal"} if cell.kind == "learn" else {}
+def task_of(cell: AnyCell) -> Task:
+    """Return the cell's task; raises ValueError if it does not exist."""
+    return get_task(cell.task, cell.task_options)
 
 
-def step_flops(cell: AnyCell) -> int:
-    """Operations of a training step on one sequence of the cell's length."""
-    with FakeTensorMode():
-        return count_flops(FakeRun(cell.model_copy(update={"batch_size": 1})).training_step)
+class FakeRun:
+    """A cell's model and optimizer on the CPU; make it, and use it, inside FakeTensorMode."""
+
+    def __init__(self, cell: AnyCell) -> None:
+        self.cell = cell.model_copy(update={"device": "cpu"})
+        self.counts_scratch = cell.device == "cpu"
+        self.model = model_of(cell, task_of(cell))
+        self.optimizer = make_optimizer(self.model, LEARNING_RATE, WEIGHT_DECAY)
+
+        # One step makes the optimizer's state, which stays alive from then on.
+        for parameter in self.model.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def train(self, batch: Batch) -> None:
+        """Take one training step."""
+        training_step(self.model.train(), self.optimizer, batch, self.cell, LEARNING_RATE)
+
+    def evaluate(self, batch: Batch) -> None:
+        """Compute the logits of a batch without training on it."""
+        with torch.no_grad():
+            logits_and_targets(self.model.eval(), batch, self.cell)
+
+    def measure(self, run: Callable[[], None]) -> tuple[int, int]:
+        """Return the operations of a call, and the most bytes that are alive during it."""
+        live = FakeBytes(alive_in(self.model, self.optimizer), self.counts_scratch)
+        with live:
+            run()
+        return live.flops, live.peak
 
 
 @dataclass(frozen=True)
-class Shapes:
-    """Of one sequence's tokens, targets and lengths, and how much of it is asked."""
-
-    tokens: tuple[int, ...]
-    targets: tuple[int, ...]
-    lengths: tuple[int, ...] | None
-    asked: int
-
-    def of(self, rows: int) -> ShapedBatch:
-        """A batch of so many sequences of these shapes."""
-        tokens, targets = (
-            torch.zeros(rows, *shape, dtype=torch.int64) for shape in (self.tokens, self.targets)
-        )
-        lengths = (
-            None if self.lengths is None else torch.ones(rows, *self.lengths, dtype=torch.int64)
-        )
-        return ShapedBatch(tokens, targets, lengths=lengths, count=rows * self.asked)
-
-
-@dataclass(frozen=True)
-class ShapedBatch(Batch):
-    """A batch of no numbers, of whose answers `count` are asked for."""
+class FakeBatch(Batch):
+    """A batch without numbers that asks for `count` answers."""
 
     count: int = 0
 
     def target_indices(self) -> Tensor:
-        """As many indices as are asked for, and no numbers in them."""
+        """Return `count` indices without numbers, with the storage that `nonzero` makes."""
         return torch.empty(self.count, 1, dtype=torch.int64).squeeze(1)
 
 
-def _shapes(cell: AnyCell, length: int) -> Shapes:
-    """Found by a real example; of a task whose data are not here, everything is taken to be asked."""
-    return _sampled(cell.task, json.dumps(cell.task_options, sort_keys=True), length)
+def fake_batch_maker(cell: AnyCell, length: int) -> Callable[[int], FakeBatch]:
+    """Return a function that makes a batch of n sequences inside FakeTensorMode.
 
-
-@cache
-def _sampled(name: str, options: str, length: int) -> Shapes:
-    task = get_task(name, json.loads(options))
+    Shapes are those of a real example, so call this outside FakeTensorMode. If the task's data are
+    absent, every position is taken to be asked.
+    """
+    task = task_of(cell)
     try:
-        with _disable_current_modes():
-            batch = task.batch("train", 0, 0, 1, length)
-            asked = len(batch.target_indices())
+        example = task.batch("train", 0, 0, 1, length)
     except AbsentCorpusError:
-        many = (
-            (length,) if task.sequences_per_example == 1 else (task.sequences_per_example, length)
-        )
-        return Shapes(many, () if task.classes else many, None, 1 if task.classes else length)
-    lengths = None if batch.lengths is None else tuple(batch.lengths.shape[1:])
-    return Shapes(tuple(batch.tokens.shape[1:]), tuple(batch.targets.shape[1:]), lengths, asked)
+        shape = (length,) if task.sequences_per_example == 1 else (2, length)
+        tokens = torch.zeros(1, *shape, dtype=torch.int64)
+        example = Batch(tokens, tokens[:, 0] if task.classes else tokens)
+    shapes = {
+        name: None if tensor is None else tensor.shape[1:]
+        for name, tensor in vars(example).items()
+        if name != "distances"
+    }
+    answers = len(example.target_indices())
+
+    def make(rows: int) -> FakeBatch:
+        tensors: dict[str, Any] = {}
+        for name, shape in shapes.items():
+            if shape is not None:
+                tensors[name] = torch.zeros(rows, *shape, dtype=torch.int64)
+        return FakeBatch(**tensors, count=rows * answers)
+
+    return make
 
 
 class FakeBytes(LiveBytes):
-    """LiveBytes among tensors without numbers: where a number is read, for deciding on a path, it
-    is 0.
+    """LiveBytes for tensors without numbers, which counts operations, too.
 
-    `inside` looks into operators written in Python, once for each shape. The workspace of the
-    LSTM's operator, of which its fake form does not tell, is asked of real ones that are short.
+    Code that reads a number to choose its path reads 0. `flops` follows the formulas of torch's
+    FlopCounterMode, whose module hooks would keep gradients alive and so change the bytes.
+
+    Args:
+        alive: tensors that are alive before, as for LiveBytes.
+        scratch: count what custom operators written in Python allocate inside, too.
     """
 
-    scratch: ClassVar[dict[Any, int]] = {}  # bytes that an operator, called so, has alive at most
-
-    def __init__(self, alive: Any, inside: bool) -> None:
+    def __init__(self, alive: Any, scratch: bool) -> None:
         super().__init__(alive)
-        self.inside = inside
+        self.scratch = scratch
+        self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in READINGS:
+        if func in READ_NUMBER:
             return 0.0 if args[0].is_floating_point() else 0
-        if (
-            func._schema.name[-1] == "_"
-            and torch.Tag.inplace_view not in func.tags
-            and func._schema.returns
-        ):
-            return args[0]  # written in place: nothing is made
-        if func._schema.name in OPDEFS and self.inside:
-            return self._with_scratch(func, types, args, kwargs)
-        result = super().__torch_dispatch__(func, types, args, kwargs)
-        if func is LSTM and args[-1]:
-            result = (*result[:3], torch.empty(_workspace(args), dtype=torch.uint8))
-            self._count(result)
-        return result
+        if _writes_in_place(func, args):
+            return args[0]  # fake tensors hold no numbers, so there is nothing to do
 
-    def _with_scratch(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        key = (
-            func,
-            tuple(
-                (x.shape, x.dtype) if isinstance(x, Tensor) else x
-                for x in tree_leaves((args, kwargs))
-            ),
-        )
-        before, peak = self.now, self.peak
-        if key in self.scratch:
-            result = super().__torch_dispatch__(func, types, args, kwargs)
-        else:
-            self.peak = before
-            with self, few_tiles():
-                result = OPDEFS[func._schema.name]._init_fn(*args, **(kwargs or {}))
-            self.scratch[key] = self.peak - before
-        self.peak = max(peak, self.peak, before + self.scratch[key])
+        before = self.now
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if func.overloadpacket in FORMULAS:
+            formula = FORMULAS[func.overloadpacket]
+            self.flops += formula(*args, **(kwargs or {}), out_val=result)
+        if self.scratch and func.name() in OPDEFS:
+            self.peak = max(self.peak, before + _scratch_bytes(func, args, kwargs or {}))
+        if func is LSTM and args[-1]:  # in training; the fake operator's workspace is empty
+            workspace = torch.empty(_lstm_workspace_bytes(args), dtype=torch.uint8)
+            result = (*result[:3], workspace)
+            self._count(workspace)
         return result
 
     def _looks_inside(self, args: Any) -> bool:
         return False
 
 
+def _writes_in_place(func: Any, args: Any) -> bool:
+    name = func.overloadpacket.__name__
+    changes_shape = torch.Tag.inplace_view in func.tags
+    return name.endswith("_") and isinstance(args[0], Tensor) and not changes_shape
+
+
+SCRATCH: dict[Any, int] = {}  # (operator, shapes) -> bytes that it has alive at most, results too
+
+
+def _scratch_bytes(func: Any, args: Any, kwargs: Any) -> int:
+    """Run a custom operator's Python code on fake tensors, once for each combination of shapes."""
+    key = [func]
+    for leaf in tree_leaves((args, kwargs)):
+        key.append((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf)
+
+    if tuple(key) not in SCRATCH:
+        live = FakeBytes((args, kwargs), scratch=True)
+        before = live.now
+        with live, few_tiles():
+            OPDEFS[func.name()]._init_fn(*args, **kwargs)
+        SCRATCH[tuple(key)] = live.peak - before
+    return SCRATCH[tuple(key)]
+
+
 @contextmanager
 def few_tiles() -> Iterator[None]:
-    """Within it, WKV goes through three tiles of a sequence, which has thousands, and all alike in
-    memory.
-    """
+    """Let WKV visit three tiles of a sequence: thousands would take no more memory."""
 
     tiles = tiled.tiles
 
-    def few(k: Any) -> list[slice]:
-        whole = tiles(k)
-        return whole if len(whole) <= 3 else [*whole[:2], whole[-1]]
+    def first_and_last(k: Tensor) -> list[slice]:
+        everything = tiles(k)
+        return everything if len(everything) <= 3 else [*everything[:2], everything[-1]]
 
     try:
-        tiled.tiles = few
+        tiled.tiles = first_and_last
         yield
     finally:
         tiled.tiles = tiles
 
 
-SHORT = (64, 320)  # positions
+SHORT, LONGER = 64, 320  # positions
 
 
-def _workspace(args: Any) -> int:
-    """Bytes the LSTM's operator keeps for its backward pass: the same for every position, and some
-    for all.
+def _lstm_workspace_bytes(args: Any) -> int:
+    """Return the bytes that the LSTM operator keeps for its backward pass.
+
+    They grow linearly with positions, so two short sequences give those of any.
     """
-    length, batch_size, width = args[0].shape
-    few, more = (_short_workspace(n, width, args[10]) for n in SHORT)
-    return few + (length * batch_size - SHORT[0]) * (more - few) // (SHORT[1] - SHORT[0])
+    length, batch_size, input_width = args[0].shape
+    width = args[10]
+    short = _real_workspace_bytes(SHORT, input_width, width)
+    longer = _real_workspace_bytes(LONGER, input_width, width)
+    return short + (length * batch_size - SHORT) * (longer - short) // (LONGER - SHORT)
 
 
 @cache
-def _short_workspace(length: int, into: int, width: int) -> int:
-    with _disable_current_modes():
-        weights = torch.zeros(4 * width, into), torch.zeros(4 * width, width)
-        biases, state = torch.zeros(2, 4 * width).unbind(), torch.zeros(2, 1, width).unbind()
-        x = torch.zeros(length, 1, into)
-        return LSTM(x, *weights, *biases, *state, False, [], 2, width, 1, True, False, False, True)[
-            3
-        ].nbytes
+def _real_workspace_bytes(length: int, input_width: int, width: int) -> int:
+    with _disable_current_modes():  # real tensors, in spite of FakeTensorMode
+        x = torch.zeros(length, 1, input_width)
+        weights = torch.zeros(4 * width, input_width), torch.zeros(4 * width, width)
+        biases = torch.zeros(4 * width), torch.zeros(4 * width)
+        state = torch.zeros(1, 1, width), torch.zeros(1, 1, width)
+        tensors = (x, *weights, *biases, *state)
+        return LSTM(*tensors, False, [], 2, width, 1, True, False, False, True)[3].nbytes

@@ -1,9 +1,8 @@
-"""Widths that make a suite's models agree in parameters, operations or state: worked out, never set
-by hand.
+"""Work out widths at which a suite's models agree in parameters, operations or state.
 
-A suite asks for it with a table [match]; the model it names keeps the suite's width. Parameters are
-all there are, embedding and head included; operations those of a training step; state is what one
-sequence of the cell's length leaves for decoding to go on from.
+A suite asks for it by a table [match]; the model that the table names keeps the suite's width.
+Parameters include embedding and head, operations are those of a training step, and state is what
+remains after one sequence of the cell's length.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ NAMES = {
     "flops": "operations of a training step",
     "state_bytes": "bytes of state",
 }
-MATTERS = (
+RELEVANT = (  # fields that a measure depends on, beside the length
     "task",
     "task_options",
     "model",
@@ -38,108 +37,139 @@ MATTERS = (
     "direction",
     "precision",
 )
-WIDEST = 2**20
-PATIENCE = 12  # widths tried before halving what is left is the surer way
-REFUSED = 512  # so many widths in a row that a model cannot have: it will have none
+LARGEST_WIDTH = 2**20
+INTERPOLATIONS = 12  # widths tried by interpolation before the search falls back to bisection
+LARGEST_GAP = 512  # a model that cannot have any of these successive widths can have none
 
 
 def match_widths(suite: Suite, tolerance: float | None = None) -> Suite:
-    """The suite with its cells' widths as its [match] asks; raises ValueError where none comes near
-    enough.
+    """Return the suite with the widths of its cells as its [match] asks.
 
-    `tolerance`, a fraction, takes the place of the suite's own.
+    Args:
+        suite: unchanged if it has no [match].
+        tolerance: a fraction that replaces the suite's own.
+
+    Raises ValueError if no width of a model comes within the tolerance.
     """
     if suite.match is None:
         return suite
-    match = suite.match.model_copy(update={} if tolerance is None else {"tolerance": tolerance})
-    try:
-        cells = [
-            make_cell({**cell.model_dump(), "width": _width(cell, match)}) for cell in suite.cells
-        ]
-    except RuntimeError as error:
-        raise ValueError(
-            f"a model here cannot be sized by {match.by}, only by parameters: {error}"
-        ) from error
+
+    match = suite.match
+    if tolerance is not None:
+        match = match.model_copy(update={"tolerance": tolerance})
+    cells = []
+    for cell in suite.cells:
+        try:
+            width = _matched_width(cell, match)
+        except RuntimeError as error:  # the model cannot run on tensors without numbers
+            raise ValueError(
+                f"model {cell.model!r} can be matched by parameters alone, "
+                f"not by {match.by}: {error}"
+            ) from error
+        cells.append(make_cell({**cell.model_dump(), "width": width}))
     return replace(suite, cells=tuple(dict.fromkeys(cells)))
 
 
-def _width(cell: AnyCell, match: Match) -> int:
-    standard = cell.model_copy(update={"model": match.to, "model_options": match.options})
+def _matched_width(cell: AnyCell, match: Match) -> int:
     if (cell.model, cell.model_options) == (match.to, match.options):
         return cell.width
-    aim, (width, value) = _solve(
-        _lean(cell, match.by), _lean(standard, match.by), match.by, match.multiple
-    )
-    if abs(value - aim) <= match.tolerance * aim:
+
+    standard = cell.model_copy(update={"model": match.to, "model_options": match.options})
+    target = _measure(_sized(standard, match.by), match.by)
+    width, value = _nearest_width(_sized(cell, match.by), match.by, target, match.multiple)
+    if abs(value - target) <= match.tolerance * target:
         return width
-    raise ValueError(
-        f"model {cell.model!r} cannot have the {aim:,} {NAMES[match.by]} of {match.to!r} of width {cell.width} within "
-        f"{match.tolerance:.2g}, in cell {cell.id}: nearest comes width {width} with {value:,} "
-        f"({value / max(aim, 1) - 1:+.1%}); [match] tolerance, or --tolerance, says how near is near enough"
-        f"{f', multiple = {match.multiple} which widths there are' if match.multiple > 1 else ''}"
+
+    message = (
+        f"model {cell.model!r} cannot have the {target:,} {NAMES[match.by]} of {match.to!r} "
+        f"of width {cell.width} within {match.tolerance:.2g}, in cell {cell.id}: "
+        f"the nearest is width {width} with {value:,} ({value / max(target, 1) - 1:+.1%}); "
+        "[match] tolerance, or --tolerance, says what is near enough"
     )
+    if match.multiple > 1:
+        message += f", and multiple = {match.multiple} which widths may be used"
+    raise ValueError(message)
 
 
-def _lean(cell: AnyCell, by: str) -> AnyCell:
-    """What the measure depends on, so that cells alike in it are worked out once."""
+def _sized(cell: AnyCell, by: str) -> AnyCell:
+    """Return a cell with the relevant fields alone: cells that share them share cached results."""
+    fields = {name: getattr(cell, name) for name in RELEVANT}
     length = 1 if by == "parameters" else cell.length
-    fields = {name: getattr(cell, name) for name in MATTERS}
-    return LearnCell.model_validate({**fields, "kind": "learn", "batch_size": 1, "length": length})
+    return LearnCell(**fields, kind="learn", batch_size=1, length=length)
 
 
 @cache
-def _solve(cell: AnyCell, standard: AnyCell, by: str, multiple: int) -> tuple[int, tuple[int, int]]:
-    """What the standard has, and the width at which the cell's model comes nearest to it, with what
-    it has there.
+def _measure(cell: AnyCell, by: str) -> int:
+    return MEASURES[by](cell)
+
+
+@cache
+def _nearest_width(cell: AnyCell, by: str, target: int, multiple: int) -> tuple[int, int]:
+    """Return the multiple whose measure is nearest to the target, and that measure."""
+
+    def measure(times: int) -> int:
+        return _measure(cell.model_copy(update={"width": times * multiple}), by)
+
+    times, value = nearest(measure, target, start=max(1, cell.width // multiple))
+    return times * multiple, value
+
+
+def nearest(measure: Callable[[int], int], target: int, start: int) -> tuple[int, int]:
+    """Return the width whose measure is nearest to `target`, and that measure.
+
+    Args:
+        measure: must not fall as widths grow; raises ValueError for a width that a model cannot
+            have, and the search passes over it.
+        target: positive.
+        start: the width to begin with.
+
+    Raises the ValueError of `measure` if the model can have no width.
     """
-    measure = MEASURES[by]
-    aim = measure(standard)
-    start = max(1, cell.width // multiple)
-    times, value = nearest(
-        lambda times: measure(cell.model_copy(update={"width": times * multiple})), aim, start
-    )
-    return aim, (times * multiple, value)
+    values: dict[int, int] = {}
 
-
-def nearest(measure: Callable[[int], int], aim: int, start: int) -> tuple[int, int]:
-    """The width whose measure is nearest `aim`, and that measure; it must not fall as widths grow.
-
-    Widths that a model cannot have (its `measure` raises ValueError) are passed over. Raises that
-    error when it can have none.
-    """
-    found: dict[int, int] = {}
-
-    def from_(width: int, below: int = WIDEST) -> int | None:
-        """The first width from `width` on, and below `below`, that there is."""
+    def first_possible(width: int, end: int = LARGEST_WIDTH) -> int | None:
+        """Measure the first possible width from `width` on and before `end`."""
         refusal = None
-        for candidate in range(width, min(below, width + REFUSED)):
+        for candidate in range(width, min(end, width + LARGEST_GAP)):
             try:
-                found[candidate] = found.get(candidate) or measure(candidate)
+                if candidate not in values:
+                    values[candidate] = measure(candidate)
                 return candidate
             except ValueError as error:
                 refusal = error
-        if refusal and not found:
+        if refusal and not values:
             raise refusal
         return None
 
-    low, high = 0, from_(start)
-    while high is not None and found[high] < aim:
-        low, high = high, from_(2 * high)
-    end = high or low + 1  # the answer is `low`, `high`, or between them
+    # Double the width until its measure reaches the target: the answer is `low`, `high` or between.
+    low, high = 0, first_possible(start)
+    while high is not None and values[high] < target:
+        low, high = high, first_possible(2 * high)
+
+    end = low + 1 if high is None else high
     while end - low > 1:
-        middle = _between(low, end, found, aim)
-        width = from_(middle, below=end)
-        if width is not None and found[width] < aim:
+        guess = (low + end) // 2
+        if len(values) < INTERPOLATIONS:
+            guess = _interpolate(low, end, values, target)
+        width = first_possible(guess, end)
+        if width is not None and values[width] < target:
             low = width
         else:
-            end = middle
-    return min(found.items(), key=lambda pair: (abs(pair[1] - aim), pair[0]))
+            end = guess
+    return min(values.items(), key=lambda item: (abs(item[1] - target), item[0]))
 
 
-def _between(low: int, end: int, found: dict[int, int], aim: int) -> int:
-    """A width between these two, where the measure meets the aim if it grows as a power does."""
-    middle = (low + end) // 2
-    if len(found) < PATIENCE and found.get(end):
-        power = math.log(found[end] / found[low]) / math.log(end / low) if found.get(low) else 2
-        middle = math.ceil(end * (max(aim, 1) / found[end]) ** (1 / power)) if power else middle
-    return min(max(middle, low + 1), end - 1)
+def _interpolate(low: int, end: int, values: dict[int, int], target: int) -> int:
+    """Return a width between both, where a power law through them would meet the target.
+
+    Without a measure of `low` the exponent is 2; without one of `end`, or if the measure does not
+    grow, it is the middle.
+    """
+    power = 2.0
+    if values.get(low) and values.get(end):
+        power = math.log(values[end] / values[low]) / math.log(end / low)
+    if not values.get(end) or not power:
+        return (low + end) // 2
+
+    guess = math.ceil(end * (max(target, 1) / values[end]) ** (1 / power))
+    return min(max(guess, low + 1), end - 1)

@@ -125,7 +125,7 @@ def test_sizes_are_matched_as_a_suite_asks(tmp_path: Path) -> None:
     assert first["width"] == 64 > other["width"]
     assert abs(other["parameters"] / first["parameters"] - 1) < 0.02
     refused = lookback(*asked, "--tolerance", "0.0001")
-    assert refused.returncode == 2 and "nearest comes width" in refused.stderr
+    assert refused.returncode == 2 and "nearest is width" in refused.stderr
 
 
 TAKEN = """

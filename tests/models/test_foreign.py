@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from lookback.benchmarks.measure.cost import cost
 from lookback.benchmarks.measure.train import learn
-from lookback.benchmarks.plan.estimate import count_parameters, need
+from lookback.benchmarks.plan.estimate import count_parameters, estimate
 from lookback.benchmarks.plan.match_widths import nearest
 from lookback.benchmarks.record import CostCell, LearnCell
 from lookback.models.model import (
@@ -320,10 +320,10 @@ def test_it_is_measured(tmp_path: Path) -> None:
 def test_it_is_estimated_and_sized() -> None:
     """Its needs are estimated without running it, and a width matches our Transformer's size."""
     cell = small_cost()
-    estimate = need(cell)
+    prediction = estimate(cell)
     measured = cost(cell, get_task("copy"), lambda *_: None).phases["training"]
-    assert estimate.parameters == count_parameters(cell)
-    assert estimate.step_flops == measured.flops
+    assert prediction.parameters == count_parameters(cell)
+    assert prediction.step_flops == measured.flops
 
     aim = count_parameters(small_learn(model="transformer", width=96))
     width, value = nearest(lambda width: count_parameters(small_learn(width=width)), aim, 96)

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from lookback.benchmarks.describe.cards import card
-from lookback.benchmarks.describe.spec import prefetched
+from lookback.benchmarks.describe.data_sets import prefetch
 from lookback.tasks import corpus, language
 from lookback.tasks.corpus import Corpus, constant_bits, whole_folder, windows
 from lookback.tasks.task import SPLITS, AbsentCorpusError, get_task
@@ -307,9 +307,9 @@ def test_an_absent_corpus_names_the_command(name, tmp_path):
 
 def test_prefetch_reports_the_corpus(enwik8, tmp_path, monkeypatch):
     named(monkeypatch, tmp_path / "enwik8", enwik8)
-    said = prefetched("enwik8", None, [], [])
+    said = prefetch("enwik8", None, [], [])
     assert "bytes {'train': 9000, 'validation': 500, 'test': 500}" in said and "sha256" in said
-    assert "a constant answer has" in card("enwik8") and "tokens  " in card("enwik8")
+    assert "constant baseline: " in card("enwik8") and "tokens  " in card("enwik8")
 
 
 def test_a_damaged_corpus_is_reported(enwik8, tmp_path, monkeypatch):

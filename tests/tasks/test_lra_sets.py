@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lookback.benchmarks.describe.pictures import PLACE, pathfinder_grid
-from lookback.benchmarks.describe.spec import doubles, histogram
+from lookback.benchmarks.describe.pictures import PATHFINDER, pathfinder_grid
+from lookback.benchmarks.describe.data_sets import duplicates, histogram
 from lookback.benchmarks.measure.evaluate import evaluate
 from lookback.benchmarks.measure.step import logits_and_targets, make_model
 from lookback.benchmarks.record import CostCell, LearnCell
@@ -266,9 +266,9 @@ def test_one_label_a_sequence_is_learnt():
         assert loss < 0.3, (pooling, direction, float(loss))
 
 
-def test_doubles_are_counted():
+def test_duplicates_are_counted():
     hashes = {"train": [b"a", b"b", b"b"], "validation": [b"c"], "test": [b"b", b"c"]}
-    assert doubles(hashes) == {
+    assert duplicates(hashes) == {
         "within train": 1,
         "within validation": 0,
         "within test": 0,
@@ -302,5 +302,5 @@ def test_digits_are_distinguishable():
 
 
 def test_the_picture_in_the_docs_is_of_the_data():
-    with Image.open(PLACE) as image:
+    with Image.open(PATHFINDER) as image:
         assert (np.asarray(image) == pathfinder_grid()).all()

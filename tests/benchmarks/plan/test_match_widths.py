@@ -63,7 +63,7 @@ def test_widths_are_multiples_where_asked(multiple: int) -> None:
     assert width("rrwkv", "parameters", width=160, tolerance=0.2, multiple=multiple) == best
     if away[best] > 0.001 * aim:
         with pytest.raises(
-            ValueError, match=f"nearest comes width {best} .* multiple = {multiple} which widths"
+            ValueError, match=f"nearest is width {best} .* multiple = {multiple} which widths"
         ):
             width("rrwkv", "parameters", width=160, tolerance=0.001, multiple=multiple)
 
@@ -100,7 +100,7 @@ def test_state_agrees_with_the_cache_at_its_length(model: str) -> None:
 def test_what_cannot_agree_is_told_in_one_line() -> None:
     with pytest.raises(
         ValueError,
-        match=r"'lstm' cannot have the 15,008 param.* nearest comes width 16 with 15,376",
+        match=r"'lstm' cannot have the 15,008 param.* nearest is width 16 with 15,376",
     ) as e:
         width("lstm", "parameters", width=16)
     assert "\n" not in str(e.value) and "tolerance" in str(e.value)
@@ -143,7 +143,8 @@ def test_models_of_a_users_own_are_matched(tmp_path: Path) -> None:
 
     path = tmp_path / "mine.toml"
     path.write_text(
-        '[match]\nto = "transformer"\n[[grid]]\nkind = "cost"\ntask = "python"\nmodel = ["transformer", "rwkv"]\n'
+        '[match]\nto = "transformer"\n[[grid]]\nkind = "cost"\ntask = "python"\n'
+        'model = ["transformer", "rwkv"]\n'
         "width = 64\ndepth = 2\nlength = [128, 256]\nbatch_tokens = 512\n"
     )
     suite = read_suite(str(path))

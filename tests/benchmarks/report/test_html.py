@@ -10,9 +10,10 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import matplotlib as mpl
@@ -21,7 +22,6 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from lookback.benchmarks.describe import browser
 from lookback.benchmarks.record import Cell, LearnCell, Outcome, Record
 from lookback.benchmarks.report import frames, make_reports, style
 from lookback.benchmarks.report.costs import costs_of
@@ -35,7 +35,10 @@ from lookback.benchmarks.report.tradeoff import points_of
 from lookback.benchmarks.storage import write_record
 from tests.records import FACTS, as_cost, cost_record, learn_record, record, score, trained
 
-ROOT = Path(__file__).parent.parent
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, ConsoleMessage, Page, Request
+
+ROOT = Path(__file__).parents[3]
 EVIL = '<script>window.stolen = 1</script><img src="https://evil.example/x.png" onerror="window.stolen = 2">'
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
@@ -269,7 +272,7 @@ def test_the_page_of_all_pages(made: Path, tmp_path: Path) -> None:
 
 def test_the_same_records_give_the_same_bytes(made: Path, page: Path, tmp_path: Path) -> None:
     """From a process of its own, in which sets stand in another order."""
-    code = f"import pathlib, tests.test_html as t; t.make(pathlib.Path({str(tmp_path)!r}))"
+    code = f"import pathlib, tests.benchmarks.report.test_html as t; t.make(pathlib.Path({str(tmp_path)!r}))"
     subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -430,12 +433,61 @@ def test_gaps_are_what_others_have(cell: Cell) -> None:
 # --- in a browser
 
 
+class Tab:
+    """A page of a browser, with the errors and warnings of its console and its requests."""
+
+    def __init__(self, page: "Page") -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", self._note_message)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", self._note_request)
+
+    def _note_message(self, message: "ConsoleMessage") -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
+
+    def _note_request(self, request: "Request") -> None:
+        if not request.url.startswith("data:"):
+            self.requests.append(request.url)
+
+    def value(self, expression: str) -> object:
+        return self.page.evaluate(expression)
+
+
+Show = Callable[..., Tab]
+
+
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[browser.Browser]:
-    if browser.found() is None:
+def browser() -> Iterator["Browser"]:
+    module = pytest.importorskip("lookback.benchmarks.describe.browser", exc_type=ImportError)
+    if module.browser_path() is None:
         pytest.skip("no Chromium here: `apt-get install chromium`")
-    with browser.browser() as tab:
-        yield tab
+    with module.chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def show(browser: "Browser") -> Iterator[Show]:
+    """Open a file in a window of this width."""
+    contexts = []
+
+    def open_tab(path: Path, width: int = 1440, dark: bool = False, script: bool = True) -> Tab:
+        context = browser.new_context(
+            viewport={"width": width, "height": 900},
+            is_mobile=width < 600,
+            color_scheme="dark" if dark else "light",
+            java_script_enabled=script,
+        )
+        contexts.append(context)
+        tab = Tab(context.new_page())
+        tab.page.goto(path.resolve().as_uri())
+        return tab
+
+    yield open_tab
+    for context in contexts:
+        context.close()
 
 
 PAGES = ("some-machine/suite/index.html", "index.html")
@@ -444,28 +496,23 @@ PAGES = ("some-machine/suite/index.html", "index.html")
 @pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("width", (390, 1440))
 def test_nothing_overflows_complains_or_is_fetched(
-    chromium: browser.Browser, made: Path, name: str, width: int
+    show: Show, made: Path, name: str, width: int
 ) -> None:
-    chromium.complaints.clear()
-    chromium.requests.clear()
-    chromium.show(made / name, width)
-    wide, window = chromium.value("[document.documentElement.scrollWidth, window.innerWidth]")
+    tab = show(made / name, width)
+    wide, window = tab.value("[document.documentElement.scrollWidth, window.innerWidth]")
     assert window == width and wide <= window
-    assert chromium.value("typeof window.stolen") == "undefined"
-    assert chromium.complaints == []
-    assert chromium.requests == [(made / name).resolve().as_uri()]
+    assert tab.value("typeof window.stolen") == "undefined"
+    assert tab.complaints == []
+    assert tab.requests == [(made / name).resolve().as_uri()]
 
 
-def test_the_policy_holds(chromium: browser.Browser, page: Path, tmp_path: Path) -> None:
+def test_the_policy_holds(show: Show, page: Path, tmp_path: Path) -> None:
     """Were something not escaped, the page still runs and fetches nothing: the browser says so."""
     bad = tmp_path / "bad.html"
     bad.write_text(page.read_text().replace("<main>", f"<main>{EVIL}"))
-    chromium.complaints.clear()
-    chromium.requests.clear()
-    chromium.show(bad)
-    assert chromium.value("typeof window.stolen") == "undefined"
-    assert len([line for line in chromium.complaints if "Content Security Policy" in line]) >= 2
-    chromium.complaints.clear()
+    tab = show(bad)
+    assert tab.value("typeof window.stolen") == "undefined"
+    assert len([line for line in tab.complaints if "Content Security Policy" in line]) >= 2
 
 
 COLUMN = "[...document.querySelector('header table').tBodies[0].rows].map(row => row.cells[0].textContent)"
@@ -474,31 +521,31 @@ CLICK = (
 )
 
 
-def test_tables_sort(chromium: browser.Browser, page: Path) -> None:
-    chromium.show(page)
-    before = chromium.value(COLUMN)
+def test_tables_sort(show: Show, page: Path) -> None:
+    tab = show(page)
+    before = tab.value(COLUMN)
     assert before == ["transformer", "rwkv", "rrwkv", "mine"]
-    chromium.value(CLICK.format(0))
-    assert chromium.value(COLUMN) == sorted(before)
+    tab.value(CLICK.format(0))
+    assert tab.value(COLUMN) == sorted(before)
     for expected in (
         ["mine", "rrwkv", "rwkv", "transformer"],
         before,
         before,
     ):  # by score: up, down, as it was
-        chromium.value(CLICK.format(2))
-        assert chromium.value(COLUMN) == expected
-    assert chromium.value("document.querySelectorAll('th[aria-sort]').length") == 0
+        tab.value(CLICK.format(2))
+        assert tab.value(COLUMN) == expected
+    assert tab.value("document.querySelectorAll('th[aria-sort]').length") == 0
 
 
-def test_units_sort_by_size(chromium: browser.Browser, page: Path) -> None:
+def test_units_sort_by_size(show: Show, page: Path) -> None:
     """1.0 KB before 4.2 MB, with words behind all numbers and nothing behind words."""
-    chromium.show(page)
+    tab = show(page)
     cells = ["4.2 MB", "", "1,000 B", "oom", "≥ 12", "999.0 KB", "-3"]
     values = f"{json.dumps(cells)}.map(text => {{const cell = document.createElement('td'); cell.textContent = text; "
     order = (
         "return key(cell)}).sort((a, b) => a.rank - b.rank || compare(a, b)).map(one => one.text)"
     )
-    assert chromium.value(values + order) == [
+    assert tab.value(values + order) == [
         "-3",
         "≥ 12",
         "1,000 B",
@@ -526,18 +573,18 @@ CONTRAST = """(() => {
 @pytest.mark.parametrize("dark", (False, True))
 @pytest.mark.parametrize("name", PAGES)
 def test_words_are_readable_in_light_and_in_dark(
-    chromium: browser.Browser, made: Path, name: str, dark: bool
+    show: Show, made: Path, name: str, dark: bool
 ) -> None:
     """Contrast of all text with the page, as WCAG 2 defines it: 4.5 and more; and the paper is what
     was asked for.
     """
-    chromium.show(made / name, 390, dark=dark)
-    assert chromium.value(CONTRAST) >= 4.5
-    paper = chromium.value("getComputedStyle(document.body).backgroundColor")
+    tab = show(made / name, 390, dark=dark)
+    assert tab.value(CONTRAST) >= 4.5
+    paper = tab.value("getComputedStyle(document.body).backgroundColor")
     assert (int(re.findall(r"\d+", paper)[0]) < 60) == dark
 
 
-def test_figures_are_dark_in_dark(chromium: browser.Browser, page: Path) -> None:
+def test_figures_are_dark_in_dark(show: Show, page: Path) -> None:
     """The corner of a figure, taken from the picture that the browser makes, is about as dark as
     the paper.
     """
@@ -546,24 +593,20 @@ def test_figures_are_dark_in_dark(chromium: browser.Browser, page: Path) -> None
     from PIL import Image
 
     for dark in (False, True):
-        chromium.show(page, 1440, dark=dark)
+        tab = show(page, 1440, dark=dark)
         place = "(() => {const box = document.querySelector('.figure svg'); box.scrollIntoView({behavior: 'instant'});"
-        left, top = chromium.value(
+        left, top = tab.value(
             place + "const at = box.getBoundingClientRect(); return [at.left, at.top]})()"
         )
         pixel = (
-            Image.open(BytesIO(chromium.picture()))
+            Image.open(BytesIO(tab.page.screenshot()))
             .convert("L")
             .getpixel((int(left) + 3, int(top) + 3))
         )
         assert (pixel < 60) == dark
 
 
-def test_it_reads_without_its_script(chromium: browser.Browser, page: Path) -> None:
-    chromium.ask("Emulation.setScriptExecutionDisabled", value=True)
-    try:
-        chromium.show(page, 390)
-        assert chromium.value("document.querySelector('header th').textContent") == "model"
-        assert chromium.value("document.querySelectorAll('th button').length") == 0
-    finally:
-        chromium.ask("Emulation.setScriptExecutionDisabled", value=False)
+def test_it_reads_without_its_script(show: Show, page: Path) -> None:
+    tab = show(page, 390, script=False)
+    assert tab.value("document.querySelector('header th').textContent") == "model"
+    assert tab.value("document.querySelectorAll('th button').length") == 0
