@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lookback.benchmarks.describe.pictures import PATHFINDER, pathfinder_grid
 from lookback.benchmarks.describe.data_sets import duplicates, histogram
+from lookback.benchmarks.describe.pictures import PATHFINDER, pathfinder_grid
 from lookback.benchmarks.measure.evaluate import evaluate
 from lookback.benchmarks.measure.step import logits_and_targets, make_model
 from lookback.benchmarks.record import CostCell, LearnCell
