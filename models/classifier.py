@@ -68,9 +68,7 @@ class SequenceClassifier(SequenceModel):
         settings = self.pooling, self.direction, self.sequences_per_example
         return settings == ("last", "causal", 1)
 
-    def forward(  # type: ignore[override]
-        self, tokens: Tensor, lengths: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return the logits of each example, (batch, classes).
 
         Args:

@@ -145,6 +145,7 @@ class SequenceModel(nn.Module):
         """Return the state of every block before the first token."""
         weight = self.embedding.weight
         states = []
+        block: Any  # torch types the attributes of a module as tensors
         for block in self.blocks:
             states.append(block.initial_state(batch_size, weight.device, weight.dtype))
         return states
@@ -156,6 +157,7 @@ class SequenceModel(nn.Module):
         """
         x = self.embed(token)
         next_state = []
+        block: Any
         for block, block_state in zip(self.blocks, state, strict=True):
             x, block_state = block.step(x, block_state)
             next_state.append(block_state)
@@ -168,6 +170,7 @@ class SequenceModel(nn.Module):
         """
         x = self.embed(tokens)
         state = []
+        block: Any
         for block in self.blocks:
             if hasattr(block, "prefill"):
                 x, block_state = block.prefill(x)

@@ -11,7 +11,7 @@ from pathlib import Path
 import humanize
 
 from lookback.benchmarks.machine import machine, versions
-from lookback.benchmarks.record import LearnCell
+from lookback.benchmarks.record import make_cell
 
 PINS = Path(__file__).parents[2] / "constraints.txt"
 MODELS = ("transformer", "rwkv", "rrwkv", "lstm")
@@ -80,17 +80,9 @@ def _kernels(model: str, device: str) -> str:
     from lookback.tasks.task import get_task
 
     precision = "bfloat16" if device == "cuda" else "float32"
-    cell = LearnCell(
-        kind="learn",
-        task="copy",
-        model=model,
-        width=64,
-        depth=1,
-        length=64,
-        batch_size=1,
-        device=device,
-        precision=precision,
-    )
+    size = {"width": 64, "depth": 1, "length": 64, "batch_size": 1}
+    where = {"device": device, "precision": precision}
+    cell = make_cell({"kind": "learn", "task": "copy", "model": model, **size, **where})
     try:
         return f"{', '.join(kernels_of(cell, get_task('copy')))} in {precision}"
     except Exception as error:  # report any fault of this machine

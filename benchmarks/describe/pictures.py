@@ -55,13 +55,15 @@ def report_picture(path: Path) -> Image.Image:
 
     both = Image.new("RGB", (DESKTOP_WIDTH + GAP + PHONE_WIDTH, HEIGHT), "white")
     with chromium() as browser:
-        viewport = {"width": DESKTOP_WIDTH, "height": HEIGHT}
-        page = browser.new_page(viewport=viewport, color_scheme="light")
+        page = browser.new_page(
+            viewport={"width": DESKTOP_WIDTH, "height": HEIGHT}, color_scheme="light"
+        )
         page.goto(path.resolve().as_uri())
         both.paste(Image.open(BytesIO(page.screenshot())), (0, 0))
 
-        viewport = {"width": PHONE_WIDTH, "height": HEIGHT}
-        page = browser.new_page(viewport=viewport, color_scheme="dark", is_mobile=True)
+        page = browser.new_page(
+            viewport={"width": PHONE_WIDTH, "height": HEIGHT}, color_scheme="dark", is_mobile=True
+        )
         page.goto(path.resolve().as_uri())
         page.evaluate("document.querySelector('main').scrollIntoView({behavior: 'instant'})")
         both.paste(Image.open(BytesIO(page.screenshot())), (DESKTOP_WIDTH + GAP, 0))

@@ -163,9 +163,8 @@ def train(
     if state.finished:
         return Run(rate, model, state)
 
-    validation_steps = set()
-    for number in range(1, cell.validations + 1):
-        validation_steps.add(round(cell.steps * number / cell.validations))
+    points = range(1, cell.validations + 1)
+    validation_steps = {round(cell.steps * point / cell.validations) for point in points}
 
     saving_seconds = 0.0  # that the last checkpoint took
     timer = Timer(cell.device)

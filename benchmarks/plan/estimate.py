@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -93,8 +93,10 @@ def _estimate(cell: AnyCell) -> Estimate:
 
             total = step_flops * cell.batch_size / rows * _training_steps(cell)
             for length, batch_size, times in evaluations:
-                test_batch = partial(test_batches[length], batch_size)
-                flops, test_peak = run.measure(lambda batch=test_batch: run.evaluate(batch()))
+                make_batch = test_batches[length]
+                flops, test_peak = run.measure(
+                    lambda make=make_batch, rows=batch_size: run.evaluate(make(rows))  # type: ignore[misc]
+                )
                 total += flops * times
                 if cell.kind == "learn":
                     peak = max(peak, test_peak)

@@ -31,7 +31,7 @@ class Labels:
     @classmethod
     def of(cls, records: Iterable[Record]) -> Labels:
         sets: dict[str, set[str]] = {}
-        same: dict[tuple[str, ...], list[Cell]] = {}
+        same: dict[tuple[str, ...], list[AnyCell]] = {}
         for cell in (record.cell for record in records):
             names = options(cell.task_options), options(settings(cell))
             sets.setdefault(cell.task, set()).add(names[0])
@@ -41,10 +41,10 @@ class Labels:
         several = frozenset(name for name, found in sets.items() if len(found) > 1)
         return cls(several, frozenset(field for cells in same.values() for field in _differing(cells)))
 
-    def task(self, cell: Cell) -> str:
+    def task(self, cell: AnyCell) -> str:
         return self._label(cell.task, cell.task_options)
 
-    def model(self, cell: Cell) -> str:
+    def model(self, cell: AnyCell) -> str:
         return f"{self._label(cell.model, settings(cell))} {self.setting(cell)}".rstrip()
 
     def setting(self, cell: Cell) -> str:
@@ -147,7 +147,8 @@ def run_fields(record: Record, labels: Labels) -> dict[str, Any]:
     assert numbers and outcome.task
     return {
         "task": labels.task(cell), "model": labels.model(cell), "setting": labels.setting(cell),
-        "parameters": numbers.parameters, "length": cell.length, "seed": cell.seed, "steps": getattr(cell, "steps", None),
+        "parameters": numbers.parameters, "length": cell.length, "seed": cell.seed,
+        "steps": getattr(cell, "steps", None),
         "score_unit": outcome.task.score,
         "constant": outcome.task.baseline_score, "direction": cell.direction,
         "pooling": cell.pooling if outcome.task.classes else "",

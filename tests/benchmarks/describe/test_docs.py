@@ -165,9 +165,10 @@ def undocumented(node: ast.Module | ast.ClassDef, exempt: tuple[str, ...]) -> li
     """Return the public functions and classes in a module or class that have no docstring."""
     names = []
     for child in node.body:
-        if isinstance(child, ast.FunctionDef | ast.ClassDef) and not child.name.startswith("_"):
-            if not ast.get_docstring(child) and child.name not in exempt:
-                names.append(child.name)
+        if not isinstance(child, ast.FunctionDef | ast.ClassDef) or child.name.startswith("_"):
+            continue
+        if not ast.get_docstring(child) and child.name not in exempt:
+            names.append(child.name)
     return names
 
 

@@ -467,7 +467,129 @@ TORN: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda whole: b"",
     "cut off": lambda whole: whole[: len(whole) // 2],
     "zeros": lambda whole: bytes(len(whole)),
-    "conflict": lambda whole: b"        assert untimed(learn(cell, task, folder.parent, lambda *_: None, lambda: False)) == whole
+    "conflict": lambda whole: b"<<<<<<< ours\n" + whole,
+    "noise": lambda whole: random.Random(0).randbytes(len(whole)),
+}
+
+
+@pytest.mark.parametrize("how", TORN)
+def test_a_torn_record_is_kept_aside_and_measured_again(
+    tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str], instead: Stubbed
+) -> None:
+    cells = tuple(tiny(seed=seed) for seed in range(3))
+    instead(ended_well)
+    runner = runner_of(tmp_path, *cells)
+    assert runner.run() == 0
+    path = runner.path(cells[1])
+    for name in (
+        f"{path.name}.corrupt",
+        f"{path.name}.corrupt1",
+    ):  # twice: the first is not written over either
+        torn = TORN[how](path.read_bytes())
+        path.write_bytes(torn)
+        capsys.readouterr()
+        assert (
+            runner.missing() == [cells[1]] and path.read_bytes() == torn
+        )  # looking changes nothing
+        assert runner.run() == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if name in line]
+        assert str(path) in line and "measured again" in line
+        assert (path.parent / name).read_bytes() == torn and read_record(path).cell == cells[1]
+    assert len(list(record_files(tmp_path))) == 3
+
+
+def test_what_may_be_somebodys_result_is_never_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], instead: Stubbed
+) -> None:
+    """Records of another schema, with unknown fields, edited, or of another cell are kept."""
+    cells = tuple(tiny(seed=seed) for seed in range(7))
+    instead(ended_well)
+    runner = runner_of(tmp_path, *cells)
+    assert runner.run() == 0
+    whole = [json.loads(runner.path(cell).read_text()) for cell in cells]
+    changed = {
+        cells[0]: {**whole[0], "schema_version": 0},
+        cells[1]: {**whole[1], "schema_version": 2},
+        cells[2]: {**whole[2], "field_of_a_newer_version": 1},
+        cells[3]: {**whole[3], "cell_id": "x"},
+        cells[4]: whole[6],
+        cells[5]: ["a", "list"],
+    }
+    for cell, content in changed.items():
+        runner.path(cell).write_text(json.dumps(content))
+    runner.path(cells[6]).unlink()
+    before = {cell: runner.path(cell).read_bytes() for cell in changed}
+    capsys.readouterr()
+    assert runner.missing() == [cells[6]] and runner.run() == 1  # the others are measured
+    output = capsys.readouterr().out
+    for cell in changed:
+        (line,) = [line for line in output.splitlines() if str(runner.path(cell)) in line]
+        assert "not measured, nor overwritten" in line and "move it away" in line
+    assert {cell: runner.path(cell).read_bytes() for cell in changed} == before
+    assert read_record(runner.path(cells[6])).cell == cells[6]
+
+
+def test_a_report_leaves_out_what_cannot_be_read_and_says_so(
+    tmp_path: Path, cell: Cell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(page, "make_page", lambda records, folder: Made(records[0].cell_id, folder))
+    folder = tmp_path / "results" / "some-machine" / "suite"
+    good = [
+        write_record(folder, learn_record(cell.model_copy(update={"seed": seed})))
+        for seed in range(3)
+    ]
+    good[1].write_bytes(good[1].read_bytes()[:100])
+    good[2].write_text(good[2].read_text().replace('"schema_version": 1', '"schema_version": 7'))
+    for suites in ([], ["suite"]):
+        (made,) = make_reports(tmp_path / "results", tmp_path / "reports", suites)
+        output = capsys.readouterr().err.splitlines()
+        assert [line.startswith("lookback: left out: ") for line in output] == [True, True]
+        assert good[1].name in output[0]
+        assert good[2].name in output[1] and "schema_version" in output[1]
+        assert made.table == good[0].stem
+
+
+def test_what_a_kill_leaves_beside_a_record_is_no_record(tmp_path: Path, cell: Cell) -> None:
+    path = write_record(tmp_path, learn_record(cell))
+    for cut in (0, 1, 100):
+        (tmp_path / f".{path.name}.abc{cut}").write_bytes(path.read_bytes()[:cut])
+    assert list(record_files(tmp_path)) == [path]
+
+
+# --- checkpoints
+
+
+def trained(cell: Cell) -> tuple[object, object]:
+    model = make_model(cell, get_task(cell.task))
+    return model, make_optimizer(model, cell.learning_rate, cell.weight_decay)
+
+
+def test_torn_checkpoints_give_the_one_before_or_the_beginning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training from damaged checkpoints ends with the same bits, and a line says so."""
+    cell = tiny(steps=4, validations=4, dropout=0.1)
+    task = get_task(cell.task)
+    whole = untimed(learn(cell, task, tmp_path / "whole", lambda *_: None, lambda: False))
+    steps = itertools.count()
+    with pytest.raises(Exception, match="stopped after step 3"):
+        learn(cell, task, tmp_path / "half", lambda *_: None, lambda: next(steps) == 2)
+    kept = {name: (tmp_path / "half" / "rate-0" / name).read_bytes() for name in NAMES}
+    chance = random.Random(0)
+    newest = kept[NAMES[0]]
+    damaged = [newest[: chance.randrange(len(newest))] for _ in range(4)] + [
+        b"",
+        bytes(len(newest)),
+    ]
+    for number, (content, before) in enumerate(
+        [*((d, kept[NAMES[1]]) for d in damaged), (b"x", b"y")]
+    ):
+        folder = tmp_path / str(number) / "rate-0"
+        folder.mkdir(parents=True)
+        for name, found in zip(NAMES, (content, before), strict=True):
+            (folder / name).write_bytes(found)
+        capsys.readouterr()
+        assert untimed(learn(cell, task, folder.parent, lambda *_: None, lambda: False)) == whole
         output = capsys.readouterr().out.splitlines()
         assert len(output) == (2 if content == b"x" else 1) and all(
             "cannot be resumed" in line for line in output
