@@ -82,7 +82,8 @@ def test_predicted_bytes_are_those_on_record() -> None:
     }
     for record in found.values():
         measured = record.outcome.cost.phases["training"].peak_bytes  # type: ignore[union-attr]
-        assert estimate(record.cell).peak_bytes == pytest.approx(measured, rel=0.002), (
+        measured_cell = record.cell.model_copy(update={"model_options": record.options.model})
+        assert estimate(measured_cell).peak_bytes == pytest.approx(measured, rel=0.002), (
             record.cell_id
         )
     assert found
