@@ -229,5 +229,18 @@ def test_two_runners_that_are_interrupted_and_killed_measure_nothing_twice(
     assert third.returncode == fourth.returncode == 0, outputs
     (path,) = record_files(tmp_path / "results")
     assert read_record(path).outcome.status == "ok"
-    assert any("waiting for it" in output for output in outputs), outputs
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_runner_waits_for_a_device_that_is_in_use(
+    cell: AnyCell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another runner holds the device; this one says so, and stops waiting when asked to."""
+    runner = runner_of(tmp_path, cell)
+    work = tmp_path / runner.machine(cell).slug / ".work"
+    work.mkdir(parents=True)
+    runner.deadline = time.monotonic() + 2.5
+    with FileLock(work / f"{device_name(cell.device)}.lock"):
+        assert runner.run() == 0
+    assert "another runner measures on this cpu; waiting for it" in capsys.readouterr().out
+    assert not list(record_files(tmp_path))
