@@ -328,7 +328,9 @@ class Timer:
         state.waiting += seconds - self.inside
 
         reading = joules(self.device)
-        is_measured = reading is not None and self.start_joules is not None
-        used = parallel.all_sum(reading - self.start_joules if is_measured else math.nan)  # type: ignore[operator]
+        used = math.nan  # where no driver reports energy
+        if reading is not None and self.start_joules is not None:
+            used = reading - self.start_joules
+        used = parallel.all_sum(used)
         if math.isfinite(used):
             state.joules = (state.joules or 0.0) + used
