@@ -5,7 +5,10 @@ and by counting.
 import hashlib
 import math
 import os
+import signal
 import statistics
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from lookback.tasks.lra import curves, trees
 from lookback.tasks.lra.cache import PART, Generated
 from lookback.tasks.lra.curves import SETTINGS, picture
 from lookback.tasks.task import get_task
+from tests.processes import wait_until
 
 SMALL = {"train": 2500, "validation": 20, "test": 20}
 
@@ -274,14 +278,14 @@ def test_written_parts_hold_the_generated_examples(store):
 def test_filling_goes_on_where_it_stopped(store):
     store.make_part("train", 1)
     written = store.part("train", 1).stat().st_mtime_ns
-    store.fill(processes=1)
+    store.fill()
     assert store.part("train", 1).stat().st_mtime_ns == written
     assert len(list(store.folder.iterdir())) == 5  # 3 + 1 + 1 parts, nothing else
 
 
 def test_a_failure_leaves_no_half_part(store, monkeypatch):
-    def breaks(file, array):
-        file.write(b"half")
+    def breaks(path, array):
+        path.write_bytes(b"half")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(np, "save", breaks)
@@ -292,21 +296,38 @@ def test_a_failure_leaves_no_half_part(store, monkeypatch):
 
 def test_remains_of_a_killed_process_are_removed(store):
     store.make_part("test", 0)
-    left = store.folder / ".train-0000.npy.abc"
-    left.write_bytes(b"half")
-    os.utime(left, (0, 0))
-    young = store.folder / ".train-0001.npy.def"
-    young.write_bytes(b"half")
-    store.fill(processes=1)
-    assert not left.exists() and young.exists()
+    remains = store.folder / ".123-train-0000.npy"
+    remains.write_bytes(b"half")
+    store.fill()
+    assert not remains.exists()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_no_worker_survives_an_interrupted_filling(tmp_path, sent):
+    """Parts of Path-X take minutes; the one of a single image shows that the workers run."""
+    (tmp_path / "fill.py").write_text(
+        "from lookback.tasks.lra import cache, curves\n"
+        "if __name__ == '__main__':\n"
+        "    sizes = {'test': 1, 'train': 9000}\n"
+        "    cache.Generated('x', curves.make, (0, 128**2, 14), 128**2, sizes).fill()\n"
+    )
+    filling = subprocess.Popen(
+        [sys.executable, tmp_path / "fill.py"],
+        env={**os.environ, "LOOKBACK_DATA": str(tmp_path)},
+        stderr=subprocess.PIPE,
+    )
+    wait_until(lambda: list(tmp_path.glob("x/*/test-0000.npy")), "a first part", seconds=60)
+    filling.send_signal(sent)
+    filling.communicate(timeout=30)  # returns when no worker holds the pipe any more
+    assert filling.returncode == -sent
+    assert [path.name for path in tmp_path.rglob("*.npy")] == ["test-0000.npy"]
 
 
 def test_a_part_that_cannot_be_made_stops_the_filling(tmp_path, monkeypatch):
     monkeypatch.setenv("LOOKBACK_DATA", str(tmp_path))
     with pytest.raises(KeyError):
-        Generated("pathfinder", curves.make, (0, 49, 14), 49, SMALL).fill(
-            processes=1
-        )  # there is no setting for 7 x 7
+        # There is no setting for 7 x 7.
+        Generated("pathfinder", curves.make, (0, 49, 14), 49, SMALL).fill()
     assert not list(tmp_path.rglob("*.npy*"))
 
 
