@@ -22,8 +22,9 @@ import torch
 
 from lookback.benchmarks.describe.cards import card
 from lookback.benchmarks.describe.data_sets import prefetch
-from lookback.tasks import corpus, language
-from lookback.tasks.corpus import Corpus, constant_bits, whole_folder, windows
+from lookback.tasks import corpus, hub, language
+from lookback.tasks.corpus import Corpus, constant_bits, windows
+from lookback.tasks.files import whole_folder
 from lookback.tasks.task import SPLITS, AbsentCorpusError, get_task
 from tests.tasks.bigram import bigram_bits, bits_per_byte, fit
 
@@ -228,14 +229,14 @@ def test_wikitext_is_fetched_as_the_hubs_card_says(wikitext, monkeypatch):
     monkeypatch.setattr(language, "WIKITEXT_HUB", str(wikitext))
     assert fetch("wikitext103") == WIKITEXT
     place = "hf://datasets/Salesforce/wikitext@b08601e04326c79dfdd32d625aee71d232d685c3/wikitext-103-raw-v1/a.parquet"
-    assert corpus.revision_of(place) == "b08601e04326c79dfdd32d625aee71d232d685c3"
+    assert hub.revision_of(place) == "b08601e04326c79dfdd32d625aee71d232d685c3"
 
 
 def test_pg19_is_books_that_end(tmp_path, monkeypatch):
     monkeypatch.setattr(
         language, "PG19_ROWS", {split: len(books) for split, books in BOOKS.items()}
     )
-    monkeypatch.setattr(corpus, "ROWS", 2)
+    monkeypatch.setattr(hub, "ROWS", 2)
     write_parquet(
         tmp_path / "pg19" / "data", BOOKS, {"short_book_title": "A book", "url": "http://a"}
     )
@@ -266,14 +267,17 @@ def broken_parquet(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda f: write_parquet(f, {"test": ["one"]}), r"expected 3 rows in test-.*, found 1"),
+        (
+            lambda f: write_parquet(f, {"test": ["one"]}),
+            r"test-.*: expected 3 rows in the split, found 1",
+        ),
         (
             lambda f: write_parquet(f, {"test": ["one", None, "two"]}),
             r"test-.*row 1 of the split: expected text",
         ),
         (
             lambda f: pq.write_table(pa.table({"txt": ["a"]}), f / "test-00000-of-00001.parquet"),
-            "column 'text'",
+            "expected columns text, found txt",
         ),
         (broken_parquet, r"train-00001-of-00002\.parquet: expected a whole parquet file"),
         (

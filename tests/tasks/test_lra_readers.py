@@ -272,9 +272,18 @@ def test_text_is_saved_and_read_without_the_files(reviews, monkeypatch):
     monkeypatch.delenv("LOOKBACK_IMDB")
     labelled.open_corpus.cache_clear()
     after = labelled.open_corpus(reviews)
-    assert after.hashes == before.hashes
+    assert after == before
     left = [path.name for path in reviews.folder.parent.iterdir()]
     assert sorted(left) == [".text.lock", "text"]
+
+
+def test_text_is_fetched_from_the_hub(reviews, tmp_path, monkeypatch):
+    """`datasets` reads a folder as it reads a repository of the hub."""
+    before = labelled.open_corpus(reviews)
+    monkeypatch.delenv("LOOKBACK_IMDB")
+    on_hub = replace(reviews, hub=str(tmp_path / "imdb"))
+    labelled.fetch(on_hub)
+    assert labelled.open_corpus(on_hub) == before
 
 
 @pytest.mark.parametrize(
@@ -282,18 +291,21 @@ def test_text_is_saved_and_read_without_the_files(reviews, monkeypatch):
     [
         (
             {"review": ["a"] * 20, "label": [0] * 20},
-            r"expected a column 'text', found review, label",
+            r"expected columns text, label, found review, label",
         ),
         ({"text": ["a"] * 19, "label": [0] * 19}, r"expected 20 rows, found 19"),
         (
             {"text": ["a"] * 20, "label": [0] * 7 + [2] + [0] * 12},
-            r"row 7: expected a label of 0 to 1, found 2",
+            r"row 7: expected .* a label of 0 to 1, found 'a' and label 2",
         ),
         (
             {"text": ["a"] * 5 + [None] * 15, "label": [0] * 20},
             r"row 5: expected a value in column 'text'",
         ),
-        ({"text": ["a"] * 20, "label": ["pos"] * 20}, r"expected whole numbers in column 'label'"),
+        (
+            {"text": ["a"] * 20, "label": ["pos"] * 20},
+            r"whole numbers in column 'label', found string and string",
+        ),
         ({"text": [1] * 20, "label": [0] * 20}, r"expected text or images in column 'text'"),
     ],
 )
@@ -319,6 +331,7 @@ def test_a_truncated_parquet_file_is_refused(reviews, tmp_path):
 def photographs(tmp_path, monkeypatch):
     """Ten photographs in the form of the hub's parquet files: the bytes of a PNG in colour."""
     monkeypatch.setenv("LOOKBACK_CIFAR10", str(tmp_path / "cifar"))
+    monkeypatch.setenv("LOOKBACK_DATA", str(tmp_path / "data"))
     small = replace(corpora.IMAGE, train_rows=10, test_rows=2, validation=2)
     monkeypatch.setattr(corpora, "IMAGE", small)
     write_photographs(tmp_path, 10)
@@ -348,6 +361,14 @@ def test_photographs_become_grey(photographs):
     grey = torch.from_numpy(colour @ [0.299, 0.587, 0.114]).reshape(10, 1024)
     for tokens, label in zip(batch.tokens, batch.targets.tolist(), strict=True):
         assert (tokens - grey[label]).abs().max() <= 1
+
+
+def test_photographs_are_saved_and_read_without_the_files(photographs, monkeypatch):
+    before = labelled.open_corpus(photographs)
+    labelled.fetch(photographs)
+    monkeypatch.delenv("LOOKBACK_CIFAR10")
+    labelled.open_corpus.cache_clear()
+    assert labelled.open_corpus(photographs) == before
 
 
 def test_a_broken_photograph_is_named(photographs, tmp_path):
