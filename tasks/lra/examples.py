@@ -65,7 +65,7 @@ def grey_values(file: bytes, side: int, name: str) -> NDArray[np.uint8]:
         with Image.open(BytesIO(file), formats=["PNG"]) as image:
             grey = np.asarray(image.convert("L"))
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        raise ValueError(f"{expected}, found {error if file else 'an empty file'}") from None
+        raise ValueError(f"{expected}, found {error if file else 'nothing'}") from None
     if grey.shape != (side, side):
         raise ValueError(f"{expected}, found {grey.shape[1]} x {grey.shape[0]}")
     return grey.reshape(-1)
