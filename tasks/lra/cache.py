@@ -22,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -34,12 +34,18 @@ PART = 1000  # examples
 Integers = NDArray[np.int64]
 
 
-class Examples(NamedTuple):
-    """Labelled sequences of equal, padded length."""
+Examples = NDArray[np.void]
+"""A structured array of labelled sequences; `empty_examples` states its fields."""
 
-    tokens: NDArray[np.uint8]  # (examples, length)
-    labels: Integers  # (examples,)
-    lengths: Integers  # (examples,): number of valid tokens
+
+def empty_examples(count: int, length: int) -> Examples:
+    """Return an array for `count` sequences of equal, padded `length`, in the layout of the files.
+
+    Its fields are `tokens`, (count, length) uint8; `label`, (count,) uint8; and `length`, (count,)
+    uint32, the number of valid tokens. All are 0.
+    """
+    layout = [("tokens", "u1", (length,)), ("label", "u1"), ("length", "<u4")]
+    return np.zeros(count, dtype=layout)
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class Generated:
 
     def read(self, split: str, rows: Integers) -> Examples:
         """Return the examples with these numbers, generating those whose part does not exist."""
-        examples = np.zeros(len(rows), dtype=_layout(self.length))
+        examples = empty_examples(len(rows), self.length)
         missing = np.ones(len(rows), dtype=bool)
         for number in np.unique(rows // PART):
             path = self.part(split, number)
@@ -89,12 +95,8 @@ class Generated:
                 missing &= ~in_part
 
         if missing.any():
-            examples[missing] = self._generate(split, rows[missing])
-        return Examples(
-            examples["tokens"],
-            examples["label"].astype(np.int64),
-            examples["length"].astype(np.int64),
-        )
+            examples[missing] = self.make(*self.arguments, split, rows[missing])
+        return examples
 
     def fill(self) -> None:
         """Write every missing part, with a progress bar on a terminal.
@@ -142,28 +144,15 @@ class Generated:
     def make_part(self, split: str, number: int) -> None:
         """Generate one part and write it to its file, which is complete or does not exist."""
         stop = min((number + 1) * PART, self.sizes[split])
-        examples = self._generate(split, np.arange(number * PART, stop))
+        rows = np.arange(number * PART, stop)
         path = self.part(split, number)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{os.getpid()}-{path.name}")
         try:
-            np.save(unfinished, examples)
+            np.save(unfinished, self.make(*self.arguments, split, rows))
             unfinished.rename(path)
         finally:
             unfinished.unlink(missing_ok=True)
-
-    def _generate(self, split: str, rows: Integers) -> NDArray[Any]:
-        """Return the examples with these numbers in the layout of a part."""
-        made = self.make(*self.arguments, split, rows)
-        part = np.zeros(len(rows), dtype=_layout(self.length))
-        part["tokens"] = made.tokens
-        part["label"] = made.labels
-        part["length"] = made.lengths
-        return part
-
-
-def _layout(length: int) -> np.dtype[Any]:
-    return np.dtype([("tokens", "u1", (length,)), ("label", "u1"), ("length", "<u4")])
 
 
 def _start_worker() -> None:
@@ -180,10 +169,10 @@ def _start_worker() -> None:
 
 
 @lru_cache(maxsize=512)
-def _open_part(path: Path) -> NDArray[Any]:
+def _open_part(path: Path) -> Examples:
     """Map a part into memory; raises ValueError that names the file if it is damaged."""
     try:
-        part: NDArray[Any] = np.load(path, mmap_mode="r")
+        part: Examples = np.load(path, mmap_mode="r")
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(
             f"{path}: not a whole part ({error}): delete it, and it will be made again"
@@ -198,6 +187,7 @@ def _hash_examples(
     """Return the SHA-256 of the first `count` examples of each split."""
     digest = hashlib.sha256()
     for split in splits:
-        for array in make(*arguments, split, np.arange(count)):
-            digest.update(np.ascontiguousarray(array).astype("<i8").tobytes())
+        examples = make(*arguments, split, np.arange(count))
+        for field in ("tokens", "label", "length"):
+            digest.update(examples[field].astype("<i8").tobytes())
     return digest.hexdigest()

@@ -24,10 +24,11 @@ SHADES = " .:-=+*#%@"
 
 def as_batch(examples: Examples, padded: bool = True) -> Batch:
     """Return examples as a batch of int64, with their valid lengths if some are `padded`."""
-    tokens = torch.from_numpy(np.ascontiguousarray(examples.tokens)).long()
-    labels = torch.from_numpy(examples.labels)
-    lengths = torch.from_numpy(examples.lengths) if padded else None
-    return Batch(tokens, labels, lengths=lengths)
+    tokens, labels, lengths = (
+        torch.from_numpy(examples[field].astype(np.int64))
+        for field in ("tokens", "label", "length")
+    )
+    return Batch(tokens, labels, lengths=lengths if padded else None)
 
 
 def text_batch(texts: Sequence[bytes], labels: Sequence[int], length: int) -> Batch:

@@ -22,7 +22,7 @@ import numpy as np
 
 from lookback.tasks.files import data_folder
 from lookback.tasks.lra import trees
-from lookback.tasks.lra.cache import Examples, Integers
+from lookback.tasks.lra.cache import Examples, Integers, empty_examples
 from lookback.tasks.lra.examples import grey_values
 from lookback.tasks.task import SPLITS, AbsentCorpusError
 
@@ -66,18 +66,15 @@ def read_listops(path: Path, length: int) -> Examples:
             f"found {header[:40]!r} and {len(lines)} rows"
         )
 
-    examples = Examples(
-        tokens=np.full((len(lines), length), trees.PAD, dtype=np.uint8),
-        labels=np.zeros(len(lines), dtype=np.int64),
-        lengths=np.zeros(len(lines), dtype=np.int64),
-    )
+    examples = empty_examples(len(lines), length)
+    examples["tokens"] = trees.PAD
     for row, line in enumerate(lines):
         name = f"{path}: row {row + 2}"
-        tokens, examples.labels[row] = parse_listops(name, line)
+        tokens, examples["label"][row] = parse_listops(name, line)
         if len(tokens) > length:
             raise ValueError(f"{name}: expected at most {length} tokens, found {len(tokens)}")
-        examples.tokens[row, : len(tokens)] = tokens
-        examples.lengths[row] = len(tokens)
+        examples["tokens"][row, : len(tokens)] = tokens
+        examples["length"][row] = len(tokens)
     return examples
 
 
@@ -187,12 +184,14 @@ def read_images(folder: str, side: int, digest: str, split: str, rows: Integers)
     """
     images = list_images(Path(folder))
     numbers = split_numbers(len(images.files))[split][rows]
-    tokens = []
-    for number in numbers:
+    examples = empty_examples(len(rows), side * side)
+    examples["label"] = images.labels[numbers]
+    examples["length"] = side * side
+    for row, number in enumerate(numbers):
         path = Path(folder) / images.files[number]
         content = path.read_bytes() if path.is_file() else b""
-        tokens.append(grey_values(content, side, f"{path}: image {number}"))
-    return Examples(np.stack(tokens), images.labels[numbers], np.full(len(rows), side * side))
+        examples["tokens"][row] = grey_values(content, side, f"{path}: image {number}")
+    return examples
 
 
 def split_numbers(count: int) -> dict[str, Integers]:
