@@ -368,9 +368,9 @@ def test_corpora_are_mapped_and_not_copied(tmp_path):
         "constant_bits": 0.0,
     }
     (folder / "corpus.json").write_text(json.dumps(facts))
-    task = get_task("enwik8")
     before = anonymous_memory()
     tracemalloc.start()
+    task = get_task("enwik8")
     for i in range(100):
         task.batch("train", 0, i, 8, 1024)
     _, peak = tracemalloc.get_traced_memory()
