@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lookback.tasks.task import IGNORE, Batch, Options, register_task
+from lookback.tasks.task import Batch, Options, ask, register_task
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -43,11 +43,7 @@ def write_and_ask(symbols: Tensor, positions: Tensor, length: int, alphabet: int
     tokens[:, start] = marker
     tokens[:, start + 1 :] = symbols[:, :-1]
 
-    targets = torch.full((batch_size, length), IGNORE)
-    targets[:, start:] = symbols
-    distances = torch.zeros((batch_size, length), dtype=torch.int64)
-    distances[:, start:] = torch.arange(start, length) - positions
-    return Batch(tokens, targets, distances)
+    return ask(tokens, torch.arange(start, length), symbols, positions)
 
 
 @register_task(

@@ -120,23 +120,20 @@ class OpenedCorpus:
 @lru_cache(maxsize=16)
 def _open(folder: Path) -> OpenedCorpus:
     """Map the files of a corpus; raises ValueError if one is missing or damaged."""
-    advice = f"delete {folder}, and prefetch it again"
     texts = {}
-    sizes = {}
     try:
         facts = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
         for split in SPLITS:
             texts[split] = np.memmap(folder / f"{split}.bytes", mode="r").view(np.ndarray)
-            sizes[split] = facts["bytes"][split]
+            expected = facts["bytes"][split]
+            if len(texts[split]) != expected:
+                raise ValueError(
+                    f"{split}.bytes: expected {expected} bytes, found {len(texts[split])}"
+                )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder}: not a whole corpus ({error}): {advice}") from None
-
-    for split, text in texts.items():
-        if len(text) != sizes[split]:
-            raise ValueError(
-                f"{folder}/{split}.bytes: expected {sizes[split]} bytes, found {len(text)}: "
-                f"{advice}"
-            )
+        raise ValueError(
+            f"{folder}: not a whole corpus ({error}): delete it, and prefetch it again"
+        ) from None
     return OpenedCorpus(facts, texts)
 
 
@@ -144,12 +141,12 @@ def _write(folder: Path, source: str, revision: str, texts: Texts) -> None:
     """Write the text of each split into a folder, and the facts that identify the corpus."""
     hashes = {}
     counts = {}
+    sizes = {}
     for split in SPLITS:
         hashes[split], counts[split] = _write_split(folder / f"{split}.bytes", texts[split])
+        sizes[split] = int(counts[split].sum())
 
-    facts = identity(
-        source, revision, hashes, {split: int(counts[split].sum()) for split in SPLITS}
-    )
+    facts = identity(source, revision, hashes, sizes)
     facts["constant_bits"] = constant_bits(counts["train"], counts["test"])
     (folder / "corpus.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 

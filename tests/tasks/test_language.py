@@ -322,7 +322,7 @@ def test_a_damaged_corpus_is_reported(enwik8, tmp_path, monkeypatch):
     corpus._open.cache_clear()
     with pytest.raises(
         ValueError,
-        match=r"test\.bytes: expected 500 bytes, found 5: delete .*, and prefetch it again",
+        match=r"test\.bytes: expected 500 bytes, found 5.*: delete it, and prefetch it again",
     ):
         get_task("enwik8").batch("test", 0, 0, 1, 16)
     (folder / "corpus.json").write_text("{")
