@@ -88,7 +88,7 @@ def open_corpus(corpus: LabelledCorpus) -> dict[str, list[Row]]:
             f"{corpus.variable}"
         )
 
-    rows = {}
+    rows: dict[str, list[Row]] = {}
     for file in FILES:
         table = read_table(corpus, file, files_in(folder, file))
         rows[file] = []
