@@ -31,8 +31,8 @@ def shortest_length(options: Options) -> int:
 def write_and_ask(symbols: Tensor, positions: Tensor, length: int, alphabet: int) -> Batch:
     """Write `symbols` (batch, count) at `positions` (batch, count) among blanks, and ask for them.
 
-    The last `count` positions of the sequence ask for the symbols in order. The marker stands at
-    the first of them; after it the model reads the symbols that it should already have output.
+    The last `count` positions of the sequence ask for the symbols in order. The marker is at the
+    first of them; after it the model reads the symbols that it should already have output.
     """
     batch_size, count = symbols.shape
     blank, marker = alphabet, alphabet + 1
@@ -76,7 +76,7 @@ def sample_copy(
     come.
 
     Tests whether symbols survive a wait of known length, in order. Does not test choosing what to
-    keep: every symbol must be kept, and all stand at the same positions, so that a model may learn
+    keep: every symbol must be kept, and all are at the same positions, so that a model may learn
     positions instead of content.
     """
     drawn = torch.randint(alphabet, (batch_size, symbols), generator=generator)

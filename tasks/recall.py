@@ -78,7 +78,7 @@ def sample_mqar(
         tokens    k7 v9 k2 v5 k2  _  _  _ k7  _
         targets    .  .  .  . v5  .  .  . v9  .
 
-    Questions stand in slots of two positions behind the pairs; slot k is drawn with a weight of
+    Questions lie in slots of two positions behind the pairs; slot k is drawn with a weight of
     k^(power-1). Keys are 1..vocabulary/2-1, values the upper half, both without replacement.
     `random_filler` puts random tokens in place of 0. The distance runs from the question back to
     the value. Published grid of (length, pairs): (64, 4), (128, 8), (256, 16), (512, 64). The

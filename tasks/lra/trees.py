@@ -210,7 +210,7 @@ def write(levels: list[Level], spans: list[Integers], tokens: NDArray[np.uint8])
             break
         tokens[level.tree[parents], position[parents] + spans[depth][parents] - 1] = CLOSE
 
-        # A child stands behind its parent's operator and the subtrees of its elder siblings.
+        # A child comes after its parent's operator and the subtrees of its elder siblings.
         count = level.children[parents]
         below = spans[depth + 1]
         before = np.cumsum(below) - below
