@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lookback.tasks.task import IGNORE, Batch, Options, register_task
+from lookback.tasks.task import Batch, Options, ask, register_task
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -31,8 +31,8 @@ def shortest_length(options: Options) -> int:
 def write_and_ask(symbols: Tensor, positions: Tensor, length: int, alphabet: int) -> Batch:
     """Write `symbols` (batch, count) at `positions` (batch, count) among blanks, and ask for them.
 
-    The last `count` positions of the sequence ask for the symbols in order. The marker stands at
-    the first of them; after it the model reads the symbols that it should already have output.
+    The last `count` positions of the sequence ask for the symbols in order. The marker is at the
+    first of them; after it the model reads the symbols that it should already have output.
     """
     batch_size, count = symbols.shape
     blank, marker = alphabet, alphabet + 1
@@ -43,11 +43,7 @@ def write_and_ask(symbols: Tensor, positions: Tensor, length: int, alphabet: int
     tokens[:, start] = marker
     tokens[:, start + 1 :] = symbols[:, :-1]
 
-    targets = torch.full((batch_size, length), IGNORE)
-    targets[:, start:] = symbols
-    distances = torch.zeros((batch_size, length), dtype=torch.int64)
-    distances[:, start:] = torch.arange(start, length) - positions
-    return Batch(tokens, targets, distances)
+    return ask(tokens, torch.arange(start, length), symbols, positions)
 
 
 @register_task(
@@ -80,7 +76,7 @@ def sample_copy(
     come.
 
     Tests whether symbols survive a wait of known length, in order. Does not test choosing what to
-    keep: every symbol must be kept, and all stand at the same positions, so that a model may learn
+    keep: every symbol must be kept, and all are at the same positions, so that a model may learn
     positions instead of content.
     """
     drawn = torch.randint(alphabet, (batch_size, symbols), generator=generator)

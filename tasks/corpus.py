@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,15 +23,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lookback.tasks.files import data_folder, parquet_files, whole_folder
+from lookback.tasks.files import data_folder, whole_folder
+from lookback.tasks.hub import find_files, read_parquet
 from lookback.tasks.task import SPLITS, AbsentCorpusError, Batch
 
 Bytes = NDArray[np.uint8]
 Counts = NDArray[np.int64]  # (256,): occurrences of each byte
 Texts = Mapping[str, Iterable[bytes]]
 """The text of each split, in pieces of any size."""
-ROWS = 256  # rows of a parquet file in memory at once
-UNKNOWN_REVISION = "not known"
 
 
 @dataclass(frozen=True)
@@ -121,23 +120,20 @@ class OpenedCorpus:
 @lru_cache(maxsize=16)
 def _open(folder: Path) -> OpenedCorpus:
     """Map the files of a corpus; raises ValueError if one is missing or damaged."""
-    advice = f"delete {folder}, and prefetch it again"
     texts = {}
-    sizes = {}
     try:
         facts = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
         for split in SPLITS:
             texts[split] = np.memmap(folder / f"{split}.bytes", mode="r").view(np.ndarray)
-            sizes[split] = facts["bytes"][split]
+            expected = facts["bytes"][split]
+            if len(texts[split]) != expected:
+                raise ValueError(
+                    f"{split}.bytes: expected {expected} bytes, found {len(texts[split])}"
+                )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder}: not a whole corpus ({error}): {advice}") from None
-
-    for split, text in texts.items():
-        if len(text) != sizes[split]:
-            raise ValueError(
-                f"{folder}/{split}.bytes: expected {sizes[split]} bytes, found {len(text)}: "
-                f"{advice}"
-            )
+        raise ValueError(
+            f"{folder}: not a whole corpus ({error}): delete it, and prefetch it again"
+        ) from None
     return OpenedCorpus(facts, texts)
 
 
@@ -145,12 +141,12 @@ def _write(folder: Path, source: str, revision: str, texts: Texts) -> None:
     """Write the text of each split into a folder, and the facts that identify the corpus."""
     hashes = {}
     counts = {}
+    sizes = {}
     for split in SPLITS:
         hashes[split], counts[split] = _write_split(folder / f"{split}.bytes", texts[split])
+        sizes[split] = int(counts[split].sum())
 
-    facts = identity(
-        source, revision, hashes, {split: int(counts[split].sum()) for split in SPLITS}
-    )
+    facts = identity(source, revision, hashes, sizes)
     facts["constant_bits"] = constant_bits(counts["train"], counts["test"])
     (folder / "corpus.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
@@ -227,72 +223,30 @@ def hub_texts(
         rows: number of rows that each split must have.
         encode: returns the bytes of a row.
     """
-    if folder is None:
-        revision, files = _download_parquet(hub, configuration)
-    else:
-        revision = UNKNOWN_REVISION
-        inner = folder / (configuration or "")
-        root = inner if inner.is_dir() else folder
-        files = {split: parquet_files(root, split) for split in SPLITS}
+    revision, files = find_files(hub, configuration, folder, SPLITS)
     return revision, {split: _read_texts(files[split], rows[split], encode) for split in SPLITS}
 
 
-def _download_parquet(hub: str, configuration: str | None) -> tuple[str, dict[str, list[Path]]]:
-    """Download the files that the hub's dataset card names; `datasets` keeps them in its cache.
-
-    Returns the revision and the files of each split.
-    """
-    import datasets
-
-    try:
-        data_files = datasets.load_dataset_builder(hub, configuration).config.data_files
-        addresses = {split: [str(file) for file in data_files[split]] for split in SPLITS}
-        downloaded = datasets.DownloadManager().download(addresses)
-    except Exception as error:  # the type depends on what fails between here and the hub
-        reason = str(error).partition("\n")[0]
-        raise ConnectionError(f"cannot fetch {hub}: {type(error).__name__}: {reason}") from error
-
-    files = {split: [Path(path) for path in downloaded[split]] for split in SPLITS}
-    return revision_of(addresses["train"][0]), files
-
-
-def revision_of(address: str) -> str:
-    """Return the commit in hf://datasets/owner/name@commit/path."""
-    return address.partition("@")[2].partition("/")[0] or UNKNOWN_REVISION
-
-
 def _read_texts(
-    paths: Iterable[Path], rows: int, encode: Callable[[str], bytes]
+    paths: Sequence[Path], rows: int, encode: Callable[[str], bytes]
 ) -> Iterator[bytes]:
-    """Yield the rows of parquet files as bytes, ROWS at a time.
+    """Yield the rows of parquet files as bytes, several at a time.
 
     Raises ValueError that names the file, and the row where one is wrong.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     count = 0
-    for path in paths:
-        try:
-            for batch in pq.ParquetFile(path).iter_batches(ROWS, columns=["text"]):
-                if not batch.num_columns or not pa.types.is_string(batch.schema.field("text").type):
-                    columns = pq.read_schema(path).names
-                    raise ValueError(
-                        f"{path}: expected a column 'text' of strings, found {columns}"
-                    )
-                texts = batch.column(0).to_pylist()
-                if None in texts:
-                    row = count + texts.index(None)
-                    raise ValueError(f"{path}: row {row} of the split: expected text, found none")
-                yield b"".join(map(encode, texts))
-                count += len(texts)
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path}: expected a whole parquet file: {error}") from None
+    for batch in read_parquet(paths, ["text"]):
+        texts = batch.column("text").to_pylist()
+        for row, text in enumerate(texts, start=count):
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"{paths[0]}: row {row} of the split: expected text, found {text!r:.40}"
+                )
+        yield b"".join(map(encode, texts))
+        count += len(texts)
 
     if count != rows:
-        raise ValueError(
-            f"{path.parent}: expected {rows} rows in {path.name} and those beside it, found {count}"
-        )
+        raise ValueError(f"{paths[0]}: expected {rows} rows in the split, found {count}")
 
 
 def windows(

@@ -37,14 +37,3 @@ def whole_folder(folder: Path) -> Iterator[Path | None]:
             unfinished.rename(folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def parquet_files(folder: Path, prefix: str) -> list[Path]:
-    """Return the parquet files below a folder whose names begin with `prefix`, sorted.
-
-    Raises ValueError if there are none.
-    """
-    paths = sorted(folder.rglob(f"{prefix}*.parquet"))
-    if not paths:
-        raise ValueError(f"{folder}: expected files {prefix}*.parquet, found none")
-    return paths

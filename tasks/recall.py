@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lookback.tasks.task import IGNORE, Batch, Options, register_task
+from lookback.tasks.task import Batch, Options, ask, register_task
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -78,7 +78,7 @@ def sample_mqar(
         tokens    k7 v9 k2 v5 k2  _  _  _ k7  _
         targets    .  .  .  . v5  .  .  . v9  .
 
-    Questions stand in slots of two positions behind the pairs; slot k is drawn with a weight of
+    Questions lie in slots of two positions behind the pairs; slot k is drawn with a weight of
     k^(power-1). Keys are 1..vocabulary/2-1, values the upper half, both without replacement.
     `random_filler` puts random tokens in place of 0. The distance runs from the question back to
     the value. Published grid of (length, pairs): (64, 4), (128, 8), (256, 16), (512, 64). The
@@ -103,14 +103,11 @@ def sample_mqar(
     tokens[:, 1 : 2 * pairs : 2] = values
     tokens.scatter_(1, question_at, keys)
 
-    targets = torch.full((batch_size, length), IGNORE).scatter_(1, question_at, values)
-    value_at = torch.arange(1, 2 * pairs, 2)
-    distances = torch.zeros_like(tokens).scatter_(1, question_at, question_at - value_at)
-
     if random_filler:
         filler = torch.randint(vocabulary, tokens.shape, generator=generator)
         tokens = torch.where(tokens == 0, filler, tokens)
-    return Batch(tokens, targets, distances)
+    value_at = torch.arange(1, 2 * pairs, 2)
+    return ask(tokens, question_at, values, value_at)
 
 
 def recall_symbols(options: Options) -> list[str]:
@@ -172,11 +169,7 @@ def sample_recall(
     tokens.scatter_(1, key_at, keys).scatter_(1, value_at, values)
     tokens[:, questions:] = keys
 
-    targets = torch.full((batch_size, length), IGNORE)
-    targets[:, questions:] = values
-    distances = torch.zeros_like(tokens)
-    distances[:, questions:] = torch.arange(questions, length) - value_at
-    return Batch(tokens, targets, distances)
+    return ask(tokens, torch.arange(questions, length), values, value_at)
 
 
 @register_task(
@@ -210,8 +203,5 @@ def sample_needle(
     tokens.scatter_(1, marker_at, alphabet)
     tokens[:, -1] = alphabet
 
-    targets = torch.full((batch_size, length), IGNORE)
-    targets[:, -1:] = tokens.gather(1, marker_at + 1)
-    distances = torch.zeros_like(tokens)
-    distances[:, -1:] = length - 1 - (marker_at + 1)
-    return Batch(tokens, targets, distances)
+    value_at = marker_at + 1
+    return ask(tokens, torch.tensor(length - 1), tokens.gather(1, value_at), value_at)

@@ -73,6 +73,21 @@ class Batch:
         return (self.targets.flatten() != IGNORE).nonzero().squeeze(1)
 
 
+def ask(tokens: Tensor, question_at: Tensor, targets: Tensor, answer_at: Tensor) -> Batch:
+    """Return a batch that asks for `targets` at the positions `question_at`, and nowhere else.
+
+    All but `tokens`, (batch, length), are (batch, questions) or broadcast to it. `answer_at` holds
+    the positions where the answers were read, from which distances follow.
+    """
+    question_at = question_at.expand_as(targets)
+    nothing = torch.full_like(tokens, IGNORE)
+    return Batch(
+        tokens,
+        nothing.scatter(1, question_at, targets),
+        torch.zeros_like(tokens).scatter(1, question_at, question_at - answer_at),
+    )
+
+
 Sampler = Callable[..., Batch]
 Options = SimpleNamespace
 """A value for every option of a task, as attributes."""

@@ -12,35 +12,40 @@ This module does not import torch: the processes that generate parts start faste
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import signal
 import sys
-import tempfile
-import time
+import threading
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from lookback.tasks.files import data_folder
 
 PART = 1000  # examples
-ABANDONED_SECONDS = 600.0  # age at which a temporary file has lost its writer
-POLL_SECONDS = 0.2
 Integers = NDArray[np.int64]
 
 
-class Examples(NamedTuple):
-    """Labelled sequences of equal, padded length."""
+Examples = NDArray[np.void]
+"""A structured array of labelled sequences; `empty_examples` states its fields."""
 
-    tokens: NDArray[np.uint8]  # (examples, length)
-    labels: Integers  # (examples,)
-    lengths: Integers  # (examples,): number of valid tokens
+
+def empty_examples(count: int, length: int) -> Examples:
+    """Return an array for `count` sequences of equal, padded `length`, in the layout of the files.
+
+    Its fields are `tokens`, (count, length) uint8; `label`, (count,) uint8; and `length`, (count,)
+    uint32, the number of valid tokens. All are 0.
+    """
+    layout = [("tokens", "u1", (length,)), ("label", "u1"), ("length", "<u4")]
+    return np.zeros(count, dtype=layout)
 
 
 @dataclass(frozen=True)
@@ -80,135 +85,98 @@ class Generated:
 
     def read(self, split: str, rows: Integers) -> Examples:
         """Return the examples with these numbers, generating those whose part does not exist."""
-        examples = np.zeros(len(rows), dtype=_layout(self.length))
+        examples = empty_examples(len(rows), self.length)
         missing = np.ones(len(rows), dtype=bool)
         for number in np.unique(rows // PART):
             path = self.part(split, number)
             if path.exists():
                 in_part = rows // PART == number
-                examples[in_part] = _open_part(path, self.length)[rows[in_part] % PART]
+                examples[in_part] = _open_part(path)[rows[in_part] % PART]
                 missing &= ~in_part
 
         if missing.any():
-            examples[missing] = self._generate(split, rows[missing])
-        return Examples(
-            examples["tokens"],
-            examples["label"].astype(np.int64),
-            examples["length"].astype(np.int64),
-        )
+            examples[missing] = self.make(*self.arguments, split, rows[missing])
+        return examples
 
-    def fill(self, processes: int | None = None) -> None:
+    def fill(self) -> None:
         """Write every missing part, with a progress bar on a terminal.
 
         It may be stopped at any time, and continued later. Raises the error of a part that cannot
         be generated.
         """
-        from tqdm import tqdm
-
         parts = []
         for split, size in self.sizes.items():
             for number in range(-(-size // PART)):
                 parts.append((split, number))
-        missing = [part for part in parts if not self.part(*part).exists()]
-        _remove_abandoned(self.folder)
 
-        count = min(processes or _usable_cores(), len(missing))
-        context = get_context("spawn")
-        workers = []
-        for first in range(count):
-            arguments = (self, missing[first::count], os.getpid())
-            workers.append(context.Process(target=_make_parts, args=arguments))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder.with_suffix(".lock")):
+            for remains in self.folder.glob(".*"):  # of a process that was killed
+                remains.unlink()
+            missing = [part for part in parts if not self.part(*part).exists()]
+            self._make_parts(missing, done=len(parts) - len(missing))
 
-        hidden = not sys.stderr.isatty()
-        with tqdm(total=len(parts), unit="part", desc=self.name, disable=hidden) as bar:
+    def _make_parts(self, parts: list[tuple[str, int]], done: int) -> None:
+        """Make parts in several processes; `done` parts, made earlier, count as progress."""
+        from tqdm import tqdm
+
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(mp_context=spawn, initializer=_start_worker) as workers:
+            made = [workers.submit(self.make_part, *part) for part in parts]
+            progress = tqdm(
+                as_completed(made),
+                initial=done,
+                total=done + len(parts),
+                unit="part",
+                desc=self.name,
+                disable=not sys.stderr.isatty(),
+            )
             try:
-                for worker in workers:
-                    worker.start()
-                while any(worker.is_alive() for worker in workers):
-                    time.sleep(POLL_SECONDS)
-                    bar.n = sum(self.part(*part).exists() for part in parts)
-                    bar.refresh()
-            finally:
-                for worker in workers:
-                    if worker.pid is not None:  # it was started
-                        worker.terminate()
-                        worker.join()
-
-        # A part that a worker could not make fails again here, where its error is seen.
-        for part in missing:
-            if not self.part(*part).exists():
-                self.make_part(*part)
+                for part in progress:
+                    part.result()
+            except BaseException:
+                # A part may take minutes: do not wait for those that are being made.
+                workers.shutdown(wait=False, cancel_futures=True)
+                for worker in multiprocessing.active_children():
+                    worker.terminate()
+                raise
 
     def make_part(self, split: str, number: int) -> None:
-        """Generate one part and write it."""
+        """Generate one part and write it to its file, which is complete or does not exist."""
         stop = min((number + 1) * PART, self.sizes[split])
         rows = np.arange(number * PART, stop)
-        save_whole(self.part(split, number), self._generate(split, rows))
-
-    def _generate(self, split: str, rows: Integers) -> NDArray[Any]:
-        """Return the examples with these numbers in the layout of a part."""
-        made = self.make(*self.arguments, split, rows)
-        part = np.zeros(len(rows), dtype=_layout(self.length))
-        part["tokens"] = made.tokens
-        part["label"] = made.labels
-        part["length"] = made.lengths
-        return part
-
-
-def _make_parts(generated: Generated, parts: list[tuple[str, int]], parent: int) -> None:
-    """Make parts in a process of its own, until the process that started it is gone."""
-    # The parent handles Ctrl-C and terminates its workers. Exiting by an exception removes the
-    # temporary file of a part that is being written.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    for part in parts:
-        if os.getppid() != parent:
-            return
+        path = self.part(split, number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{os.getpid()}-{path.name}")
         try:
-            generated.make_part(*part)
-        except Exception:  # `fill` makes the part again, and raises there
-            return
+            np.save(unfinished, self.make(*self.arguments, split, rows))
+            unfinished.rename(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
-def save_whole(path: Path, array: NDArray[Any]) -> None:
-    """Write an array to `path`, which holds it completely or does not exist."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent process, and exit when the parent is gone."""
 
+    def exit_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
 
-def _remove_abandoned(folder: Path) -> None:
-    """Remove temporary files of killed processes; a recent one may belong to a live process."""
-    for path in folder.glob(".*.npy.*"):
-        if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-            path.unlink(missing_ok=True)
-
-
-def _layout(length: int) -> np.dtype[Any]:
-    return np.dtype([("tokens", "u1", (length,)), ("label", "u1"), ("length", "<u4")])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 @lru_cache(maxsize=512)
-def _open_part(path: Path, length: int) -> NDArray[Any]:
+def _open_part(path: Path) -> Examples:
     """Map a part into memory; raises ValueError that names the file if it is damaged."""
     try:
-        part: NDArray[Any] = np.load(path, mmap_mode="r")
-    except (ValueError, OSError) as error:
+        part: Examples = np.load(path, mmap_mode="r")
+    except (ValueError, OSError, EOFError) as error:
         raise ValueError(
             f"{path}: not a whole part ({error}): delete it, and it will be made again"
         ) from None
-    if part.dtype != _layout(length):
-        raise ValueError(
-            f"{path}: expected examples of {length} tokens, found {part.dtype}: delete it"
-        )
     return part
 
 
@@ -219,12 +187,7 @@ def _hash_examples(
     """Return the SHA-256 of the first `count` examples of each split."""
     digest = hashlib.sha256()
     for split in splits:
-        for array in make(*arguments, split, np.arange(count)):
-            digest.update(np.ascontiguousarray(array).astype("<i8").tobytes())
+        examples = make(*arguments, split, np.arange(count))
+        for field in ("tokens", "label", "length"):
+            digest.update(examples[field].astype("<i8").tobytes())
     return digest.hexdigest()
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -23,7 +23,7 @@ from lookback.tasks.lra.examples import (
     text_batch,
     text_picture,
 )
-from lookback.tasks.lra.labelled import FILES, LabelledCorpus, open_corpus
+from lookback.tasks.lra.labelled import LabelledCorpus, open_corpus
 from lookback.tasks.lra.released import PAIRS_NAMES, Pairs, read_pairs, release
 from lookback.tasks.task import Batch, register_task
 
@@ -79,8 +79,9 @@ def sample_text(rows: Tensor, length: int, split: str) -> Batch:
     Tests combining bytes into words and a verdict. Hardly tests reach: a few words anywhere decide
     most reviews, and a bag of words does well.
     """
-    texts, labels, _ = open_corpus(TEXT).read(split, rows.numpy())
-    return text_batch(texts, labels.tolist(), length)
+    reviews = [open_corpus(TEXT)[split][number] for number in rows.tolist()]
+    labels = [review.label for review in reviews]
+    return text_batch([review.content for review in reviews], labels, length)
 
 
 @register_task(
@@ -111,12 +112,15 @@ def sample_image(rows: Tensor, length: int, split: str) -> Batch:
     Tests relating pixels whose neighbours below lie 32 tokens away, without knowing that there are
     rows. Does not test reach alone: models soon overfit, so that regularisation decides as much.
     """
-    files, labels, numbers = open_corpus(IMAGE).read(split, rows.numpy())
+    file = "test" if split == "test" else "train"
     images = []
-    for file, number in zip(files, numbers, strict=True):
-        images.append(grey_values(file, 32, f"{IMAGE.hub}: {FILES[split]}: row {number}"))
+    labels = []
+    for number in rows.tolist():
+        row = open_corpus(IMAGE)[split][number]
+        images.append(grey_values(row.content, 32, f"{IMAGE.hub}: {file}: row {row.number}"))
+        labels.append(row.label)
     tokens = torch.from_numpy(np.stack(images).astype(np.int64))
-    return Batch(tokens, torch.from_numpy(labels))
+    return Batch(tokens, torch.tensor(labels))
 
 
 def pairs_of(split: str) -> Pairs:

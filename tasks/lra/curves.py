@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
@@ -39,7 +39,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lookback.tasks.lra.cache import Examples, Integers
+from lookback.tasks.lra.cache import Examples, Integers, empty_examples
 
 Floats = NDArray[np.float64]
 Point = tuple[int, int]  # row, column
@@ -113,7 +113,7 @@ class Picture:
 
     image: NDArray[np.uint8]  # (side, side) grey values
     label: int  # 1 if both dots are on one curve
-    curves: tuple[Curve, Curve]
+    curves: tuple[Curve, ...]  # the two long ones
     distractors: tuple[Curve, ...]
     dots: tuple[Point, Point]
 
@@ -123,12 +123,13 @@ def make(seed: int, length: int, contour: int, split: str, rows: Integers) -> Ex
 
     `contour` is the number of paddles in a long curve.
     """
-    pictures = [picture(seed, isqrt(length), contour, split, int(row)) for row in rows]
-    return Examples(
-        tokens=np.stack([drawn.image.ravel() for drawn in pictures]),
-        labels=np.array([drawn.label for drawn in pictures]),
-        lengths=np.full(len(rows), length),
-    )
+    examples = empty_examples(len(rows), length)
+    examples["length"] = length
+    for example, row in zip(examples, rows.tolist(), strict=True):
+        drawn = picture(seed, isqrt(length), contour, split, row)
+        example["tokens"] = drawn.image.ravel()
+        example["label"] = drawn.label
+    return examples
 
 
 def picture(seed: int, side: int, contour: int, split: str, row: int) -> Picture:
@@ -308,23 +309,18 @@ def lighten(canvas: Floats, board: Board, centre: Point, patch: Floats) -> None:
 @lru_cache(maxsize=4096)
 def turns(radius: int, continuity: float, heading: Direction) -> tuple[tuple[Point, float], ...]:
     """Return the possible ends of the next paddle around a joint, with unnormalised weights."""
+    pixels = set()  # of a circle, sampled at steps of one pixel
+    for step in range(ceil(2 * pi * radius)):
+        angle = step / radius
+        pixels.add((round(radius * sin(angle)), round(radius * cos(angle))))
+
     ends = []
-    for pixel in circle(radius):
+    for pixel in sorted(pixels):
         turn = abs((atan2(*pixel) - atan2(*heading) + pi) % (2 * pi) - pi)
         weight = cos(min(turn * continuity, pi / 2)) ** 2
         if weight > 1e-9:
             ends.append((pixel, weight))
     return tuple(ends)
-
-
-@lru_cache(maxsize=16)
-def circle(radius: int) -> tuple[Point, ...]:
-    """Return the pixels of a circle around (0, 0), sampled at steps of one pixel."""
-    pixels = set()
-    for step in range(ceil(2 * pi * radius)):
-        angle = step / radius
-        pixels.add((round(radius * sin(angle)), round(radius * cos(angle))))
-    return tuple(sorted(pixels))
 
 
 def seed_curve(board: Board, tail: Point, direction: Direction) -> Curve:
@@ -373,8 +369,34 @@ def extended(board: Board, curve: Curve, occupied: Occupied, random: Random) -> 
     return None
 
 
-def two_curves(board: Board, contour: int, random: Random) -> tuple[Occupied, tuple[Curve, Curve]]:
-    """Return the two long curves and all occupied pixels; starts again until both are complete."""
+def grow(
+    board: Board, occupied: Occupied, curves: Sequence[Curve], paddles: int, random: Random
+) -> tuple[Occupied, tuple[Curve, ...]] | None:
+    """Grow curves of one paddle in turns until each has `paddles`.
+
+    `occupied` covers everything else. Returns all occupied pixels and the complete curves, or None
+    if a curve is stuck.
+    """
+    grown = list(curves)
+    for _ in range(paddles - 1):
+        for number, curve in enumerate(grown):
+            obstacles = occupied
+            for other in grown:
+                if other is not curve:
+                    obstacles |= other.last
+            longer = extended(board, curve, obstacles, random)
+            if longer is None:
+                return None
+            occupied |= curve.last
+            grown[number] = longer
+
+    for curve in grown:
+        occupied |= curve.last
+    return occupied, tuple(grown)
+
+
+def two_curves(board: Board, contour: int, random: Random) -> tuple[Occupied, tuple[Curve, ...]]:
+    """Return all occupied pixels and the two long curves; starts again until both are complete."""
     distance = board.setting.seed_distance
     # The first seed keeps twice the distance from every side.
     room = board.setting.side - 4 * distance
@@ -387,29 +409,9 @@ def two_curves(board: Board, contour: int, random: Random) -> tuple[Occupied, tu
         other = seed_curve(board, other_tail, any_direction(random))
 
         if not curve.last.near & other.last.near:
-            grown = grow_in_turns(board, curve, other, contour, random)
+            grown = grow(board, board.outside, (curve, other), contour, random)
             if grown:
                 return grown
-
-
-def grow_in_turns(
-    board: Board, first: Curve, second: Curve, contour: int, random: Random
-) -> tuple[Occupied, tuple[Curve, Curve]] | None:
-    """Return all occupied pixels and both complete curves, or None if one is stuck."""
-    occupied = board.outside  # and all paddles but the last of each curve
-    for _ in range(contour - 1):
-        longer = extended(board, first, occupied | second.last, random)
-        if longer is None:
-            return None
-        occupied |= first.last
-        first = longer
-
-        longer = extended(board, second, occupied | first.last, random)
-        if longer is None:
-            return None
-        occupied |= second.last
-        second = longer
-    return occupied | first.last | second.last, (first, second)
 
 
 def add_distractors(
@@ -418,29 +420,15 @@ def add_distractors(
     """Yield distractors of `paddles` paddles each, as many as the setting has and find room."""
     for _ in range(board.setting.distractor_paddles // paddles):
         for _ in range(DISTRACTOR_TRIES):
-            grown = distractor(board, occupied, paddles, random)
+            direction = any_direction(random)
+            tail = free_start(board, occupied.near, direction, random)
+            if tail is None:
+                continue
+            grown = grow(board, occupied, [seed_curve(board, tail, direction)], paddles, random)
             if grown:
-                occupied, curve = grown
-                yield curve
+                occupied, curves = grown
+                yield from curves
                 break
-
-
-def distractor(
-    board: Board, occupied: Occupied, paddles: int, random: Random
-) -> tuple[Occupied, Curve] | None:
-    """Return a distractor and all pixels occupied with it, or None if it is stuck."""
-    direction = any_direction(random)
-    tail = free_start(board, occupied.near, direction, random)
-    if tail is None:
-        return None
-    curve = seed_curve(board, tail, direction)
-    for _ in range(paddles - 1):
-        longer = extended(board, curve, occupied, random)
-        if longer is None:
-            return None
-        occupied |= curve.last
-        curve = longer
-    return occupied | curve.last, curve
 
 
 def free_start(board: Board, near: int, direction: Direction, random: Random) -> Point | None:

@@ -24,10 +24,11 @@ SHADES = " .:-=+*#%@"
 
 def as_batch(examples: Examples, padded: bool = True) -> Batch:
     """Return examples as a batch of int64, with their valid lengths if some are `padded`."""
-    tokens = torch.from_numpy(np.ascontiguousarray(examples.tokens)).long()
-    labels = torch.from_numpy(examples.labels)
-    lengths = torch.from_numpy(examples.lengths) if padded else None
-    return Batch(tokens, labels, lengths=lengths)
+    tokens, labels, lengths = (
+        torch.from_numpy(examples[field].astype(np.int64))
+        for field in ("tokens", "label", "length")
+    )
+    return Batch(tokens, labels, lengths=lengths if padded else None)
 
 
 def text_batch(texts: Sequence[bytes], labels: Sequence[int], length: int) -> Batch:
@@ -65,7 +66,7 @@ def grey_values(file: bytes, side: int, name: str) -> NDArray[np.uint8]:
         with Image.open(BytesIO(file), formats=["PNG"]) as image:
             grey = np.asarray(image.convert("L"))
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        raise ValueError(f"{expected}, found {error if file else 'an empty file'}") from None
+        raise ValueError(f"{expected}, found {error if file else 'nothing'}") from None
     if grey.shape != (side, side):
         raise ValueError(f"{expected}, found {grey.shape[1]} x {grey.shape[0]}")
     return grey.reshape(-1)

@@ -40,7 +40,7 @@ def split_sizes(options: Options) -> dict[str, int]:
     """Return the number of expressions in each split."""
     if not options.released:
         return SIZES
-    return {split: len(read_split(split, PUBLISHED_LENGTH).labels) for split in SPLITS}
+    return {split: len(read_split(split, PUBLISHED_LENGTH)) for split in SPLITS}
 
 
 def fetch(length: int, options: Options) -> None:
@@ -85,5 +85,4 @@ def sample_listops(
     numbers = rows.numpy()
     if not released:
         return as_batch(generated(data_seed, length).read(split, numbers))
-    examples = read_split(split, length)
-    return as_batch(Examples(*(array[numbers] for array in examples)))
+    return as_batch(read_split(split, length)[numbers])

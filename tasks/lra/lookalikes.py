@@ -210,18 +210,24 @@ def labelled_randoms(
         yield int(random.random() < 0.5), random
 
 
+SOURCE_FACTS: dict[str, Any] = {
+    "vocabulary": len(TEXT_SYMBOLS),
+    "classes": 2,
+    "baseline_score": 0.5,
+    "shortest": 256,
+    "sizes": SIZES,
+    "symbols": TEXT_SYMBOLS,
+    "data": lambda options: source_identity(),
+    "picture": text_picture,
+}
+"""Arguments of `register_task` that both tasks on source code share."""
+
+
 @register_task(
     "source-text",
-    vocabulary=len(TEXT_SYMBOLS),
-    classes=2,
-    baseline_score=0.5,
     lengths=(1024, 2048, 4096),
-    shortest=256,
-    sizes=SIZES,
-    symbols=TEXT_SYMBOLS,
     answers=["shuffled", "in order"],
-    data=lambda options: source_identity(),
-    picture=text_picture,
+    **SOURCE_FACTS,
     source="Lookback's own: byte-level classification of the shape of LRA Text, from Python's "
     "standard library",
 )
@@ -252,17 +258,10 @@ def sample_source_text(rows: Tensor, length: int, split: str) -> Batch:
 
 @register_task(
     "source-retrieval",
-    vocabulary=len(TEXT_SYMBOLS),
-    classes=2,
-    baseline_score=0.5,
     lengths=(1000, 2000, 4000),
-    shortest=256,
     sequences_per_example=2,
-    sizes=SIZES,
-    symbols=TEXT_SYMBOLS,
     answers=["two files", "one file"],
-    data=lambda options: source_identity(),
-    picture=text_picture,
+    **SOURCE_FACTS,
     source="Lookback's own: pairs of documents of the shape of LRA Retrieval, from Python's "
     "standard library",
 )

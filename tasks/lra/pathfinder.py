@@ -11,7 +11,7 @@ from torch import Tensor
 from lookback.tasks.lra import curves
 from lookback.tasks.lra.cache import Generated
 from lookback.tasks.lra.examples import GREY_SYMBOLS, as_batch, picture
-from lookback.tasks.lra.released import digest_of, list_images, read_images, release, split_sizes
+from lookback.tasks.lra.released import digest_of, list_images, read_images, release, split_numbers
 from lookback.tasks.task import Batch, Options, register_task
 
 SIZES = {"train": 160000, "validation": 20000, "test": 20000}
@@ -35,7 +35,8 @@ def image_set(length: int, released: bool, contour_length: int, data_seed: int) 
 
     side = isqrt(length)
     folder = release(f"pathfinder{side}/{FOLDERS[contour_length]}")
-    sizes = split_sizes(len(list_images(folder).files))
+    numbers = split_numbers(len(list_images(folder).files))
+    sizes = {split: len(images) for split, images in numbers.items()}
     digest = digest_of(*sorted((folder / "metadata").glob("*.npy")))
     arguments = (str(folder), side, digest)
     return Generated("pathfinder-released", read_images, arguments, length, sizes)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,9 +22,9 @@ import numpy as np
 
 from lookback.tasks.files import data_folder
 from lookback.tasks.lra import trees
-from lookback.tasks.lra.cache import Examples, Integers
+from lookback.tasks.lra.cache import Examples, Integers, empty_examples
 from lookback.tasks.lra.examples import grey_values
-from lookback.tasks.task import AbsentCorpusError
+from lookback.tasks.task import SPLITS, AbsentCorpusError
 
 LISTOPS_NAMES = {
     "train": "basic_train.tsv",
@@ -31,8 +32,10 @@ LISTOPS_NAMES = {
     "test": "basic_test.tsv",
 }
 PAIRS_NAMES = {"train": "train", "validation": "eval", "test": "test"}
+TAB = b"\t"
+PAIR = re.compile(rb"[01](\.0)?(\t[^\t]*){4}\n")
 LISTOPS_TOKENS = {symbol: token for token, symbol in enumerate(trees.SYMBOLS[: trees.PAD])}
-KNOWN_EMPTY = ("pathfinder32", "curv_baseline", "imgs/0", "sample_172.png")
+KNOWN_EMPTY = "pathfinder32/curv_baseline/imgs/0/sample_172.png"
 """The empty image of the release, which is left out and counted. Any other one is an error."""
 
 
@@ -51,65 +54,46 @@ def release(inside: str) -> Path:
     return folder / inside
 
 
-def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file; raises ValueError if it is binary."""
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: expected lines of text, found a binary file") from None
-
-
 def read_listops(path: Path, length: int) -> Examples:
     """Return all rows of a ListOps file, padded to `length` tokens.
 
     Raises ValueError if a row has another form than the published one, or is longer.
     """
-    header, *lines = read_lines(path) or [""]
-    if header.split("\t") != ["Source", "Target"]:
+    header, *lines = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+    if header != "Source\tTarget" or not lines:
         raise ValueError(
-            f"{path}: row 1: expected the header Source<tab>Target, found {header[:40]!r}"
-        )
-    if not lines:
-        raise ValueError(
-            f"{path}: row 2: expected an expression and its value, found the end of the file"
+            f"{path}: row 1: expected the header Source<tab>Target and rows below it, "
+            f"found {header[:40]!r} and {len(lines)} rows"
         )
 
-    examples = Examples(
-        tokens=np.full((len(lines), length), trees.PAD, dtype=np.uint8),
-        labels=np.zeros(len(lines), dtype=np.int64),
-        lengths=np.zeros(len(lines), dtype=np.int64),
-    )
+    examples = empty_examples(len(lines), length)
+    examples["tokens"] = trees.PAD
     for row, line in enumerate(lines):
         name = f"{path}: row {row + 2}"
-        tokens, examples.labels[row] = parse_listops(name, line)
+        tokens, examples["label"][row] = parse_listops(name, line)
         if len(tokens) > length:
             raise ValueError(f"{name}: expected at most {length} tokens, found {len(tokens)}")
-        examples.tokens[row, : len(tokens)] = tokens
-        examples.lengths[row] = len(tokens)
+        examples["tokens"][row, : len(tokens)] = tokens
+        examples["length"][row] = len(tokens)
     return examples
 
 
 def parse_listops(name: str, line: str) -> tuple[list[int], int]:
     """Return the tokens and the value of an expression; errors begin with `name`."""
-    columns = line.split("\t")
-    if len(columns) != 2:
-        raise ValueError(f"{name}: expected 2 columns (Source, Target), found {len(columns)}")
-    source, target = columns
+    source, _, target = line.partition("\t")
     if target not in trees.SYMBOLS[:10]:
-        raise ValueError(f"{name}: expected a Target of 0 to 9, found {target[:20]!r}")
+        raise ValueError(f"{name}: expected a Source and a Target of 0 to 9, found {line[-40:]!r}")
 
     # The source is written in binary, left-associated parentheses, which carry no information.
     words = source.replace("(", " ").replace(")", " ").split()
-    try:
-        tokens = [LISTOPS_TOKENS[word] for word in words]
-    except KeyError as unknown:
-        raise ValueError(f"{name}: expected digits, operators and ], found {unknown}") from None
-
-    operators = sum(trees.MIN <= token <= trees.SM for token in tokens)
-    balanced = source.count("(") == source.count(")")
-    if not tokens or operators != tokens.count(trees.CLOSE) or not balanced:
-        raise ValueError(f"{name}: expected a whole expression, every operator closed by ]")
-    return tokens, int(target)
+    unknown = set(words).difference(LISTOPS_TOKENS)
+    is_balanced = all(source.count(left) == source.count(right) for left, right in ("()", "[]"))
+    if unknown or not words or not is_balanced:
+        raise ValueError(
+            f"{name}: expected a whole expression of digits, operators and ], found "
+            f"{', '.join(sorted(unknown)) or source!r:.40}"
+        )
+    return [LISTOPS_TOKENS[word] for word in words], int(target)
 
 
 @dataclass(frozen=True)
@@ -138,26 +122,17 @@ def read_pairs(path: Path) -> Pairs:
     labels = []
     with path.open("rb") as file:
         for row, line in enumerate(file, start=1):
-            labels.append(parse_pair_label(f"{path}: row {row}", line))
+            if not PAIR.fullmatch(line):
+                raise ValueError(
+                    f"{path}: row {row}: expected a label of 0.0 or 1.0, id1, id2, text1, text2, "
+                    f"and a line end, found {line.count(TAB) + 1} columns, "
+                    f"{line[:20]!r} ... {line[-20:]!r}"
+                )
+            labels.append(int(line[:1]))
             starts.append(starts[-1] + len(line))
     if not labels:
         raise ValueError(f"{path}: row 1: expected a pair of documents, found an empty file")
     return Pairs(path, np.array(starts), np.array(labels))
-
-
-def parse_pair_label(name: str, line: bytes) -> int:
-    """Check one row and return its label; errors begin with `name`."""
-    columns = line.rstrip(b"\r\n").split(b"\t")
-    if len(columns) != 5:
-        raise ValueError(
-            f"{name}: expected 5 columns (label, id1, id2, text1, text2), found {len(columns)}"
-        )
-    if columns[0] not in (b"0", b"1", b"0.0", b"1.0"):
-        shown = columns[0][:20].decode(errors="replace")
-        raise ValueError(f"{name}: expected a label of 0.0 or 1.0, found {shown!r}")
-    if not line.endswith(b"\n"):
-        raise ValueError(f"{name}: expected a line that ends, found the end of a truncated file")
-    return int(float(columns[0]))
 
 
 @dataclass(frozen=True)
@@ -185,26 +160,21 @@ def list_images(folder: Path) -> Images:
     labels = []
     left_out = 0
     for path in metadata:
-        for row, line in enumerate(read_lines(path), start=1):
-            subfolder, file, label = parse_metadata(f"{path}: row {row}", line)
-            if (folder.parent.name, folder.name, subfolder, file) == KNOWN_EMPTY:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for row, line in enumerate(lines, start=1):
+            columns = line.split()
+            if len(columns) < 4 or columns[3] not in ("0", "1"):
+                raise ValueError(
+                    f"{path}: row {row}: expected a folder, a file, a number and a label of 0 or "
+                    f"1, found {line[:60]!r}"
+                )
+            file = f"{columns[0]}/{columns[1]}"
+            if folder / file == folder.parents[1] / KNOWN_EMPTY:
                 left_out += 1
             else:
-                files.append(f"{subfolder}/{file}")
-                labels.append(label)
+                files.append(file)
+                labels.append(int(columns[3]))
     return Images(tuple(files), np.array(labels), left_out)
-
-
-def parse_metadata(name: str, line: str) -> tuple[str, str, int]:
-    """Return folder, file and label of a row of metadata; errors begin with `name`."""
-    columns = line.split()
-    if len(columns) < 4:
-        raise ValueError(
-            f"{name}: expected a folder, file, number and label, found {len(columns)} columns"
-        )
-    if columns[3] not in ("0", "1"):
-        raise ValueError(f"{name}: expected a label of 0 or 1, found {columns[3]!r}")
-    return columns[0], columns[1], int(columns[3])
 
 
 def read_images(folder: str, side: int, digest: str, split: str, rows: Integers) -> Examples:
@@ -213,28 +183,22 @@ def read_images(folder: str, side: int, digest: str, split: str, rows: Integers)
     `digest` is a hash of the metadata: as an argument it makes the cached set depend on them.
     """
     images = list_images(Path(folder))
-    sizes = split_sizes(len(images.files))
-    starts = {
-        "train": 0,
-        "validation": sizes["train"],
-        "test": sizes["train"] + sizes["validation"],
-    }
-    numbers = rows + starts[split]
-
-    tokens = []
-    for number in numbers:
+    numbers = split_numbers(len(images.files))[split][rows]
+    examples = empty_examples(len(rows), side * side)
+    examples["label"] = images.labels[numbers]
+    examples["length"] = side * side
+    for row, number in enumerate(numbers):
         path = Path(folder) / images.files[number]
-        name = f"{path}: image {number}"
-        if not path.is_file():
-            raise ValueError(f"{name}: expected a PNG of {side} x {side}, found no file")
-        tokens.append(grey_values(path.read_bytes(), side, name))
-    return Examples(np.stack(tokens), images.labels[numbers], np.full(len(rows), side * side))
+        content = path.read_bytes() if path.is_file() else b""
+        examples["tokens"][row] = grey_values(content, side, f"{path}: image {number}")
+    return examples
 
 
-def split_sizes(count: int) -> dict[str, int]:
-    """Return the sizes of the splits: 80, 10 and 10 % of the images, in the order of the files."""
+def split_numbers(count: int) -> dict[str, Integers]:
+    """Return the numbers of each split's images: 80, 10 and 10 %, in the order of the files."""
     held_out = count // 10
-    return {"train": count - 2 * held_out, "validation": held_out, "test": held_out}
+    groups = np.split(np.arange(count), [count - 2 * held_out, count - held_out])
+    return dict(zip(SPLITS, groups, strict=True))
 
 
 @lru_cache(maxsize=16)
@@ -242,7 +206,5 @@ def digest_of(*paths: Path) -> str:
     """Return the SHA-256 of the contents of files, one after the other."""
     digest = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lookback.tasks.lra.cache import Examples, Integers
+from lookback.tasks.lra.cache import Examples, Integers, empty_examples
 
 Words = NDArray[np.uint64]
 
@@ -49,17 +49,16 @@ def make(seed: int, longest: int, split: str, rows: Integers) -> Examples:
     Their lengths lie strictly between longest // 4 and `longest`; their labels are their values.
     Every combination of seed, `longest` and split has a random stream of its own.
     """
-    examples = Examples(
-        tokens=np.full((len(rows), longest), PAD, dtype=np.uint8),
-        labels=np.zeros(len(rows), dtype=np.int64),
-        lengths=np.zeros(len(rows), dtype=np.int64),
-    )
+    examples = empty_examples(len(rows), longest)
+    examples["tokens"] = PAD
     keys = stream_keys(f"listops {seed} {longest} {split}", rows)
     for first in range(0, len(rows), TREES_AT_ONCE):
-        group = slice(first, first + TREES_AT_ONCE)
-        levels = build(accepted_keys(keys[group], longest // 4, longest))
-        examples.labels[group] = evaluate(levels)
-        examples.lengths[group] = write(levels, examples.tokens[group])
+        group = examples[first : first + TREES_AT_ONCE]
+        accepted = accepted_keys(keys[first : first + TREES_AT_ONCE], longest // 4, longest)
+        levels = build(accepted)
+        group["label"], spans = evaluate(levels)
+        group["length"] = spans[0]
+        write(levels, spans, group["tokens"])
     return examples
 
 
@@ -157,26 +156,29 @@ def children_of(word: Words, depth: int) -> Integers:
     return np.where(operator, count, 0).astype(np.int64)
 
 
-def first_children(count: Integers) -> Integers:
-    """Return the position of each parent's first child on the level below, from their numbers."""
-    return np.cumsum(count) - count
+def evaluate(levels: list[Level]) -> tuple[Integers, list[Integers]]:
+    """Return the value of each tree, and the number of tokens in the subtree at each node.
 
-
-def evaluate(levels: list[Level]) -> Integers:
-    """Return the value of each tree, computed from the leaves up."""
-    below = np.zeros(0, dtype=np.int64)
-    for level in reversed(levels):
+    The numbers of tokens are listed level by level, the root first.
+    """
+    values = np.zeros(0, dtype=np.int64)
+    spans: list[Integers] = []
+    for level in reversed(levels):  # from the leaves up
+        below = values
         values = level.token.copy()
+        span = np.ones(len(values), dtype=np.int64)
         parents = np.flatnonzero(level.children)
         if len(parents):
-            values[parents] = apply(level.token[parents], level.children[parents], below)
-        below = values
-    return below
+            count = level.children[parents]
+            first = np.cumsum(count) - count  # of the children, among the nodes below
+            values[parents] = apply(level.token[parents], first, count, below)
+            span[parents] = 2 + np.add.reduceat(spans[0], first)  # operator and bracket
+        spans.insert(0, span)
+    return values, spans
 
 
-def apply(operator: Integers, count: Integers, below: Integers) -> Integers:
-    """Return the value of each operator on its children, the next `count` of the values `below`."""
-    first = first_children(count)
+def apply(operator: Integers, first: Integers, count: Integers, below: Integers) -> Integers:
+    """Return the value of each operator on `count` of the values `below`, from `first` on."""
     results = np.minimum.reduceat(below, first)
     results = np.where(operator == MAX, np.maximum.reduceat(below, first), results)
     results = np.where(operator == SM, np.add.reduceat(below, first) % 10, results)
@@ -198,9 +200,8 @@ def medians(first: Integers, count: Integers, below: Integers) -> Integers:
     return (ordered[row, (count - 1) // 2] + ordered[row, count // 2]) // 2
 
 
-def write(levels: list[Level], tokens: NDArray[np.uint8]) -> Integers:
-    """Write each tree into its row of `tokens` in reading order; returns the length of each."""
-    spans = subtree_lengths(levels)
+def write(levels: list[Level], spans: list[Integers], tokens: NDArray[np.uint8]) -> None:
+    """Write each tree into its row of `tokens` in reading order."""
     position = np.zeros(len(tokens), dtype=np.int64)  # of each node of the level
     for depth, level in enumerate(levels):
         tokens[level.tree, position] = level.token
@@ -209,23 +210,9 @@ def write(levels: list[Level], tokens: NDArray[np.uint8]) -> Integers:
             break
         tokens[level.tree[parents], position[parents] + spans[depth][parents] - 1] = CLOSE
 
-        # A child stands behind its parent's operator and the subtrees of its elder siblings.
+        # A child comes after its parent's operator and the subtrees of its elder siblings.
         count = level.children[parents]
         below = spans[depth + 1]
         before = np.cumsum(below) - below
-        siblings = before - np.repeat(before[first_children(count)], count)
+        siblings = before - np.repeat(before[np.cumsum(count) - count], count)
         position = np.repeat(position[parents] + 1, count) + siblings
-    return spans[0]
-
-
-def subtree_lengths(levels: list[Level]) -> list[Integers]:
-    """Return the number of tokens of the subtree at each node, level by level."""
-    spans: list[Integers] = []
-    for level in reversed(levels):
-        span = np.ones(len(level.tree), dtype=np.int64)
-        parents = np.flatnonzero(level.children)
-        if len(parents):
-            first = first_children(level.children[parents])
-            span[parents] = 2 + np.add.reduceat(spans[-1], first)  # operator and bracket
-        spans.append(span)
-    return spans[::-1]

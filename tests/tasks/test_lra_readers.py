@@ -72,17 +72,20 @@ def test_listops_files_are_read(release):
     ("content", "complaint"),
     [
         ("", r"basic_test\.tsv: row 1: expected the header"),
-        ("Source\tTarget\n", r"row 2: expected an expression"),
+        ("Source\tTarget\n", r"row 1: expected .* rows below it, found .* 0 rows"),
         ("Target\tSource\n9\t( [MAX 2 ] )\n", r"row 1: expected the header Source<tab>Target"),
-        ("Source\tTarget\n( ( [MAX 2 ) ] )\n", r"row 2: expected 2 columns"),
+        ("Source\tTarget\n( ( [MAX 2 ) ] )\n", r"row 2: expected a Source and a Target"),
         (
             "Source\tTarget\n( ( [MAX 2 ) ] )\t2\n( ( [MAX 2 ) ] )\t10\n",
-            r"row 3: expected a Target of 0 to 9, found '10'",
+            r"row 3: expected .* a Target of 0 to 9, found .*10'",
         ),
-        ("Source\tTarget\n( ( [MAX 2 ) ] )\t-1\n", r"row 2: expected a Target of 0 to 9"),
+        (
+            "Source\tTarget\n( ( [MAX 2 ) ] )\t-1\n",
+            r"row 2: expected .* a Target of 0 to 9, found .*-1",
+        ),
         (
             "Source\tTarget\n( ( [AVG 2 ) ] )\t2\n",
-            r"row 2: expected digits, operators and \], found '\[AVG'",
+            r"row 2: expected .* digits, operators and \], found '\[AVG'",
         ),
         ("Source\tTarget\n( ( [MAX 2\t2\n", r"row 2: expected a whole expression"),
         ("Source\tTarget\n" + "1 " * 65 + "\t1\n", r"row 2: expected at most 64 tokens, found 65"),
@@ -122,10 +125,13 @@ def test_pairs_are_read_each_split_from_its_own_file(release, monkeypatch):
     ("content", "complaint"),
     [
         ("", r"row 1: expected a pair of documents, found an empty file"),
-        (PAIRS + "1.0\ta\tb\tonly one\n", r"row 3: expected 5 columns .* found 4"),
-        (PAIRS + "2.0\ta\tb\tc\td\n", r"row 3: expected a label of 0\.0 or 1\.0, found '2\.0'"),
+        (PAIRS + "1.0\ta\tb\tonly one\n", r"row 3: expected .* found 4 columns"),
+        (
+            PAIRS + "2.0\ta\tb\tc\td\n",
+            r"row 3: expected a label of 0\.0 or 1\.0, .* found 5 columns, b'2\.0",
+        ),
         ("label\tid1\tid2\ttext1\ttext2\n" + PAIRS, r"row 1: expected a label"),
-        (PAIRS[:-4], r"row 2: expected a line that ends"),
+        (PAIRS[:-4], r"row 2: expected .* a line end, found"),
     ],
 )
 def test_other_pairs_are_refused(tmp_path, content, complaint):
@@ -183,7 +189,8 @@ def test_the_known_empty_picture_is_left_out_and_any_other_is_an_error(release):
     )
     write(folder / "imgs/0/sample_1.png", b"")
     with pytest.raises(
-        ValueError, match=r"sample_1\.png: image 1: expected a PNG of 32 x 32, found an empty file"
+        ValueError,
+        match=r"sample_1\.png: image 1: expected a PNG of 32 x 32, found nothing",
     ):
         image_set(1024, **options).read("train", np.arange(3))
 
@@ -194,7 +201,7 @@ def test_the_known_empty_picture_is_left_out_and_any_other_is_an_error(release):
         (png(np.zeros((32, 32)))[:-30], "found"),
         (b"not a picture", "found"),
         (png(np.zeros((16, 16))), "found 16 x 16"),
-        (None, "found no file"),
+        (None, "found nothing"),
     ],
 )
 def test_broken_pictures_leave_no_part_behind(release, content, complaint):
@@ -214,8 +221,8 @@ def test_broken_pictures_leave_no_part_behind(release, content, complaint):
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("imgs/0 sample_0.png 0", "found 3 columns"),
-        ("imgs/0 sample_0.png 0 2", "expected a label of 0 or 1, found '2'"),
+        ("imgs/0 sample_0.png 0", "expected a folder, a file, a number and a label"),
+        ("imgs/0 sample_0.png 0 2", "a label of 0 or 1, found '.* 2'"),
     ],
 )
 def test_other_metadata_are_refused(release, line, complaint):
@@ -272,9 +279,18 @@ def test_text_is_saved_and_read_without_the_files(reviews, monkeypatch):
     monkeypatch.delenv("LOOKBACK_IMDB")
     labelled.open_corpus.cache_clear()
     after = labelled.open_corpus(reviews)
-    assert after.hashes == before.hashes
+    assert after == before
     left = [path.name for path in reviews.folder.parent.iterdir()]
     assert sorted(left) == [".text.lock", "text"]
+
+
+def test_text_is_fetched_from_the_hub(reviews, tmp_path, monkeypatch):
+    """`datasets` reads a folder as it reads a repository of the hub."""
+    before = labelled.open_corpus(reviews)
+    monkeypatch.delenv("LOOKBACK_IMDB")
+    on_hub = replace(reviews, hub=str(tmp_path / "imdb"))
+    labelled.fetch(on_hub)
+    assert labelled.open_corpus(on_hub) == before
 
 
 @pytest.mark.parametrize(
@@ -282,18 +298,21 @@ def test_text_is_saved_and_read_without_the_files(reviews, monkeypatch):
     [
         (
             {"review": ["a"] * 20, "label": [0] * 20},
-            r"expected a column 'text', found review, label",
+            r"expected columns text, label, found review, label",
         ),
         ({"text": ["a"] * 19, "label": [0] * 19}, r"expected 20 rows, found 19"),
         (
             {"text": ["a"] * 20, "label": [0] * 7 + [2] + [0] * 12},
-            r"row 7: expected a label of 0 to 1, found 2",
+            r"row 7: expected .* a label of 0 to 1, found 'a' and label 2",
         ),
         (
             {"text": ["a"] * 5 + [None] * 15, "label": [0] * 20},
             r"row 5: expected a value in column 'text'",
         ),
-        ({"text": ["a"] * 20, "label": ["pos"] * 20}, r"expected whole numbers in column 'label'"),
+        (
+            {"text": ["a"] * 20, "label": ["pos"] * 20},
+            r"whole numbers in column 'label', found string and string",
+        ),
         ({"text": [1] * 20, "label": [0] * 20}, r"expected text or images in column 'text'"),
     ],
 )
@@ -319,6 +338,7 @@ def test_a_truncated_parquet_file_is_refused(reviews, tmp_path):
 def photographs(tmp_path, monkeypatch):
     """Ten photographs in the form of the hub's parquet files: the bytes of a PNG in colour."""
     monkeypatch.setenv("LOOKBACK_CIFAR10", str(tmp_path / "cifar"))
+    monkeypatch.setenv("LOOKBACK_DATA", str(tmp_path / "data"))
     small = replace(corpora.IMAGE, train_rows=10, test_rows=2, validation=2)
     monkeypatch.setattr(corpora, "IMAGE", small)
     write_photographs(tmp_path, 10)
@@ -348,6 +368,14 @@ def test_photographs_become_grey(photographs):
     grey = torch.from_numpy(colour @ [0.299, 0.587, 0.114]).reshape(10, 1024)
     for tokens, label in zip(batch.tokens, batch.targets.tolist(), strict=True):
         assert (tokens - grey[label]).abs().max() <= 1
+
+
+def test_photographs_are_saved_and_read_without_the_files(photographs, monkeypatch):
+    before = labelled.open_corpus(photographs)
+    labelled.fetch(photographs)
+    monkeypatch.delenv("LOOKBACK_CIFAR10")
+    labelled.open_corpus.cache_clear()
+    assert labelled.open_corpus(photographs) == before
 
 
 def test_a_broken_photograph_is_named(photographs, tmp_path):

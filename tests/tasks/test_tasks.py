@@ -22,7 +22,9 @@ from lookback.tasks.task import (
     task_names,
 )
 
-BUDGET = 2**18  # tokens a batch: images of 16384 tokens are drawn one by one
+BUDGET = 2**18  # tokens a batch
+# An image of Pathfinder takes some milliseconds, one of Path-X fifteen times as long.
+SLOW = ("pathfinder", "pathx")
 # The answer stands `distance` back.
 POINTING = ("copy", "selective_copy", "mqar", "recall", "needle")
 
@@ -80,23 +82,32 @@ def test_a_batch_is_a_function_of_its_arguments(name: str) -> None:
 
 @pytest.mark.parametrize("name", task_names())
 def test_splits_share_no_example(name: str) -> None:
-    task = present(name)
-    drawn = [
-        rows(task.batch(split, 0, 0, min(128, BUDGET // some_length(task)), some_length(task)))
-        for split in SPLITS
-    ]
+    """In finite sets, examples with the same numbers differ too: few of them show it."""
+    task, length = present(name), some_length(get_task(name))
+    count = 4 if name in SLOW else min(128, BUDGET // length)
+    drawn = []
+    for split in SPLITS:
+        if task.sizes:
+            batch = task.sampler(torch.arange(count), length, split, **task.options)
+        else:
+            batch = task.batch(split, 0, 0, count, length)
+        drawn.append(rows(batch))
     assert not (drawn[0] & drawn[1] or drawn[0] & drawn[2] or drawn[1] & drawn[2])
 
 
+# Path-X is left out: its labels are drawn by the same line of code as those of Pathfinder.
 @pytest.mark.parametrize(
-    "name", [name for name in task_names() if get_task(name).score == "accuracy"]
+    "name",
+    [name for name in task_names() if get_task(name).score == "accuracy" and name != "pathx"],
 )
 def test_no_constant_answer_beats_the_baseline(name: str) -> None:
-    task = present(name)
-    batches = [
-        task.batch("train", 0, i, min(512, BUDGET // some_length(task)), some_length(task))
-        for i in range(4)
-    ]
+    """Within five standard errors of a share, and 20 examples for the choice of the best answer.
+
+    The 512 labels of Pathfinder are held to 0.5 + 0.11 + 0.04.
+    """
+    task, length = present(name), some_length(get_task(name))
+    count = 128 if name in SLOW else min(512, BUDGET // length)
+    batches = [task.batch("train", 0, i, count, length) for i in range(4)]
     targets = torch.cat([b.targets.flatten() for b in batches])
     counts = torch.bincount(targets[targets != IGNORE])
     spread = 5 * (task.baseline_score * (1 - task.baseline_score) / counts.sum().item()) ** 0.5
