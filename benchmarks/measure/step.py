@@ -65,14 +65,16 @@ def meta_model(cell: AnyCell, task: Task) -> SequenceModel:
 
 
 class SkipInitialisation(TorchFunctionMode):
-    """Leave tensors as they are instead of drawing or scaling their numbers.
+    """Leave weights as they are, and make constants on the CPU.
 
-    For tensors without numbers these calls have no effect, but make torch import its compiler,
-    which takes seconds.
+    Random numbers and arithmetic have no effect on meta tensors, but make torch import its
+    compiler, which takes seconds.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in (torch.arange, torch.full):
+            kwargs.setdefault("device", "cpu")
         if getattr(func, "__name__", "").endswith(("normal_", "uniform_", "div_")):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
