@@ -84,13 +84,17 @@ def learn_record(cell: Cell, correct: int = 80, suite: str = "suite") -> Record:
 
 
 def cost_record(
-    cell: Cell, seconds: float = 0.5, failed: bool = False, suite: str = "suite"
+    cell: Cell,
+    seconds: float = 0.5,
+    failed: bool = False,
+    suite: str = "suite",
+    parameters: int = 1234,
 ) -> Record:
     timing = Timing(median=seconds, low=seconds * 0.9, high=seconds * 1.2, n=20, noisy=True)
     phase = Phase(tokens=cell.length, seconds=timing, peak_bytes=1000 * cell.length)
     phases = {"prefill": phase, "decode": phase} | ({} if failed else {"training": phase})
     numbers = CostNumbers(
-        parameters=1234,
+        parameters=parameters,
         phases=phases,
         failed={"training": "oom"} if failed else {},
         state_bytes=5000,

@@ -7,6 +7,7 @@ the version.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import os
@@ -37,7 +38,6 @@ DISTANCE_LENGTH = 256  # most tokens of each of them
 SHORT_LENGTH = 24  # tokens of the sequences that a card shows
 MAX_SYMBOLS = 20  # that a card lists
 MAX_LINES = 40  # of an example on the page
-SIZES = ((64, 2), (768, 12))  # width and depth of the models whose parameters a card states
 
 HEAD = """# Tasks
 
@@ -76,16 +76,12 @@ def task_card(task: Task) -> str:
     """Return a task's rule, facts and examples for a terminal."""
     facts = task_facts(task)
     examples: list[str] = []
-    try:
-        for key, value in task.data.items():
-            facts[f"data {key}"] = str(value)
+    with contextlib.suppress(AbsentCorpusError):  # then the fact `data` says how to get them
         if task.classes and task.sizes:
             summary, examples = summarise(task)
             facts |= summary
         else:
             examples = sequence_examples(task)
-    except AbsentCorpusError as error:
-        facts["data"] = f"not on this machine: {error}"
     return "\n\n".join([f"{task.name}: {inspect.getdoc(task.sampler)}", _lines(facts), *examples])
 
 
@@ -107,7 +103,7 @@ def task_facts(task: Task) -> dict[str, str]:
         "options": ", ".join(f"{key} = {_toml(value)}" for key, value in task.options.items())
         or "none",
         "data": _data(task),
-        "code": _code(task),
+        "code": f"`{task.sampler.__module__}`, `{task.sampler.__name__}`",
     }
 
 
@@ -140,32 +136,22 @@ def _sample(task: Task) -> Batch | None:
 
 
 def _symbols(task: Task) -> str:
-    """Return the readable form of a task's tokens."""
-    symbols = list(task.symbols)
-    if task.vocabulary in (256, 257):
-        kind = "grey values" if symbols[0] == "0" else "bytes"
-        return f"{kind} and the padding" if task.vocabulary == 257 else kind
-    if len(symbols) <= MAX_SYMBOLS:
-        return " ".join(f"`{symbol}`" for symbol in symbols)
-    first = " ".join(f"`{symbol}`" for symbol in symbols[:3])
-    last = " ".join(f"`{symbol}`" for symbol in symbols[-3:])
-    return f"{first} ... {last}"
+    """Return the readable form of a task's tokens: all of them, or the first and last."""
+    symbols = [f"`{symbol}`" for symbol in task.symbols]
+    if len(symbols) > MAX_SYMBOLS:
+        symbols[3:-3] = ["..."]
+    return " ".join(symbols)
 
 
 def _answers(task: Task, batch: Batch | None) -> str:
     if task.classes:
-        labels = " ".join(f"`{answer}`" for answer in task.answers)
         per = "pair of sequences" if task.sequences_per_example > 1 else "sequence"
-        return f"one of {task.classes} labels per {per}: {labels}"
+        return f"one of {task.classes} labels per {per}: {', '.join(task.answers)}"
 
     asked = None if batch is None else batch.targets != IGNORE  # (batch, length)
     if asked is None or asked.all():
         return "at every position"
-    count = int(asked[0].sum())
-    where = "at the end" if asked[:, -count:].all() else "at positions that differ by example"
-    return (
-        f"{count} {where}, of {asked.shape[1]:,} positions; the number is the same at every length"
-    )
+    return f"{asked[0].sum()} per sequence; the number is the same at every length"
 
 
 def _distances(batch: Batch | None) -> str:
@@ -198,12 +184,6 @@ def _data(task: Task) -> str:
         return str(error).replace(str(data_folder()), "data")
     identity = [str(data[key]) for key in ("source", "revision") if key in data]
     return " ".join(identity) or "none needed: examples are generated"
-
-
-def _code(task: Task) -> str:
-    file = Path(inspect.getfile(task.sampler))
-    shown = file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else file.name
-    return f"`{shown}`, `{task.sampler.__name__}`"
 
 
 def sequence_examples(task: Task) -> list[str]:
@@ -240,13 +220,13 @@ def model_card(name: str) -> str:
     """Return the docstring of a model's module, its block, its options and parameters."""
     block = registered_block(name)
     module = inspect.getdoc(sys.modules[block.__module__]) or ""
-    sizes = []
-    for width, depth in SIZES:
-        with torch.device("meta"):
-            model = build_model(name, vocabulary=256, width=width, depth=depth)
-        sizes.append(f"{parameter_count(model):,} at width {width}, depth {depth}, vocabulary 256")
+    with torch.device("meta"):  # no memory for weights
+        model = build_model(name, vocabulary=256, width=768, depth=12)
     options = [f"{key} = {_toml(value)}" for key, value in model_options(name).items()]
-    facts = {"options": ", ".join(options) or "none", "parameters": "; ".join(sizes)}
+    facts = {
+        "options": ", ".join(options) or "none",
+        "parameters": f"{parameter_count(model):,} at width 768, depth 12, vocabulary 256",
+    }
 
     paragraphs = [f"{name}: {module}"]
     if block.__doc__:

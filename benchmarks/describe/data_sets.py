@@ -16,8 +16,6 @@ from lookback.tasks.task import Batch, Task, get_task
 
 MAX_EXAMPLES = 512  # of each split, in a summary
 MAX_TOKENS = 2**20  # of each split, in a summary
-BINS = 8
-BAR = 40  # characters of the longest bar
 MAX_TEXT = 1200  # characters of a sequence in an example
 
 
@@ -32,14 +30,13 @@ def summarise(task: Task) -> tuple[dict[str, str], list[str]]:
     for split, size in task.sizes.items():
         batches[split] = task.batch(split, 0, 0, min(count, size), length)
 
-    sampled = ", ".join(f"{len(batch.tokens)} of {split}" for split, batch in batches.items())
     lengths = torch.cat([_valid_lengths(batch) for batch in batches.values()])
     labels = torch.cat([batch.targets for batch in batches.values()])
     hashes = {split: _hashes(batch) for split, batch in batches.items()}
     facts = {
-        "sampled": f"the first examples at length {length:,}: {sampled}",
-        "valid tokens": f"\n{histogram(lengths)}",
-        "labels": f"\n{label_shares(labels, task.answers)}",
+        "sampled": f"the first {len(labels):,} examples at length {length:,}",
+        "valid tokens": f"{lengths.min()} to {lengths.max()}, median {lengths.median()}",
+        "labels": label_shares(labels, task.answers),
         "duplicates": _duplicates_text(hashes),
     }
     return facts, [example(task, batches["train"], row) for row in range(2)]
@@ -53,29 +50,10 @@ def _valid_lengths(batch: Batch) -> Tensor:
     return torch.full((sequences,), batch.tokens.shape[-1])
 
 
-def histogram(lengths: Tensor) -> str:
-    """Return a bar for each of BINS equal ranges of length, then mean and median."""
-    low, high = int(lengths.min()), int(lengths.max())
-    width = max(1, -(-(high - low + 1) // BINS))
-    counts = torch.bincount((lengths - low) // width).tolist()
-
-    lines = []
-    for number, count in enumerate(counts):
-        first = low + number * width
-        bar = "#" * round(BAR * count / max(counts))
-        lines.append(f"  {first:6} to {first + width - 1:6}  {count:5}  {bar}")
-    lines.append(f"  mean {lengths.double().mean():.0f}, median {int(lengths.median())}")
-    return "\n".join(lines)
-
-
 def label_shares(labels: Tensor, names: Sequence[str]) -> str:
-    """Return a line with the share of each label."""
-    counts = torch.bincount(labels, minlength=len(names)).tolist()
-    width = max(map(len, names))
-    lines = []
-    for name, count in zip(names, counts, strict=True):
-        lines.append(f"  {name:{width}}  {count / len(labels):6.1%}")
-    return "\n".join(lines)
+    """Return the share of each label: "0 51.2%, 1 48.8%"."""
+    shares = torch.bincount(labels, minlength=len(names)) / len(labels)
+    return ", ".join(f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True))
 
 
 def example(task: Task, batch: Batch, row: int) -> str:

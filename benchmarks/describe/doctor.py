@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import shutil
@@ -21,7 +22,6 @@ OPTIONAL = {
     "fla": "flash-linear-attention, for models named fla:TYPE, and for peers in `make speed`",
     "ray": "for several machines, --engine ray",
 }
-MAX_NAMES = 8  # of packages with other versions
 
 
 def findings() -> list[str]:
@@ -39,7 +39,6 @@ def findings() -> list[str]:
         facts["gpu"] = f"{gpu.device}, driver {driver}, CUDA {torch.version.cuda}"
     for model in MODELS:
         facts[model] = _kernels(model, device)
-    facts["processes"] = _backends()
     facts["disk"] = f"{humanize.naturalsize(shutil.disk_usage(Path.cwd()).free)} free"
 
     for name, value in sorted(os.environ.items()):
@@ -60,18 +59,13 @@ def _compare_with_pins() -> str:
 
     different = []
     for name, pin in pins.items():
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        if version.split("+")[0] != pin:
-            different.append(f"{name} {version} (pinned: {pin})")
-
-    if not different:
-        return "all versions as in constraints.txt"
-    shown = ", ".join(different[:MAX_NAMES])
-    more = f" and {len(different) - MAX_NAMES} more" if len(different) > MAX_NAMES else ""
-    return f"versions that are not those in constraints.txt: {shown}{more}"
+            if version.split("+")[0] != pin:
+                different.append(f"{name} {version} (pinned: {pin})")
+    if different:
+        return f"versions that are not those in constraints.txt: {', '.join(different)}"
+    return "all versions as in constraints.txt"
 
 
 def _kernels(model: str, device: str) -> str:
@@ -80,24 +74,10 @@ def _kernels(model: str, device: str) -> str:
     from lookback.tasks.task import get_task
 
     precision = "bfloat16" if device == "cuda" else "float32"
+    fields = {"task": "copy", "model": model, "device": device, "precision": precision}
     size = {"width": 64, "depth": 1, "length": 64, "batch_size": 1}
-    where = {"device": device, "precision": precision}
-    cell = make_cell({"kind": "learn", "task": "copy", "model": model, **size, **where})
+    cell = make_cell({"kind": "learn", **fields, **size})
     try:
         return f"{', '.join(kernels_of(cell, get_task('copy')))} in {precision}"
     except Exception as error:  # report any fault of this machine
         return f"does not run: {type(error).__name__}: {error}".splitlines()[0]
-
-
-def _backends() -> str:
-    """Return how several processes can train one cell together."""
-    from torch import distributed
-
-    if not distributed.is_available():
-        return "one per cell: this torch is built without torch.distributed"
-    backends = []
-    if distributed.is_gloo_available():
-        backends.append("gloo")
-    if distributed.is_nccl_available():
-        backends.append("nccl")
-    return f"several can train one cell together, by {' or '.join(backends)}"

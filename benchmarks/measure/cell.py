@@ -16,7 +16,7 @@ from lookback.benchmarks.measure.step import (
     Progress,
     logits_and_targets,
     make_model,
-    model_of,
+    meta_model,
     precision,
 )
 from lookback.benchmarks.measure.train import InterruptedRunError, NotFiniteError, learn
@@ -57,8 +57,7 @@ def check(cell: AnyCell) -> int:
     if cell.kind == "learn":
         _check_processes(cell)
 
-    with torch.device("meta"):  # no memory for weights
-        return parameter_count(model_of(cell, task))
+    return parameter_count(meta_model(cell, task))
 
 
 def _lengths(cell: AnyCell) -> list[int]:

@@ -59,10 +59,10 @@ class LiveBytes(TorchDispatchMode):
 
     def _count(self, tensors: Any) -> None:
         for tensor in tree_leaves(tensors):
-            if not isinstance(tensor, Tensor) or tensor.device.type == "meta":
+            if not isinstance(tensor, Tensor):
                 continue
             storage = tensor.untyped_storage()
-            if storage not in self._storages:
+            if storage not in self._storages and tensor.device.type != "meta":
                 size = storage.nbytes()
                 self._storages[storage] = size
                 weakref.finalize(storage, self._free, size)

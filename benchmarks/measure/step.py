@@ -6,10 +6,12 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.overrides import TorchFunctionMode
 
 from lookback.benchmarks.measure import parallel
 from lookback.benchmarks.record import AnyCell, Cell, LearnCell
@@ -51,6 +53,31 @@ def model_of(cell: AnyCell, task: Task) -> SequenceModel:
         dropout=cell.dropout,
         **cell.model_options,
     )
+
+
+def meta_model(cell: AnyCell, task: Task) -> SequenceModel:
+    """Return the cell's model on the meta device: shapes without memory or numbers.
+
+    Raises ValueError as `model_of` does.
+    """
+    with torch.device("meta"), SkipInitialisation():
+        return model_of(cell, task)
+
+
+class SkipInitialisation(TorchFunctionMode):
+    """Leave weights as they are, and make constants on the CPU.
+
+    Random numbers and arithmetic have no effect on meta tensors, but make torch import its
+    compiler, which takes seconds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.arange, torch.full):
+            kwargs.setdefault("device", "cpu")
+        if getattr(func, "__name__", "").endswith(("normal_", "uniform_", "div_")):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def make_optimizer(

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import math
-import shutil
-import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import humanize
@@ -20,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from lookback.benchmarks.plan.estimate import Estimate, estimate
+from lookback.benchmarks.plan.estimate import Estimate, estimate, training_steps
 from lookback.benchmarks.record import AnyCell, Machine, Record
 from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.storage import read_record, record_files
@@ -38,12 +34,11 @@ class PlannedCell:
 
     cell: AnyCell
     state: str  # "recorded", "to measure" or "too big"
-    parameters: int | None
-    step_flops: int | None
-    flops: int | None
-    peak_bytes: int | None
+    parameters: int | None = None
+    step_flops: int | None = None
+    flops: int | None = None
+    peak_bytes: int | None = None
     seconds: float | None = None
-    seconds_scaled_by: float | None = None  # factor from the operations of an earlier record
 
     @property
     def hours(self) -> float | None:
@@ -67,20 +62,15 @@ class Plan:
     memory: int | None  # bytes of the device; None if this machine has no such device
     device: str  # name of the device
     reference: str  # device whose records times are estimated from; empty if there are no records
-    assumed: float | None = None  # operations per second of cells without a comparable record
 
     def __str__(self) -> str:
         """Return the table and its totals, as wide as the terminal if there is one."""
-        terminal = sys.stdout.isatty()
-        console = Console(
-            file=io.StringIO(),
-            force_terminal=terminal,
-            width=shutil.get_terminal_size().columns if terminal else WIDE,
-        )
+        console = Console()
+        if not console.is_terminal:
+            console.width = WIDE
         with console.capture() as capture:
             console.print(self._table())
-        lines = [line.rstrip() for line in capture.get().splitlines()]
-        return "\n".join([*lines, "", *self._totals()])
+        return "\n".join([capture.get(), *self._totals()])
 
     def _table(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -97,22 +87,12 @@ class Plan:
                 operations(line.step_flops),
                 operations(line.flops),
                 "" if line.peak_bytes is None else size(line.peak_bytes),
-                self._time(line),
+                "unknown" if line.seconds is None else duration(line.seconds),
                 line.state,
             )
         return table
 
-    def _time(self, line: PlannedCell) -> str:
-        if line.seconds is None:
-            return "unknown"
-        if line.state == "recorded":
-            return duration(line.seconds)
-        if line.seconds_scaled_by is None:
-            return f"{duration(line.seconds)} (assumed)"
-        return f"{duration(line.seconds)} (x{line.seconds_scaled_by:.3g})"
-
     def _totals(self) -> list[str]:
-        """Return one sentence for each thing that the table does not say."""
         count = Counter(line.state for line in self.lines)
         memory = size(self.memory) if self.memory else "unknown memory"
         totals = [
@@ -121,41 +101,22 @@ class Plan:
             f"{count['too big']} too big for {self.device} with {memory}"
         ]
         to_measure = [line for line in self.lines if line.state == "to measure"]
-        if to_measure:
-            totals += self._time_to_measure(to_measure)
+        if not to_measure:
+            return totals
+
+        unit = "GPU hours" if to_measure[0].cell.device == "cuda" else "hours"
+        hours = [line.hours for line in to_measure if line.hours is not None]
+        totals.append(
+            f"about {sum(hours):.2g} {unit} for {len(hours)} of the {len(to_measure)} to measure"
+        )
         if self.reference:
             totals.append(
-                "Times scale those of the nearest record of the same model by operations (x); "
-                f"the records are of {self.reference}."
+                "Times scale with parameters x tokens from the nearest record of the same model "
+                f"on {self.reference}."
             )
+        if len(hours) < len(to_measure):
+            totals.append("Measure one cell of each model first, or give a rate by --assume-flops.")
         return totals
-
-    def _time_to_measure(self, to_measure: Sequence[PlannedCell]) -> list[str]:
-        on_gpu = any(line.cell.device == "cuda" for line in to_measure)
-        unit = "GPU hours" if on_gpu else "hours"
-        hours = sum(line.hours or 0 for line in to_measure)
-        timed = sum(line.seconds is not None for line in to_measure)
-        sentences = [
-            f"about {hours:.2g} {unit} for {timed} of the {len(to_measure)} to measure",
-            "Operations and peak memory are estimated on tensors without memory.",
-        ]
-
-        unscaled = [line for line in to_measure if line.seconds_scaled_by is None]
-        if not unscaled:
-            return sentences
-        flops = operations(sum(line.flops or 0 for line in unscaled))
-        subject = f"{len(unscaled)} of them, {flops} in all, have no record to compare with"
-        if self.assumed:
-            hours = sum(line.hours or 0 for line in unscaled)
-            rate = operations(self.assumed)
-            sentences.append(
-                f"{subject}: at the assumed {rate} per second they take {hours:.2g} {unit}"
-            )
-        else:
-            sentences.append(
-                f"{subject}: measure one cell of each model first, or give a rate by --assume-flops"
-            )
-        return sentences
 
 
 def make_plan(runner: Runner, assumed: float | None = None) -> Plan:
@@ -174,7 +135,7 @@ def make_plan(runner: Runner, assumed: float | None = None) -> Plan:
     machine = _machine(runner)
     missing = set(runner.missing()) if machine else set(cells)
     memory = memory_of(machine) if machine else None
-    records = _comparable_records(runner.results, machine, missing)
+    records = _finished_records(runner, machine) if missing else []
 
     lines = []
     for cell in tqdm(cells, unit="cell", leave=False, disable=None, dynamic_ncols=True):
@@ -187,7 +148,6 @@ def make_plan(runner: Runner, assumed: float | None = None) -> Plan:
         memory=memory,
         device=machine.device if machine else "a GPU",
         reference=records[0].machine.device if records else "",
-        assumed=assumed,
     )
 
 
@@ -201,12 +161,11 @@ def _machine(runner: Runner) -> Machine | None:
 
 def _recorded(cell: AnyCell, runner: Runner) -> PlannedCell:
     """Return what the record of a cell says; nothing if another version wrote it."""
-    try:
+    record = None
+    with contextlib.suppress(ValueError):
         record = runner.recorded(cell)
-    except ValueError:
-        record = None
     if record is None:
-        return PlannedCell(cell, "recorded", None, None, None, None)
+        return PlannedCell(cell, "recorded")
 
     numbers = record.outcome.learn or record.outcome.cost
     training = record.outcome.cost.phases.get("training") if record.outcome.cost else None
@@ -215,10 +174,8 @@ def _recorded(cell: AnyCell, runner: Runner) -> PlannedCell:
         "recorded",
         parameters=numbers.parameters if numbers else None,
         step_flops=training.flops if training else None,
-        flops=None,
         peak_bytes=training.peak_bytes if training else None,
         seconds=_seconds(record),
-        seconds_scaled_by=1.0,
     )
 
 
@@ -226,69 +183,55 @@ def _unrecorded(
     cell: AnyCell, memory: int | None, records: Sequence[Record], assumed: float | None
 ) -> PlannedCell:
     needs = estimate(cell)
-    state = "too big" if _exceeds(needs, memory) else "to measure"
-    seconds, factor = _estimate_seconds(cell, needs, records)
+    seconds = _scaled_seconds(cell, needs.parameters, records)
     if seconds is None and assumed and needs.flops:
         seconds = START_SECONDS + needs.flops / assumed / cell.processes
     if seconds is not None:
         seconds = min(seconds, cell.time_limit)
-    return PlannedCell(cell, state, **vars(needs), seconds=seconds, seconds_scaled_by=factor)
+    state = "too big" if _exceeds(needs, memory) else "to measure"
+    return PlannedCell(cell, state, **vars(needs), seconds=seconds)
 
 
-def _estimate_seconds(
-    cell: AnyCell, needs: Estimate, records: Sequence[Record]
-) -> tuple[float | None, float | None]:
-    """Return the time of a cell and the factor from the operations of the nearest record."""
-    record = _nearest(cell, needs, records)
-    known = estimate(record.cell).flops if record else None
-    if record is None or not known or not needs.flops:
-        return None, None
+def _scaled_seconds(cell: AnyCell, parameters: int, records: Sequence[Record]) -> float | None:
+    """Return the time of a cell, scaled from the record of its model that is nearest in size.
 
-    # Starting a process takes the same time whatever it computes.
-    factor = needs.flops / known
-    start = min(_seconds(record), START_SECONDS)
-    work = (_seconds(record) - start) * factor
-    return start + work * record.cell.processes / cell.processes, factor
-
-
-def _nearest(cell: AnyCell, needs: Estimate, records: Sequence[Record]) -> Record | None:
-    """Return the record of the same model whose training step is nearest in parameters x tokens."""
-    size = needs.parameters * cell.batch_size * cell.length
-
-    def distance(record: Record) -> tuple[float, bool]:
-        numbers = record.outcome.learn or record.outcome.cost
-        assert numbers is not None  # guaranteed by status ok
-        known = max(1, numbers.parameters * record.cell.batch_size * record.cell.length)
-        return abs(math.log(known / size)), record.cell.task != cell.task
-
+    Starting a process takes the same time whatever it computes; the rest grows with parameters x
+    tokens. None if no record has the cell's kind, model and precision.
+    """
     candidates = []
     for record in records:
         other = record.cell
-        same_model = (other.kind, other.model) == (cell.kind, cell.model)
-        if same_model and other.precision == cell.precision:
-            candidates.append(record)
-    return min(candidates, key=distance, default=None)
+        numbers = record.outcome.learn or record.outcome.cost
+        comparable = (other.kind, other.model, other.precision)
+        if numbers and comparable == (cell.kind, cell.model, cell.precision):
+            factor = _work(cell, parameters) / _work(other, numbers.parameters)
+            # Among records that are equally near, prefer one of the same task.
+            candidates.append((abs(math.log(factor)), other.task != cell.task, factor, record))
+    if not candidates:
+        return None
+
+    *_, factor, record = min(candidates, key=lambda candidate: candidate[:2])
+    start = min(_seconds(record), START_SECONDS)
+    return start + (_seconds(record) - start) * factor
 
 
-def _comparable_records(
-    results: Path, machine: Machine | None, cells: Iterable[AnyCell]
-) -> list[Record]:
-    """Return the finished records of the cells' models and devices on one machine.
+def _work(cell: AnyCell, parameters: int) -> float:
+    """Return the parameters x tokens that each process of a cell trains."""
+    return parameters * cell.batch_size * cell.length * training_steps(cell) / cell.processes
+
+
+def _finished_records(runner: Runner, machine: Machine | None) -> list[Record]:
+    """Return the finished records of one machine, made on the suite's devices.
 
     Without a machine here, that is the one with most of them.
     """
-    models = {cell.model for cell in cells}
-    devices = {cell.device for cell in cells}
-    folder = results / machine.slug if machine else results
-    if not models or not folder.is_dir():
-        return []
-
+    devices = {cell.device for cell in runner.suite.cells}
+    folder = runner.results / machine.slug if machine else runner.results
     records = []
-    for path in record_files(folder):
+    for path in record_files(folder) if folder.is_dir() else []:
         with contextlib.suppress(ValueError):
             record = read_record(path)
-            comparable = record.cell.model in models and record.cell.device in devices
-            if comparable and record.outcome.status == "ok":
+            if record.cell.device in devices and record.outcome.status == "ok":
                 records.append(record)
 
     most = Counter(record.machine.slug for record in records).most_common(1)

@@ -1,8 +1,8 @@
 """Estimate what a cell needs without running it.
 
-A training step, and a batch of each evaluation, go through the cell's model on tensors that have
-shapes but no memory (FakeTensorMode), by the same functions that measure a cell. Bytes and
-operations are counted on the way.
+A training step goes through the cell's model on tensors that have shapes but no memory
+(FakeTensorMode), by the same functions that measure a cell. Bytes and operations are counted on the
+way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
@@ -26,8 +25,10 @@ from lookback.benchmarks.measure.evaluate import EVALUATION_BATCH, EVALUATION_TO
 from lookback.benchmarks.measure.memory import LiveBytes, alive_in
 from lookback.benchmarks.measure.operations import counter
 from lookback.benchmarks.measure.step import (
+    SkipInitialisation,
     logits_and_targets,
     make_optimizer,
+    meta_model,
     model_of,
     precision,
     training_step,
@@ -81,37 +82,34 @@ def estimate(cell: AnyCell) -> Estimate:
 
 @cache
 def _estimate(cell: AnyCell) -> Estimate:
-    evaluations = _evaluations(cell)
     rows = -(-cell.batch_size // cell.processes)  # of the batch, in each process
+    longest = max(cell.length, *getattr(cell, "test_lengths", ()), 0)
     training_batch = fake_batch_maker(cell, cell.length)
-    test_batches = {length: fake_batch_maker(cell, length) for length, _, _ in evaluations}
+    test_batch = fake_batch_maker(cell, longest)
 
     try:
         with FakeTensorMode():
             run = FakeRun(cell)
-            step_flops, peak = run.measure(lambda: run.train(training_batch(rows)))
-
-            total = step_flops * cell.batch_size / rows * _training_steps(cell)
-            for length, batch_size, times in evaluations:
-                make_batch = test_batches[length]
-                flops, test_peak = run.measure(
-                    lambda make=make_batch, rows=batch_size: run.evaluate(make(rows))  # type: ignore[misc]
-                )
-                total += flops * times
-                if cell.kind == "learn":
-                    peak = max(peak, test_peak)
+            flops, peak = run.measure(lambda: run.train(training_batch(rows)))
+            if longest > cell.length:  # otherwise training, which keeps activations, needs more
+                batch_size = max(1, min(EVALUATION_BATCH, EVALUATION_TOKENS // longest))
+                test_peak = run.measure(lambda: run.evaluate(test_batch(batch_size)))[1]
+                peak = max(peak, test_peak)
     except (RuntimeError, NotImplementedError):  # the model looks at its numbers
         return Estimate(count_parameters(cell), None, None, None)
 
+    sequence_flops = flops / rows
+    training = training_steps(cell) * cell.batch_size
     return Estimate(
         parameters=parameter_count(run.model),
-        step_flops=step_flops * cell.batch_size // rows,
-        flops=round(total),
+        step_flops=round(sequence_flops * cell.batch_size),
+        # A forward pass takes a third of the operations of a training step.
+        flops=round(sequence_flops * (training + _evaluated_sequences(cell) / 3)),
         peak_bytes=peak * cell.processes if cell.device == "cpu" else peak,
     )
 
 
-def _training_steps(cell: AnyCell) -> float:
+def training_steps(cell: AnyCell) -> float:
     """Return the training steps of a cell, counted in steps at its full length."""
     if cell.kind == "cost":
         return cell.repeats + CPU_WARMUP + 1
@@ -122,21 +120,14 @@ def _training_steps(cell: AnyCell) -> float:
     return steps
 
 
-def _evaluations(cell: AnyCell) -> list[tuple[int, int, float]]:
-    """Return (length, batch size, batches) of everything a cell reads without training on it."""
+def _evaluated_sequences(cell: AnyCell) -> float:
+    """Return how many sequences of its length a cell reads without training on them."""
     if cell.kind == "cost":  # prefill, and generation of as many tokens
-        times = cell.repeats + CPU_WARMUP + 1 + cell.generate
-        return [(cell.length, cell.batch_size, times)]
+        return cell.batch_size * (cell.repeats + CPU_WARMUP + 1 + cell.generate)
 
     validations = max(1, len(cell.learning_rates)) * cell.validations
-    examples = [(cell.length, validations * cell.validation_examples)]
-    examples += [(length, cell.test_examples) for length in cell.test_lengths or (cell.length,)]
-
-    evaluations = []
-    for length, count in examples:
-        batch_size = max(1, min(EVALUATION_BATCH, count, EVALUATION_TOKENS // length))
-        evaluations.append((length, batch_size, count / batch_size))
-    return evaluations
+    test_tokens = cell.test_examples * sum(cell.test_lengths or (cell.length,))
+    return validations * cell.validation_examples + test_tokens / cell.length
 
 
 def count_parameters(cell: AnyCell) -> int:
@@ -144,30 +135,18 @@ def count_parameters(cell: AnyCell) -> int:
 
     Raises ValueError if the model does not exist or cannot have this width.
     """
-    with torch.device("meta"), SkipRandomInit():
-        return parameter_count(model_of(cell, task_of(cell)))
-
-
-class SkipRandomInit(TorchFunctionMode):
-    """Leave tensors as they are instead of drawing random numbers into them.
-
-    On the meta device drawing has no effect, but makes torch import its compiler, which takes
-    seconds.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "").endswith(("normal_", "uniform_")):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
+    return parameter_count(meta_model(cell, task_of(cell)))
 
 
 def step_flops(cell: AnyCell) -> int:
-    """Return the operations of a training step on one sequence of the cell's length."""
-    batch = fake_batch_maker(cell, cell.length)
-    with FakeTensorMode(), counter() as flops:
-        FakeRun(cell).train(batch(1))
-    return flops.get_total_flops()
+    """Return the operations of a training step on one sequence of the cell's length.
+
+    Raises RuntimeError if the model cannot run on tensors without numbers.
+    """
+    flops = estimate(cell.model_copy(update={"batch_size": 1, "processes": 1})).step_flops
+    if flops is None:
+        raise RuntimeError("it looks at numbers, which these tensors do not have")
+    return flops
 
 
 def state_bytes(cell: AnyCell) -> int:
@@ -192,7 +171,8 @@ class FakeRun:
     def __init__(self, cell: AnyCell) -> None:
         self.cell = cell.model_copy(update={"device": "cpu"})
         self.counts_scratch = cell.device == "cpu"
-        self.model = model_of(cell, task_of(cell))
+        with SkipInitialisation():
+            self.model = model_of(cell, task_of(cell))
         self.optimizer = make_optimizer(self.model, LEARNING_RATE, WEIGHT_DECAY)
 
         # One step makes the optimizer's state, which stays alive from then on.
@@ -289,7 +269,9 @@ class FakeBytes(LiveBytes):
         if self.scratch and func.name() in OPDEFS:
             self.peak = max(self.peak, before + _scratch_bytes(func, args, kwargs or {}))
         if func is LSTM and args[-1]:  # in training; the fake operator's workspace is empty
-            workspace = torch.empty(_lstm_workspace_bytes(args), dtype=torch.uint8)
+            length, batch_size, input_width = args[0].shape
+            size = _lstm_workspace_bytes(length * batch_size, input_width, width=args[10])
+            workspace = torch.empty(size, dtype=torch.uint8)
             result = (*result[:3], workspace)
             self._count(workspace)
         return result
@@ -339,27 +321,23 @@ def few_tiles() -> Iterator[None]:
         tiled.tiles = tiles
 
 
-SHORT, LONGER = 64, 320  # positions
+SHORT, LONG = 64, 320  # positions
 
 
-def _lstm_workspace_bytes(args: Any) -> int:
+@cache
+def _lstm_workspace_bytes(positions: int, input_width: int, width: int) -> int:
     """Return the bytes that the LSTM operator keeps for its backward pass.
 
     They grow linearly with positions, so two short sequences give those of any.
     """
-    length, batch_size, input_width = args[0].shape
-    width = args[10]
-    short = _real_workspace_bytes(SHORT, input_width, width)
-    longer = _real_workspace_bytes(LONGER, input_width, width)
-    return short + (length * batch_size - SHORT) * (longer - short) // (LONGER - SHORT)
-
-
-@cache
-def _real_workspace_bytes(length: int, input_width: int, width: int) -> int:
+    workspaces = []
     with _disable_current_modes():  # real tensors, in spite of FakeTensorMode
-        x = torch.zeros(length, 1, input_width)
-        weights = torch.zeros(4 * width, input_width), torch.zeros(4 * width, width)
-        biases = torch.zeros(4 * width), torch.zeros(4 * width)
-        state = torch.zeros(1, 1, width), torch.zeros(1, 1, width)
-        tensors = (x, *weights, *biases, *state)
-        return LSTM(*tensors, False, [], 2, width, 1, True, False, False, True)[3].nbytes
+        for length in (SHORT, LONG):
+            x = torch.zeros(length, 1, input_width)
+            weights = torch.zeros(4 * width, input_width), torch.zeros(4 * width, width)
+            biases = torch.zeros(4 * width), torch.zeros(4 * width)
+            state = torch.zeros(1, 1, width), torch.zeros(1, 1, width)
+            options = (False, [], 2, width, 1, True, False, False, True)
+            workspaces.append(LSTM(x, *weights, *biases, *state, *options)[3].nbytes)
+    short, long = workspaces
+    return short + (positions - SHORT) * (long - short) // (LONG - SHORT)

@@ -7,7 +7,6 @@ remains after one sequence of the cell's length.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -38,7 +37,6 @@ RELEVANT = (  # fields that a measure depends on, beside the length
     "precision",
 )
 LARGEST_WIDTH = 2**20
-INTERPOLATIONS = 12  # widths tried by interpolation before the search falls back to bisection
 LARGEST_GAP = 512  # a model that cannot have any of these successive widths can have none
 
 
@@ -149,27 +147,9 @@ def nearest(measure: Callable[[int], int], target: int, start: int) -> tuple[int
     end = low + 1 if high is None else high
     while end - low > 1:
         guess = (low + end) // 2
-        if len(values) < INTERPOLATIONS:
-            guess = _interpolate(low, end, values, target)
         width = first_possible(guess, end)
         if width is not None and values[width] < target:
             low = width
         else:
             end = guess
     return min(values.items(), key=lambda item: (abs(item[1] - target), item[0]))
-
-
-def _interpolate(low: int, end: int, values: dict[int, int], target: int) -> int:
-    """Return a width between both, where a power law through them would meet the target.
-
-    Without a measure of `low` the exponent is 2; without one of `end`, or if the measure does not
-    grow, it is the middle.
-    """
-    power = 2.0
-    if values.get(low) and values.get(end):
-        power = math.log(values[end] / values[low]) / math.log(end / low)
-    if not values.get(end) or not power:
-        return (low + end) // 2
-
-    guess = math.ceil(end * (max(target, 1) / values[end]) ** (1 / power))
-    return min(max(guess, low + 1), end - 1)

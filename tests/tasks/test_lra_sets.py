@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lookback.benchmarks.describe.data_sets import duplicates, histogram
+from lookback.benchmarks.describe.data_sets import duplicates
 from lookback.benchmarks.describe.pictures import PATHFINDER, pathfinder_grid
 from lookback.benchmarks.measure.evaluate import evaluate
 from lookback.benchmarks.measure.step import logits_and_targets, make_model
@@ -276,13 +276,6 @@ def test_duplicates_are_counted():
         "test also in train": 1,
         "test also in validation": 1,
     }
-
-
-def test_a_histogram_counts_everything():
-    lines = histogram(torch.tensor([1, 1, 5, 9, 16])).splitlines()
-    assert (
-        sum(int(line.split()[3]) for line in lines[:-1]) == 5 and lines[-1] == "  mean 6, median 5"
-    )
 
 
 def test_digits_are_distinguishable():

@@ -180,10 +180,11 @@ def test_cells_above_the_memory_are_marked_and_left_out(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_times_are_those_of_the_nearest_record_by_operations(tmp_path: Path) -> None:
+def test_times_scale_with_parameters_and_tokens_from_the_nearest_record(tmp_path: Path) -> None:
     """A record of a minute: a cell twice as long computes twice as much, but starts no slower."""
     known = small("rwkv", length=256)
-    write_record(tmp_path / "some-machine" / "s", cost_record(known, suite="s"))
+    record = cost_record(known, suite="s", parameters=estimate(known).parameters)
+    write_record(tmp_path / "some-machine" / "s", record)
     cells = (
         known,
         known.model_copy(update={"seed": 1}),
@@ -210,16 +211,13 @@ def test_gpu_hours_are_of_all_processes_and_of_a_rate_where_nothing_is_recorded(
         and estimate(two).peak_bytes > estimate(one).peak_bytes
     )  # two models, on a CPU
     for line, processes in zip(lines, (1, 2), strict=True):
-        assert (
-            line.seconds == pytest.approx(4 + estimate(one).flops / 1e6 / processes)
-            and line.seconds_scaled_by is None
-        )  # type: ignore[operator]
+        seconds = 4 + estimate(one).flops / 1e6 / processes  # type: ignore[operator]
+        assert line.seconds == pytest.approx(seconds)
         assert line.hours == pytest.approx(line.seconds * processes / 3600)
-    said = str(make_plan(runner(tmp_path, one, two), assumed=1e6))
-    assert "at the assumed 1.00 MFLOP per second" in said and said.count("(assumed)") == 2
-    assert "have no record to compare with: measure one cell of each model first" in str(
-        make_plan(runner(tmp_path, one))
-    )
+    assert "for 2 of the 2 to measure" in str(make_plan(runner(tmp_path, one, two), assumed=1e6))
+    unknown = str(make_plan(runner(tmp_path, one)))
+    assert "for 0 of the 1 to measure" in unknown
+    assert "Measure one cell of each model first" in unknown
     gpu = (estimate(cell.model_copy(update={"device": "cuda"})).peak_bytes for cell in (one, two))
     assert 0.5 < 1 / (next(gpu) / next(gpu)) < 0.6
     with pytest.raises(ValueError, match="expected a positive number"):

@@ -51,7 +51,7 @@ def test_parameters_agree_as_nearly_as_widths_allow(model: str) -> None:
     found = width(model, "parameters")
     away = {w: abs(parameters(model, w) - aim) for w in range(found - 3, found + 4)}
     assert min(away, key=lambda w: away[w]) == found and away[found] <= 0.02 * aim
-    assert parameters("rrwkv", 64) > 1.05 * aim  # 14 width^2 beside 13: equal widths disagree
+    assert parameters("rrwkv", 64) > 1.02 * aim  # it would not agree by itself
 
 
 @pytest.mark.parametrize("multiple", [2, 5, 16])
