@@ -173,7 +173,7 @@ def test_an_installed_package_is_measured(site: Path, tmp_path: Path) -> None:
 
 def test_it_is_described(site: Path) -> None:
     card = lookback(site, "describe", "acme-mean").stdout
-    assert "Means of what was read" in card and "bias=True" in card
+    assert "Means of what was read" in card and "bias = true" in card
 
 
 def test_without_it_nothing_is_known_of_it(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,7 @@ def check(words: list[str]) -> None:
 
     options = {option for parameter in verbs[words[0]].params for option in parameter.opts}
     names = {"--model": model_names(), "--task": task_names()}
-    for word, value in zip(words[1:], [*words[2:], ""], strict=True):
+    for word, value in pairwise([*words[1:], ""]):
         assert not word.startswith("--") or word in options, word
         if word in names and "--plugin" not in words:
             assert value in names[word] or ":" in value, value
