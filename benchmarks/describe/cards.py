@@ -22,10 +22,10 @@ from lookback.benchmarks.describe.lists import catalogue
 from lookback.benchmarks.plugins import load_plugins
 from lookback.models.model import (
     build_model,
+    find_architecture,
     model_names,
     model_options,
     parameter_count,
-    registered_block,
 )
 from lookback.tasks.files import data_folder
 from lookback.tasks.task import IGNORE, AbsentCorpusError, Batch, Task, get_task, task_names
@@ -238,7 +238,7 @@ def _aligned_example(task: Task, batch: Batch, row: int) -> str:
 
 def model_card(name: str) -> str:
     """Return the docstring of a model's module, its block, its options and parameters."""
-    block = registered_block(name)
+    block = find_architecture(name).block
     module = inspect.getdoc(sys.modules[block.__module__]) or ""
     sizes = []
     for width, depth in SIZES:
