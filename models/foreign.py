@@ -68,7 +68,7 @@ class LibraryStack(nn.Module):
             language_model = self.language_model(self.configuration(**fields))
             self.stack: Any = language_model.base_model
             self.stack.set_input_embeddings(nn.Identity())  # ours comes before it
-            self.cache_name = cache_argument(self.stack)
+            self.cache_name = cache_argument_name(self.stack)
         except Exception as error:
             message = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(
@@ -99,8 +99,12 @@ class LibraryStack(nn.Module):
         length = position + x.shape[1]
         self.check_length(length)
 
-        cache_argument = {self.cache_name: library_cache}
-        output = self.stack(inputs_embeds=x, use_cache=True, **cache_argument)
+        output = self.stack(inputs_embeds=x, use_cache=True, **{self.cache_name: library_cache})
+        if self.cache_name not in output:
+            raise ValueError(
+                f"model {self.name!r} keeps no state: its library returns no {self.cache_name}"
+            )
+
         y = output[0]
         if y.shape != x.shape:
             raise ValueError(
@@ -128,7 +132,7 @@ class LibraryStack(nn.Module):
             )
 
 
-def cache_argument(stack: nn.Module) -> str:
+def cache_argument_name(stack: nn.Module) -> str:
     """Return the name of a stack's cache; raises ValueError if it reads whole sequences only."""
     parameters = inspect.signature(stack.forward).parameters
     for name in CACHE_NAMES:

@@ -24,7 +24,6 @@ State = Any
 """What a block remembers between positions: tensors and numbers in tuples, lists and dicts."""
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
-LISTED_OPTIONS = 16  # a message about an unknown option lists at most this many
 
 
 def small_normal(weight: Tensor) -> None:
@@ -382,8 +381,11 @@ def build_model(
 
     architecture = find_architecture(name)
     for option in sorted(set(options) - set(architecture.defaults)):
-        expected = _known_options(option, architecture.defaults)
-        raise ValueError(f"model {name!r} has no option {option!r}: {expected}")
+        names = sorted(architecture.defaults)
+        similar = difflib.get_close_matches(option, names) or names or ["none"]
+        raise ValueError(
+            f"model {name!r} has no option {option!r}: expected {' or '.join(similar)}"
+        )
 
     block, spec = architecture.block, architecture.spec
     if classes is not None:
@@ -406,11 +408,3 @@ def build_model(
             "this task asks at positions"
         )
     return SequenceModel(block, spec, vocabulary, width, depth, options, dropout)
-
-
-def _known_options(unknown: str, options: Mapping[str, Any]) -> str:
-    """Return the end of a message about an unknown option: which options there are."""
-    similar = difflib.get_close_matches(unknown, options)
-    if similar and len(options) > LISTED_OPTIONS:
-        return f"of its {len(options)} options, the most similar are {', '.join(similar)}"
-    return f"its options are {', '.join(sorted(options)) or 'none'}"

@@ -190,7 +190,7 @@ def test_every_parameter_learns() -> None:
         ("hf:../gpt2", 32, {}, "unknown model 'hf:../gpt2'"),
         ("hx:gpt2", 32, {}, "hf:NAME"),
         ("hf:gpt2", 33, {}, "2 heads: expected an even width a head"),
-        ("hf:gpt2", 32, {"n_heads": 4}, "no option 'n_heads': of its"),
+        ("hf:gpt2", 32, {"n_heads": 4}, "no option 'n_heads': expected n_head"),
         ("hf:gpt2", 32, {"hidden_size": 64}, "no option 'hidden_size'"),
         ("hf:bart", 32, {}, "made of several models"),
         ("hf:llama4", 32, {}, "its configuration has no hidden_size"),
@@ -234,6 +234,12 @@ def test_a_wrong_cache_is_rejected(kind: str) -> None:
     """transformers 5.23 restarts the positions of these types when they continue from a cache."""
     with pytest.raises(ValueError, match=f"'hf:{kind}': the outputs of its `step`.* differ"):
         check_contract(f"hf:{kind}", WIDTH, DEPTH, {}, "cpu")
+
+
+def test_an_absent_cache_is_rejected() -> None:
+    """RecurrentGemma of transformers 5.23 takes a cache and returns none."""
+    with pytest.raises(ValueError, match="'hf:recurrent_gemma' keeps no state: its library"):
+        check_contract("hf:recurrent_gemma", WIDTH, 3, {}, "cpu")  # two recurrent layers, one other
 
 
 def test_a_model_that_is_not_causal_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
