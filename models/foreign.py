@@ -160,7 +160,7 @@ def configuration_fields(
     if standard.is_encoder_decoder or configuration.sub_configs:
         raise ValueError("it is made of several models: expected one that reads text alone")
 
-    fields = {
+    fields: dict[str, Any] = {
         field_name(configuration, "hidden_size"): width,
         field_name(configuration, "num_hidden_layers"): depth,
     }

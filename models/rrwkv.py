@@ -144,6 +144,8 @@ class MediumTimeMix(TimeMix):
     Its state is that of RWKV's time-mix, the mediums', and a memory for subclasses that look back.
     """
 
+    gate: nn.Linear  # W_g, of subclasses that look back
+
     def __init__(
         self,
         width: int,
