@@ -62,12 +62,6 @@ class SequenceClassifier(SequenceModel):
         self.direction = direction
         self.sequences_per_example = sequences_per_example
 
-    @property
-    def is_streamable(self) -> bool:
-        """Whether the label depends on one causal stream, so that the model can be stepped."""
-        settings = self.pooling, self.direction, self.sequences_per_example
-        return settings == ("last", "causal", 1)
-
     def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return the logits of each example, (batch, classes).
 
@@ -101,7 +95,9 @@ class SequenceClassifier(SequenceModel):
         return super().prefill(tokens)
 
     def _check_streamable(self) -> None:
-        if not self.is_streamable:
+        """Raise ValueError unless the label depends on one causal stream."""
+        settings = (self.pooling, self.direction, self.sequences_per_example)
+        if settings != ("last", "causal", 1):
             raise ValueError(
                 "this model labels whole sequences (pooling 'mean', direction 'bidirectional' or "
                 "pairs of sequences) and cannot read them position by position"

@@ -1,15 +1,16 @@
 """Checks a block before it is measured: a model that reads ahead would win every table.
 
-Tests check the blocks of this package. Blocks of plug-ins are checked here on a few positions, and
-`lookback.models.foreign` does the same for models of other libraries.
+Tests check the blocks of this package. Blocks of plug-ins and models of other libraries are checked
+here, on a few positions.
 """
 
-from collections.abc import Callable
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lookback.models.model import registered_block, step_through
+from lookback.models.model import find_architecture, step_through
 
 POSITIONS = 8  # that a block is checked on
 TOLERANCE = 5e-3  # relative to the largest output: GPUs may multiply with 11 bits
@@ -21,40 +22,52 @@ def check_contract(
 ) -> None:
     """Raise ValueError if a block changes the shape, is not causal, or steps to other outputs.
 
-    The check builds a block of its own and runs it under autocast where that is on. It moves the
-    weights away from their initialisation, because weights that start at zero hide what they do.
+    The check builds a block of its own, with fresh weights.
     """
-    block_type = registered_block(name)
-    if block_type.__module__.startswith("lookback.models."):
+    architecture = find_architecture(name)
+    is_full_stack = architecture.spec.is_full_stack
+    if architecture.block.__module__.startswith("lookback.models.") and not is_full_stack:
         return
 
-    block = block_type(width, 0, depth, **options).to(device).eval()
-    x = _wave(2 * POSITIONS * width, device).view(2, POSITIONS, width)
+    block: Any = architecture.block(width, 0, depth, **options).to(device).eval()
+    with torch.no_grad():
+        if is_full_stack:
+            check_stack(name, block, width, device)
+        else:
+            check_block(name, block, width, device)
+
+
+def check_block(name: str, block: Any, width: int, device: str) -> None:
+    """Check one layer on two sequences, under autocast where that is on.
+
+    The weights are moved away from their initialisation, because weights that start at zero hide
+    what they do.
+    """
     autocast = torch.is_autocast_enabled(device)
     tolerance = AUTOCAST_TOLERANCE if autocast else TOLERANCE
-    with torch.no_grad():
-        for weight in block.parameters():
-            weight.add_(0.1 * _wave(weight.numel(), device).view_as(weight))
+    x = wave((2, POSITIONS, width), device)
+    for weight in block.parameters():
+        weight.add_(0.1 * wave(weight.shape, device))
 
-        outputs = block(x)
-        _check_shape(name, x, outputs, autocast)
-        if not is_causal(block, x, tolerance):
-            raise ValueError(
-                f"model {name!r} is not causal: later positions change the outputs of earlier ones"
-            )
-        if hasattr(block, "step") and differs(step_through(block, x)[0], outputs, tolerance):
-            raise ValueError(
-                f"model {name!r}: the outputs of its `step`, position by position, differ from "
-                "those of its `forward`"
-            )
+    check_shape(name, x, block(x), autocast)
+    check_positions(name, block, x, tolerance)
 
 
-def _wave(count: int, device: str) -> Tensor:
-    """Numbers without a pattern that repeats, (count,), the same on every machine."""
-    return torch.arange(count, device=device).cos()
+def check_stack(name: str, stack: Any, width: int, device: str) -> None:
+    """Check all layers of a library's model on one sequence, in full precision.
+
+    One sequence, because some types read only one at a time token by token. It is as small as
+    freshly drawn embeddings, so that what the stack adds to it, such as positions, matters. The
+    weights stay as they are: larger ones in many layers would amplify rounding.
+    """
+    x = 0.02 * wave((1, POSITIONS, width), device)
+    with torch.autocast(device, enabled=False):
+        check_shape(name, x, stack(x), autocast=False)
+        check_positions(name, stack, x, TOLERANCE)
 
 
-def _check_shape(name: str, x: Tensor, outputs: object, autocast: bool) -> None:
+def check_shape(name: str, x: Tensor, outputs: object, autocast: bool) -> None:
+    """Raise ValueError if the outputs have another shape or type than x; autocast changes types."""
     prefix = f"model {name!r}: its block reads"
     if not isinstance(outputs, Tensor):
         raise ValueError(
@@ -69,11 +82,30 @@ def _check_shape(name: str, x: Tensor, outputs: object, autocast: bool) -> None:
         raise ValueError(f"{prefix} {x.dtype} and returns {outputs.dtype}: expected the same")
 
 
-def is_causal(forward: Callable[[Tensor], Tensor], x: Tensor, tolerance: float) -> bool:
-    """Return whether the second half of x, (batch, length, width), leaves earlier outputs alone."""
+def check_positions(name: str, block: Any, x: Tensor, tolerance: float) -> None:
+    """Raise ValueError if a block reads ahead in x, or reads it differently in pieces."""
+    outputs = block(x)
     half = x.shape[1] // 2
     changed = torch.cat([x[:, :half], -x[:, half:]], 1)
-    return not differs(forward(changed)[:, :half], forward(x)[:, :half], tolerance)
+    if differs(block(changed)[:, :half], outputs[:, :half], tolerance):
+        raise ValueError(
+            f"model {name!r} is not causal: later positions change the outputs of earlier ones"
+        )
+
+    if hasattr(block, "step") and differs(step_through(block, x)[0], outputs, tolerance):
+        raise ValueError(
+            f"model {name!r}: the outputs of its `step`, position by position, differ from "
+            "those of its `forward`"
+        )
+
+    if hasattr(block, "prefill"):
+        prompt_outputs, state = block.prefill(x[:, :half])
+        later_outputs, _ = step_through(block, x[:, half:], state)
+        if differs(torch.cat([prompt_outputs, later_outputs], 1), outputs, tolerance):
+            raise ValueError(
+                f"model {name!r}: the outputs of its `prefill`, continued by `step`, differ from "
+                "those of its `forward`"
+            )
 
 
 def differs(outputs: Tensor, expected: Tensor, tolerance: float) -> bool:
@@ -83,3 +115,8 @@ def differs(outputs: Tensor, expected: Tensor, tolerance: float) -> bool:
     """
     difference = (outputs.float() - expected.float()).abs().max()
     return bool(difference > tolerance * expected.float().abs().max())
+
+
+def wave(shape: tuple[int, ...], device: str) -> Tensor:
+    """Return numbers without a pattern that repeats, the same on every machine."""
+    return torch.arange(prod(shape), device=device).cos().view(shape)

@@ -13,19 +13,17 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 State = Any
 """What a block remembers between positions: tensors and numbers in tuples, lists and dicts."""
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
-LISTED_OPTIONS = 16  # a message about an unknown option lists at most this many
 
 
 def small_normal(weight: Tensor) -> None:
@@ -46,8 +44,7 @@ class ArchitectureSpec:
         embedding_init: initialises the embedding's weight, (vocabulary, width), in place.
         head_init: initialises the head's weight, (outputs, inputs), in place.
         learning_rate_scale: factors on the learning rate, by the last name of a parameter.
-        is_full_stack: one block holds all layers and the last norm. The block then needs a method
-            `add_dropout(dropout)`, which applies the dropout to the update of each layer.
+        is_full_stack: one block holds all layers and the last norm.
     """
 
     embedding_norm: bool = False
@@ -88,6 +85,11 @@ class SequenceModel(nn.Module):
         bidirectional: bool = False,
     ) -> None:
         super().__init__()
+        if spec.is_full_stack and dropout:
+            raise ValueError(
+                f"dropout {dropout}: expected 0, because this model holds all layers in one block; "
+                "dropout between them can only be an option of its own"
+            )
         self.spec = spec
         self.dropout = nn.Dropout(dropout)
 
@@ -104,10 +106,6 @@ class SequenceModel(nn.Module):
         self.head = nn.Linear(*(head_shape or (width, vocabulary)), bias=False)
         spec.embedding_init(self.embedding.weight)
         spec.head_init(self.head.weight)
-
-        if spec.is_full_stack and dropout:
-            for stack in (*self.blocks, *self.backward_blocks):
-                stack.add_dropout(self.dropout)
 
     def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Return the logits of all positions, or of some, reading the sequences in parallel.
@@ -130,8 +128,7 @@ class SequenceModel(nn.Module):
 
     def run_blocks(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
         """Run a stack of blocks, in training with dropout: (batch, length, width) -> same."""
-        # a full stack applies the dropout itself, between its layers
-        drops = self.training and self.dropout.p > 0 and not self.spec.is_full_stack
+        drops = self.training and self.dropout.p > 0
         for block in blocks:
             y = block(x)
             x = x + self.dropout(y - x) if drops else y
@@ -199,9 +196,13 @@ class SequenceModel(nn.Module):
         ]
 
 
-def step_through(block: Any, x: Tensor) -> tuple[Tensor, State]:
-    """Step a block through x, (batch, length, width); return its outputs and its last state."""
-    state = block.initial_state(x.shape[0], x.device, x.dtype)
+def step_through(block: Any, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+    """Step a block through x, (batch, length, width); return its outputs and its last state.
+
+    Without a state, x is the beginning of the sequences.
+    """
+    if state is None:
+        state = block.initial_state(x.shape[0], x.device, x.dtype)
     outputs = []
     for position in x.unbind(1):
         y, state = block.step(position, state)
@@ -214,8 +215,29 @@ def state_bytes(state: State) -> int:
 
     A view counts with its whole storage, and a shared storage counts once.
     """
-    storages = {leaf.untyped_storage() for leaf in tree_leaves(state) if isinstance(leaf, Tensor)}
+    storages = {tensor.untyped_storage() for tensor in tensors_in(state, set())}
     return sum(storage.nbytes() for storage in storages)
+
+
+def tensors_in(value: Any, visited: set[int]) -> Iterator[Tensor]:
+    """Yield every tensor in a value's items and attributes, such as those of a library's cache.
+
+    `visited` holds the ids of the values that have been searched.
+    """
+    if id(value) in visited or isinstance(value, nn.Module | type):
+        return
+    visited.add(id(value))
+    if isinstance(value, Tensor):
+        yield value
+        return
+
+    contents = list(getattr(value, "__dict__", {}).values())
+    if isinstance(value, Mapping):
+        contents.extend(value.values())
+    elif isinstance(value, list | tuple | set):
+        contents.extend(value)
+    for content in contents:
+        yield from tensors_in(content, visited)
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -318,20 +340,20 @@ def find_architecture(name: str) -> Architecture:
     if prefix in _families and NAME.fullmatch(rest):
         return _families[prefix](rest)
 
-    similar = difflib.get_close_matches(name, names)
-    if not similar:
-        similar = [*names, *(f"{family}:NAME" for family in sorted(_families))]
-    raise ValueError(f"unknown model {name!r}: expected {' or '.join(similar)}")
+    families = [f"{family}:NAME" for family in sorted(_families)]
+    raise unknown_model(name, [*names, *families])
+
+
+def unknown_model(name: str, names: Iterable[str]) -> ValueError:
+    """Return the error for an unknown name, which suggests similar names, or all without any."""
+    names = list(names)
+    similar = difflib.get_close_matches(name, names) or names
+    return ValueError(f"unknown model {name!r}: expected {' or '.join(similar)}")
 
 
 def model_options(name: str) -> dict[str, Any]:
     """Return the options of a model with their defaults; raises ValueError for an unknown name."""
     return dict(find_architecture(name).defaults)
-
-
-def registered_block(name: str) -> type[nn.Module]:
-    """Return the block of a model; raises ValueError for an unknown name."""
-    return find_architecture(name).block
 
 
 def build_model(
@@ -359,8 +381,11 @@ def build_model(
 
     architecture = find_architecture(name)
     for option in sorted(set(options) - set(architecture.defaults)):
-        expected = _known_options(option, architecture.defaults)
-        raise ValueError(f"model {name!r} has no option {option!r}: {expected}")
+        names = sorted(architecture.defaults)
+        similar = difflib.get_close_matches(option, names) or names or ["none"]
+        raise ValueError(
+            f"model {name!r} has no option {option!r}: expected {' or '.join(similar)}"
+        )
 
     block, spec = architecture.block, architecture.spec
     if classes is not None:
@@ -383,11 +408,3 @@ def build_model(
             "this task asks at positions"
         )
     return SequenceModel(block, spec, vocabulary, width, depth, options, dropout)
-
-
-def _known_options(unknown: str, options: Mapping[str, Any]) -> str:
-    """Return the end of a message about an unknown option: which options there are."""
-    similar = difflib.get_close_matches(unknown, options)
-    if similar and len(options) > LISTED_OPTIONS:
-        return f"of its {len(options)} options, the most similar are {', '.join(similar)}"
-    return f"its options are {', '.join(sorted(options)) or 'none'}"

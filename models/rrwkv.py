@@ -45,7 +45,6 @@ from lookback.models.rwkv import (
 )
 from lookback.models.wkv import empty_state, wkv, wkv_step
 
-RETROSPECTIONS = ("recurrent", "attention", "none")
 Interval = int | str  # tokens, or "sqrt" or "none"
 
 
@@ -56,33 +55,6 @@ class MediumStream(NamedTuple):
     latest: Tensor  # the medium of the last finished segment
     position: int
     interval: int
-
-
-class MediumMemory(NamedTuple):
-    """What retrospection remembers of finished mediums.
-
-    With "recurrent", `past` is a WKVState, and `average` (batch, width) is the output of WKV after
-    the latest medium. With "attention", `past` holds all keys and values, and `average` is None.
-    """
-
-    past: Any
-    average: Tensor | None
-
-
-class RetrospectiveState(NamedTuple):
-    """State of a mix with mediums: that of RWKV's mix, the mediums, and the retrospection's."""
-
-    plain: Any
-    stream: MediumStream
-    memory: MediumMemory
-
-
-NO_MEMORY = MediumMemory(None, None)
-
-
-def segment_length(interval: Interval, length: int) -> int:
-    """Return the tokens per segment; for "sqrt", the square root of the length, rounded up."""
-    return isqrt(length - 1) + 1 if interval == "sqrt" else int(interval)
 
 
 def spread_segments(per_segment: Tensor, interval: int, length: int) -> Tensor:
@@ -122,20 +94,13 @@ class Mediums(nn.Module):
         self.squeeze = Squeeze(width) if squeeze else nn.Identity()
         self.shares = nn.ParameterList(nn.Parameter(torch.zeros(width)) for _ in range(count))
 
-    def add(self, inputs: tuple[Tensor, ...], medium: Tensor) -> tuple[Tensor, ...]:
-        """Add to each input its share of the latest medium; all are (..., width)."""
-        if not len(self.shares):
-            return inputs
-        pairs = zip(inputs, self.shares, strict=True)
-        return tuple(torch.addcmul(x, share, medium) for x, share in pairs)
-
     def read(self, h: Tensor) -> tuple[Tensor, MediumStream]:
-        """Return the mediums of h, (batch, length, width), and the state after its last position.
+        """Return the mediums m_j of h, (batch, length, width), and the state after it.
 
         The mediums are (batch, finished segments, width).
         """
         length = h.shape[1]
-        interval = segment_length(self.interval, length)
+        interval = isqrt(length - 1) + 1 if self.interval == "sqrt" else int(self.interval)
         segments = length // interval
         finished = h[:, : segments * interval].unflatten(1, (segments, interval))
         mediums = self.squeeze(finished.mean(2))
@@ -165,9 +130,21 @@ class Mediums(nn.Module):
         zeros = torch.zeros_like(segment_sum)
         return MediumStream(zeros, medium, position, stream.interval), True
 
+    def add(self, inputs: tuple[Tensor, ...], latest: Tensor) -> tuple[Tensor, ...]:
+        """Add nu_c m(t) to each shifted input; all are (..., width)."""
+        if not len(self.shares):
+            return inputs
+        pairs = zip(inputs, self.shares, strict=True)
+        return tuple(torch.addcmul(x, share, latest) for x, share in pairs)
 
-class RetrospectiveTimeMix(TimeMix):
-    """RWKV's time-mix with retrospection, and with mediums in its inputs if `in_inputs`."""
+
+class MediumTimeMix(TimeMix):
+    """RWKV's time-mix with mediums in its inputs if `in_inputs`; it does not look back at them.
+
+    Its state is that of RWKV's time-mix, the mediums', and a memory for subclasses that look back.
+    """
+
+    gate: nn.Linear  # W_g, of subclasses that look back
 
     def __init__(
         self,
@@ -177,128 +154,167 @@ class RetrospectiveTimeMix(TimeMix):
         interval: Interval,
         squeeze: bool,
         in_inputs: bool,
-        retrospection: str,
     ) -> None:
         super().__init__(width, layer, depth)
-        self.retrospection = retrospection
         self.mediums = Mediums(width, interval, squeeze, count=3 if in_inputs else 0)
-        if retrospection != "none":
-            self.gate = nn.Linear(width, width, bias=False)
-            nn.init.zeros_(self.gate.weight)
-        if retrospection == "recurrent":
-            slow = torch.full((width,), -6.0)  # forgets e^-6 per segment, so that mediums last
-            self.medium_decay = nn.Parameter(slow)
-            self.medium_bonus = nn.Parameter(torch.zeros(width))
 
     def prefill(self, h: Tensor) -> tuple[Tensor, Any]:
-        mediums, stream = self.mediums.read(h)
-        latest = spread_segments(mediums, stream.interval, h.shape[1])
-        inputs = self.mediums.add(self.token_shift(h, previous_inputs(h)), latest)
+        mediums, stream = self.mediums.read(h)  # m_j
+        latest = spread_segments(mediums, stream.interval, h.shape[1])  # m(t)
+        inputs = self.mediums.add(self.token_shift(h, previous_inputs(h)), latest)  # x^c_t
         receptance, key, value = self.project(*inputs)
-        average, wkv_state = wkv(self.decay.exp(), self.bonus, key, value)
 
-        retrospect, memory = self.look_back(receptance, mediums, stream.interval)
-        mixed = self.finish(h, receptance, average, retrospect)
-        plain = TimeMixState(last_position(h), wkv_state)
-        return mixed, RetrospectiveState(plain, stream, memory)
+        average, wkv_state = wkv(self.decay.exp(), self.bonus, key, value)
+        retrospect, memory = self.look_back(receptance, mediums, stream.interval)  # z(t)
+        mixed = self.finish(h, receptance, average, retrospect)  # o_t
+        return mixed, (TimeMixState(last_position(h), wkv_state), stream, memory)
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Any:
         plain = super().initial_state(batch_size, device, dtype)
         stream = self.mediums.initial_stream(plain.last_input)
-        return RetrospectiveState(plain, stream, self.empty_memory(plain.last_input))
+        return plain, stream, self.empty_memory(plain.last_input)
 
     def step(self, h: Tensor, state: Any) -> tuple[Tensor, Any]:
         plain, stream, memory = state
-        inputs = self.mediums.add(self.token_shift(h, plain.last_input), stream.latest)
+        inputs = self.mediums.add(self.token_shift(h, plain.last_input), stream.latest)  # x^c_t
         receptance, key, value = self.project(*inputs)
-        average, wkv_state = wkv_step(self.decay.exp(), self.bonus, key, value, plain.wkv)
 
-        retrospect = self.look_back_from(receptance, memory)
-        mixed = self.finish(h, receptance, average, retrospect)
+        average, wkv_state = wkv_step(self.decay.exp(), self.bonus, key, value, plain.wkv)
+        retrospect = self.look_back_from(receptance, memory)  # z(t)
+        mixed = self.finish(h, receptance, average, retrospect)  # o_t
+
         stream, has_new_medium = self.mediums.advance(h, stream)
         if has_new_medium:
             memory = self.remember(stream.latest, memory)
-        return mixed, RetrospectiveState(TimeMixState(h, wkv_state), stream, memory)
+        return mixed, (TimeMixState(h, wkv_state), stream, memory)
 
     def finish(
         self, h: Tensor, receptance: Tensor, average: Tensor, retrospect: Tensor | None
     ) -> Tensor:
-        """Return the output of the mix from WKV's average and z(t), None for none: (..., width)."""
+        """Return o_t from WKV's average and from z(t), if there is one: (..., width)."""
         if retrospect is not None:
             average = average + self.gate(h).sigmoid() * retrospect
         return self.output(receptance.sigmoid() * average)
 
-    def empty_memory(self, like: Tensor) -> MediumMemory:
-        """Return the memory before the first medium; `like` is (batch, width)."""
-        if self.retrospection == "none":
-            return NO_MEMORY
-        if self.retrospection == "attention":
-            no_keys = like[:, None][:, :0]  # (batch, 0, width)
-            return MediumMemory((no_keys, no_keys), None)
-        batch_size, width = like.shape
-        return MediumMemory(empty_state(batch_size, width, like.device), torch.zeros_like(like))
-
-    def look_back(
-        self, query: Tensor, mediums: Tensor, interval: int
-    ) -> tuple[Tensor | None, MediumMemory]:
-        """Return z of all positions, and the memory after the last one.
+    def look_back(self, query: Tensor, mediums: Tensor, interval: int) -> tuple[Any, Any]:
+        """Return z of all positions, (batch, length, width), and the memory after the last one.
 
         query is (batch, length, width), mediums (batch, segments, width); each position sees the
         mediums of the segments that are finished before it.
         """
-        if self.retrospection == "none":
-            return None, NO_MEMORY
+        return None, None
+
+    def empty_memory(self, like: Tensor) -> Any:
+        """Return the memory before the first medium; `like` is (batch, width)."""
+        return None
+
+    def look_back_from(self, query: Tensor, memory: Any) -> Tensor | None:
+        """Return z of one position from the memory; query is (batch, width)."""
+        return None
+
+    def remember(self, medium: Tensor, memory: Any) -> Any:
+        """Add one medium, (batch, width), to the memory."""
+        return None
+
+
+class RecurrentTimeMix(MediumTimeMix):
+    """Looks back by WKV over the finished mediums.
+
+    Its memory is the state of that WKV and its output after the latest medium, (batch, width).
+    """
+
+    def __init__(self, width: int, *arguments: Any) -> None:
+        super().__init__(width, *arguments)
+        self.gate = closed_gate(width)
+        slow = torch.full((width,), -6.0)  # forgets e^-6 per segment, so that mediums last
+        self.medium_decay = nn.Parameter(slow)
+        self.medium_bonus = nn.Parameter(torch.zeros(width))
+
+    def look_back(self, query: Tensor, mediums: Tensor, interval: int) -> tuple[Any, Any]:
         if not mediums.shape[1]:
             return torch.zeros_like(query), self.empty_memory(query[:, 0])
-
         key = self.key(mediums)
         value = self.value(mediums)
-        if self.retrospection == "attention":
-            return self.attend(query, key, value, interval), MediumMemory((key, value), None)
         averages, state = wkv(self.medium_decay.exp(), self.medium_bonus, key, value)
         retrospect = spread_segments(averages, interval, query.shape[1])
-        return retrospect, MediumMemory(state, last_position(averages))
+        return retrospect, (state, last_position(averages))
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, interval: int) -> Tensor:
-        """Attend to the mediums finished before each position: (batch, length, width)."""
+    def empty_memory(self, like: Tensor) -> Any:
+        batch_size, width = like.shape
+        return empty_state(batch_size, width, like.device), torch.zeros_like(like)
+
+    def look_back_from(self, query: Tensor, memory: Any) -> Tensor:
+        _, average = memory
+        return average
+
+    def remember(self, medium: Tensor, memory: Any) -> Any:
+        state, _ = memory
+        decay = self.medium_decay.exp()
+        key = self.key(medium)
+        value = self.value(medium)
+        average, state = wkv_step(decay, self.medium_bonus, key, value, state)
+        return state, average
+
+
+class AttentionTimeMix(MediumTimeMix):
+    """Looks back by softmax attention to all finished mediums.
+
+    Its memory is the keys and values of the mediums, (batch, segments, width) each.
+    """
+
+    def __init__(self, width: int, *arguments: Any) -> None:
+        super().__init__(width, *arguments)
+        self.gate = closed_gate(width)
+
+    def look_back(self, query: Tensor, mediums: Tensor, interval: int) -> tuple[Any, Any]:
+        if not mediums.shape[1]:
+            return torch.zeros_like(query), self.empty_memory(query[:, 0])
+        key = self.key(mediums)
+        value = self.value(mediums)
+
         # no medium is finished in the first segment, so its positions are left out of the attention
         position = torch.arange(interval, query.shape[1], device=query.device)
         segment = torch.arange(key.shape[1], device=query.device)
         is_finished = segment < (position // interval)[:, None]  # (positions, segments)
+        attended = attend(query[:, interval:], key, value, is_finished)
+        return pad(attended, (0, 0, interval, 0)), (key, value)
 
-        # fused kernels expect a dimension of heads, here one
-        query, key, value = query[:, None, interval:], key[:, None], value[:, None]
-        attended = scaled_dot_product_attention(query, key, value, attn_mask=is_finished)
-        return pad(attended[:, 0], (0, 0, interval, 0))
+    def empty_memory(self, like: Tensor) -> Any:
+        no_keys = like[:, None][:, :0]  # (batch, 0, width)
+        return no_keys, no_keys
 
-    def look_back_from(self, query: Tensor, memory: MediumMemory) -> Tensor | None:
-        """Return z of one position from the memory; query is (batch, width)."""
-        if self.retrospection != "attention":
-            return memory.average
-        keys, values = memory.past
+    def look_back_from(self, query: Tensor, memory: Any) -> Tensor:
+        keys, values = memory
         if not keys.shape[1]:
             return torch.zeros_like(query)
-        query = query[:, None, None]  # (batch, one head, one position, width)
-        return scaled_dot_product_attention(query, keys[:, None], values[:, None])[:, 0, 0]
+        return attend(query[:, None], keys, values)[:, 0]
 
-    def remember(self, medium: Tensor, memory: MediumMemory) -> MediumMemory:
-        """Add one medium, (batch, width), to the memory."""
-        if self.retrospection == "none":
-            return memory
-        key = self.key(medium)
-        value = self.value(medium)
-        if self.retrospection == "attention":
-            keys, values = memory.past
-            keys = torch.cat([keys, key[:, None]], 1)
-            values = torch.cat([values, value[:, None]], 1)
-            return MediumMemory((keys, values), None)
-        decay = self.medium_decay.exp()
-        average, state = wkv_step(decay, self.medium_bonus, key, value, memory.past)
-        return MediumMemory(state, average)
+    def remember(self, medium: Tensor, memory: Any) -> Any:
+        keys, values = memory
+        key = self.key(medium)[:, None]  # (batch, 1, width)
+        value = self.value(medium)[:, None]
+        return torch.cat([keys, key], 1), torch.cat([values, value], 1)
 
 
-class RetrospectiveChannelMix(ChannelMix):
-    """RWKV's channel-mix with mediums of its own input in its inputs."""
+def closed_gate(width: int) -> nn.Linear:
+    """Return W_g, zero at first, so that half of z(t) passes."""
+    gate = nn.Linear(width, width, bias=False)
+    nn.init.zeros_(gate.weight)
+    return gate
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attend with one head: (batch, positions, width) to (batch, segments, width)."""
+    # fused kernels expect a dimension of heads
+    query, key, value = query[:, None], key[:, None], value[:, None]
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask)[:, 0]
+
+
+class MediumChannelMix(ChannelMix):
+    """RWKV's channel-mix with mediums of its own input in its inputs.
+
+    Its state is its last input, (batch, width), and the mediums'.
+    """
 
     def __init__(
         self, width: int, layer: int, depth: int, interval: Interval, squeeze: bool
@@ -308,21 +324,26 @@ class RetrospectiveChannelMix(ChannelMix):
 
     def prefill(self, y: Tensor) -> tuple[Tensor, Any]:
         mediums, stream = self.mediums.read(y)
-        latest = spread_segments(mediums, stream.interval, y.shape[1])
-        inputs = self.mediums.add(self.token_shift(y, previous_inputs(y)), latest)
-        state = RetrospectiveState(last_position(y), stream, NO_MEMORY)
-        return self.gated_layer(*inputs), state
+        latest = spread_segments(mediums, stream.interval, y.shape[1])  # n(t)
+        inputs = self.mediums.add(self.token_shift(y, previous_inputs(y)), latest)  # x^c_t
+        return self.gated_layer(*inputs), (last_position(y), stream)
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Any:
         last_input = super().initial_state(batch_size, device, dtype)
-        stream = self.mediums.initial_stream(last_input)
-        return RetrospectiveState(last_input, stream, NO_MEMORY)
+        return last_input, self.mediums.initial_stream(last_input)
 
     def step(self, y: Tensor, state: Any) -> tuple[Tensor, Any]:
-        last_input, stream, memory = state
-        inputs = self.mediums.add(self.token_shift(y, last_input), stream.latest)
+        last_input, stream = state
+        inputs = self.mediums.add(self.token_shift(y, last_input), stream.latest)  # x^c_t
         stream, _ = self.mediums.advance(y, stream)
-        return self.gated_layer(*inputs), RetrospectiveState(y, stream, memory)
+        return self.gated_layer(*inputs), (y, stream)
+
+
+RETROSPECTIONS = {
+    "recurrent": RecurrentTimeMix,
+    "attention": AttentionTimeMix,
+    "none": MediumTimeMix,
+}
 
 
 @register_model("rrwkv", SPEC)
@@ -362,8 +383,7 @@ class RRWKVBlock(RWKVBlock):
         if interval == "none":
             return
         if time_mix or retrospection != "none":
-            self.time_mix = RetrospectiveTimeMix(
-                width, layer, depth, interval, squeeze, time_mix, retrospection
-            )
+            time_mix_type = RETROSPECTIONS[retrospection]
+            self.time_mix = time_mix_type(width, layer, depth, interval, squeeze, time_mix)
         if channel_mix:
-            self.channel_mix = RetrospectiveChannelMix(width, layer, depth, interval, squeeze)
+            self.channel_mix = MediumChannelMix(width, layer, depth, interval, squeeze)

@@ -23,10 +23,10 @@ from lookback.benchmarks.describe.lists import catalogue
 from lookback.benchmarks.plugins import load_plugins
 from lookback.models.model import (
     build_model,
+    find_architecture,
     model_names,
     model_options,
     parameter_count,
-    registered_block,
 )
 from lookback.tasks.files import data_folder
 from lookback.tasks.task import IGNORE, AbsentCorpusError, Batch, Task, get_task, task_names
@@ -218,7 +218,7 @@ def _aligned_example(task: Task, batch: Batch, row: int) -> str:
 
 def model_card(name: str) -> str:
     """Return the docstring of a model's module, its block, its options and parameters."""
-    block = registered_block(name)
+    block = find_architecture(name).block
     module = inspect.getdoc(sys.modules[block.__module__]) or ""
     with torch.device("meta"):  # no memory for weights
         model = build_model(name, vocabulary=256, width=768, depth=12)

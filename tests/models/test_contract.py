@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lookback.models import contract
 from lookback.models.contract import check_contract
-from lookback.models.model import register_model
+from lookback.models.model import Architecture, ArchitectureSpec, register_model
 from lookback.models.rwkv import RWKVBlock
 
 
@@ -72,6 +72,13 @@ class OtherStep(Plain):
         return x - self.linear(x), state
 
 
+class OtherPrefill(Sums):
+    """Forgets the prompt."""
+
+    def prefill(self, x: Tensor) -> tuple[Tensor, Any]:
+        return self.forward(x), self.initial_state(len(x), x.device, x.dtype)
+
+
 class Shorter(Plain):
     def forward(self, x: Tensor) -> Tensor:
         return x[:, 1:]
@@ -96,7 +103,8 @@ class StepLess(nn.Module):
 
 
 def check(monkeypatch: pytest.MonkeyPatch, block: type[nn.Module], autocast: bool = False) -> None:
-    monkeypatch.setattr(contract, "registered_block", lambda name: block)
+    architecture = Architecture(block, ArchitectureSpec(), {})
+    monkeypatch.setattr(contract, "find_architecture", lambda name: architecture)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         check_contract("mine", 16, 2, {}, "cpu")
 
@@ -110,6 +118,7 @@ def check(monkeypatch: pytest.MonkeyPatch, block: type[nn.Module], autocast: boo
             OtherStep,
             "'mine': the outputs of its `step`, position by position, differ from those of",
         ),
+        (OtherPrefill, "'mine': the outputs of its `prefill`, continued by `step`, differ from"),
         (Shorter, r"reads \(2, 8, 16\) and returns \(2, 7, 16\): expected the same shape"),
         (Double, "reads torch.float32 and returns torch.float64"),
         (Pair, "returns tuple: expected the same shape"),

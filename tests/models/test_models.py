@@ -436,8 +436,9 @@ def test_learning_rates_are_those_the_architecture_declares() -> None:
     ("name", "options", "words"),
     [
         ("rwkw", {}, "unknown model 'rwkw': expected .*rwkv"),
-        ("rrwkv", {"intervall": 3}, "no option 'intervall': its options are channel_mix, interval"),
-        ("lstm", {"interval": 3}, "its options are none"),
+        ("rrwkv", {"intervall": 3}, "no option 'intervall': expected interval"),
+        ("rrwkv", {"heads": 3}, "no option 'heads': expected channel_mix or interval or retrosp"),
+        ("lstm", {"interval": 3}, "no option 'interval': expected none"),
         ("rrwkv", {"interval": 0}, "interval 0: expected an integer of at least 1"),
         ("rrwkv", {"interval": True}, "interval True"),
         ("rrwkv", {"retrospection": "some"}, "expected one of recurrent, attention, none"),
