@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # uv installs in seconds; it is given pip's own settings, which it does not read.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_EXTRA_INDEX_URL ?= $(PIP_EXTRA_INDEX_URL)
-UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 
 .DEFAULT_GOAL := help
 .PHONY: help environment bench test test-slow test-gpu smoke lint format pictures cards report speed doctor clean \

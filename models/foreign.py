@@ -229,6 +229,7 @@ def constructor_defaults(configuration: Any) -> dict[str, Any]:
 
 
 def is_dropout(field: str, default: Any) -> bool:
+    """Whether a field of a configuration is a share of dropout."""
     return isinstance(default, float) and ("dropout" in field or "pdrop" in field)
 
 

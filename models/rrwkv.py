@@ -231,6 +231,7 @@ class RecurrentTimeMix(MediumTimeMix):
         self.medium_bonus = nn.Parameter(torch.zeros(width))
 
     def look_back(self, query: Tensor, mediums: Tensor, interval: int) -> tuple[Any, Any]:
+        """Return the WKV of the finished mediums at every position, and its memory."""
         if not mediums.shape[1]:
             return torch.zeros_like(query), self.empty_memory(query[:, 0])
         key = self.key(mediums)
@@ -240,14 +241,17 @@ class RecurrentTimeMix(MediumTimeMix):
         return retrospect, (state, last_position(averages))
 
     def empty_memory(self, like: Tensor) -> Any:
+        """Return the state of WKV before the first medium, and an output of zeros."""
         batch_size, width = like.shape
         return empty_state(batch_size, width, like.device), torch.zeros_like(like)
 
     def look_back_from(self, query: Tensor, memory: Any) -> Tensor:
+        """Return WKV's output after the latest medium, (batch, width)."""
         _, average = memory
         return average
 
     def remember(self, medium: Tensor, memory: Any) -> Any:
+        """Take one step of WKV with a medium, (batch, width)."""
         state, _ = memory
         decay = self.medium_decay.exp()
         key = self.key(medium)
@@ -267,6 +271,7 @@ class AttentionTimeMix(MediumTimeMix):
         self.gate = closed_gate(width)
 
     def look_back(self, query: Tensor, mediums: Tensor, interval: int) -> tuple[Any, Any]:
+        """Return the attention of every position to its finished mediums, and its memory."""
         if not mediums.shape[1]:
             return torch.zeros_like(query), self.empty_memory(query[:, 0])
         key = self.key(mediums)
@@ -280,16 +285,19 @@ class AttentionTimeMix(MediumTimeMix):
         return pad(attended, (0, 0, interval, 0)), (key, value)
 
     def empty_memory(self, like: Tensor) -> Any:
+        """Return no keys and no values, (batch, 0, width) each."""
         no_keys = like[:, None][:, :0]  # (batch, 0, width)
         return no_keys, no_keys
 
     def look_back_from(self, query: Tensor, memory: Any) -> Tensor:
+        """Return the attention of one position to all keys, (batch, width)."""
         keys, values = memory
         if not keys.shape[1]:
             return torch.zeros_like(query)
         return attend(query[:, None], keys, values)[:, 0]
 
     def remember(self, medium: Tensor, memory: Any) -> Any:
+        """Append the key and the value of a medium, (batch, width)."""
         keys, values = memory
         key = self.key(medium)[:, None]  # (batch, 1, width)
         value = self.value(medium)[:, None]

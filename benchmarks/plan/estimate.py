@@ -337,7 +337,7 @@ def _lstm_workspace_bytes(positions: int, input_width: int, width: int) -> int:
             weights = torch.zeros(4 * width, input_width), torch.zeros(4 * width, width)
             biases = torch.zeros(4 * width), torch.zeros(4 * width)
             state = torch.zeros(1, 1, width), torch.zeros(1, 1, width)
-            options = (False, [], 2, width, 1, True, False, False, True)
+            options: Any = (False, [], 2, width, 1, True, False, False, True)
             workspaces.append(LSTM(x, *weights, *biases, *state, *options)[3].nbytes)
     short, long = workspaces
     return short + (positions - SHORT) * (long - short) // (LONG - SHORT)
