@@ -35,13 +35,12 @@ def load_plugins(files: Sequence[str]) -> None:
 
 def _import_file(path: Path) -> None:
     """Import a file, with its folder first on Python's search path."""
-    for loaded in list(sys.modules.values()):
-        if getattr(loaded, "__file__", None) == str(path):
-            return
-
     # The path is part of the name, because files in two folders may share a stem.
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     name = f"lookback_plugin_{path.stem}_{digest}"
+    if name in sys.modules:
+        return
+
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(name, path)

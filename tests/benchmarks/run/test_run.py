@@ -12,7 +12,6 @@ from filelock import FileLock
 
 from lookback.benchmarks.machine import machine
 from lookback.benchmarks.measure.cell import measure
-from lookback.benchmarks.plugins import load_plugins
 from lookback.benchmarks.record import AnyCell
 from lookback.benchmarks.run import process
 from lookback.benchmarks.run.process import cores, default_threads
@@ -35,7 +34,8 @@ PLUGIN = str(ROOT / "tests" / "plugin_models.py")
 def test_what_a_model_does_is_an_outcome(
     cell: AnyCell, tmp_path: Path, model: str, status: str, words: str
 ) -> None:
-    load_plugins([PLUGIN])
+    import tests.plugin_models  # noqa: F401  (once in a process: its decorators register)
+
     outcome = measure(
         cell.model_copy(update={"model": model}), tmp_path, lambda *progress: None, [False]
     )
