@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SCALE ?= small
 READY := $(VENV)/.ready
+TOOLS := $(VENV)/.tools
 # uv installs in seconds; it is given pip's own settings, which it does not read.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_EXTRA_INDEX_URL ?= $(PIP_EXTRA_INDEX_URL)
@@ -11,6 +12,7 @@ UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 
 .DEFAULT_GOAL := help
 .PHONY: help environment bench test test-slow test-gpu smoke lint format pictures cards report speed doctor clean \
+    verify publish published reports-check \
     recall copying tracking language ablation cost paper-zoology-mqar \
     paper-rrwkv paper-rrwkv-reach paper-rwkv-lra paper-rwkv-enwik8
 
@@ -22,22 +24,26 @@ $(READY): pyproject.toml constraints.txt
 	    { echo "Lookback needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
+	$(UV) --constraint constraints.txt --editable .
+	@touch $@
+
+$(TOOLS): $(READY)
 	$(UV) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-environment: $(READY) ## make the environment in .venv, with the pinned packages
+environment: $(TOOLS) ## make the environment in .venv, with the pinned packages
 
 bench: $(READY) ## run the quick suite and report it: a first look, in minutes
 	$(BIN)/lookback run quick
 	@$(BIN)/lookback report quick
 
-test: $(READY) ## run the tests
+test: $(TOOLS) ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu"
 
-test-slow: $(READY) ## run the tests that train for minutes
+test-slow: $(TOOLS) ## run the tests that train for minutes
 	$(BIN)/python -m pytest -m slow
 
-test-gpu: $(READY) ## run all tests on a machine with a GPU, kernels compiled
+test-gpu: $(TOOLS) ## run all tests on a machine with a GPU, kernels compiled
 	$(BIN)/python -m pytest -m "not slow"
 
 smoke: $(READY) ## run and report the main suite at its smallest scale, into .smoke/: a minute
@@ -45,7 +51,7 @@ smoke: $(READY) ## run and report the main suite at its smallest scale, into .sm
 	$(BIN)/lookback run quick --scale smoke --device cpu --results .smoke/results
 	@$(BIN)/lookback report --results .smoke/results --reports .smoke/reports
 
-test-oldest: $(READY) ## run tests with the oldest versions that pyproject.toml allows, torch apart, in .venv-oldest
+test-oldest: $(TOOLS) ## run tests with the oldest versions that pyproject.toml allows, torch apart, in .venv-oldest
 	$(PYTHON) -m venv .venv-oldest
 	$(BIN)/python -m tests.benchmarks.oldest > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable '.[dev]'
@@ -53,13 +59,13 @@ test-oldest: $(READY) ## run tests with the oldest versions that pyproject.toml 
 	    tests/benchmarks/test_record.py tests/benchmarks/test_suite.py tests/benchmarks/run/test_run.py \
 	    tests/benchmarks/report/test_report.py tests/benchmarks/measure/test_train.py tests/tasks/test_tasks.py
 
-lint: $(READY) ## check style, formatting and types
+lint: $(TOOLS) ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@mkdir -p .typing && ln -sfn .. .typing/lookback  # mypy must see tasks/ and models/ under the import name
 	MYPYPATH=.typing $(BIN)/mypy -p lookback.tasks -p lookback.models -p lookback.benchmarks
 
-format: $(READY) ## put files into the common format
+format: $(TOOLS) ## put files into the common format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -127,14 +133,24 @@ gpu: $(READY) ## run SUITES on the GPU for BUDGET seconds; the same command cont
 	        { failed=$$?; test $$failed -eq 1 || break; }; \
 	done; exit $$failed
 
-report: $(READY) ## make reports/ anew from results/
+report: $(READY) ## make reports/ from your records in results/
 	@$(BIN)/lookback report
 
-.PHONY: reports-check
-reports-check: $(READY) ## make reports/ anew into a scratch folder, and fail where it differs from what is committed
-	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(BIN)/lookback report --reports "$$fresh" > /dev/null && \
-	    { diff -rq -x '*.png' -x '*.pdf' reports "$$fresh" || \
-	    { echo "reports/ is not what results/ give: type make report, look at what changed, and commit it"; exit 1; }; }
+verify: $(READY) ## measure three published records again, chosen at random
+	$(BIN)/lookback verify
+
+publish: $(READY) ## move the records of MACHINE (a folder in results/) to results/published/
+	$(BIN)/lookback publish $(MACHINE)
+	@$(MAKE) published
+
+published: $(READY) ## make reports/published/ from results/published/
+	@$(BIN)/lookback report --results results/published --reports reports/published > /dev/null
+
+reports-check: $(READY) ## make reports/published/ into a scratch folder, and fail where it differs from the committed pages
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
+	    $(BIN)/lookback report --results results/published --reports "$$fresh" > /dev/null && \
+	    { diff -rq -x '*.png' -x '*.pdf' reports/published "$$fresh" || \
+	    { echo "reports/published is not made from results/published: type make published, look at the changes, commit"; exit 1; }; }
 
 doctor: $(READY) ## say what is installed and what will run
 	@$(BIN)/lookback doctor

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -26,6 +26,9 @@ from lookback.benchmarks.suite import (
     select,
     suite_names,
 )
+
+if TYPE_CHECKING:
+    from lookback.benchmarks.run.runner import Runner
 
 app = typer.Typer(
     help="How far back can a sequence model look, and what does it pay for it?",
@@ -163,9 +166,23 @@ def run(
     threads: Annotated[
         int,
         typer.Option(
-            help="Threads of torch per cell; 0: OMP_NUM_THREADS, or else one per core.", min=0
+            help="Threads of torch in each cell; 0: one in a cell that learns on a CPU, "
+            "else OMP_NUM_THREADS or one per core.",
+            min=0,
         ),
     ] = 0,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            help="Cells that learn side by side; 0: one per core, or one on a GPU. "
+            "Cells whose cost is measured run alone.",
+            min=0,
+        ),
+    ] = 0,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Set the records of these cells aside and measure anew."),
+    ] = False,
     tolerance: Annotated[
         float | None,
         typer.Option(help="Largest relative difference of the sizes that [match] asks for.", min=0),
@@ -215,8 +232,10 @@ def run(
         raise ValueError("--address and --share are options of Ray: expected --engine ray too")
 
     from lookback.benchmarks.measure.cell import absent_data, check, resolve_options
+    from lookback.benchmarks.measure.code import code_of
     from lookback.benchmarks.plan.match_widths import match_widths
     from lookback.benchmarks.plugins import load_plugins
+    from lookback.benchmarks.run.process import default_jobs
     from lookback.benchmarks.run.runner import Runner
 
     load_plugins(plugin or [])
@@ -241,9 +260,11 @@ def run(
         dataclasses.replace(chosen, cells=cells),
         plugins=plugin or [],
         threads=threads,
+        jobs=jobs or default_jobs(cell_device, threads),
         deadline=deadline,
         share=share,
         options={cell: resolve_options(cell) for cell in cells},
+        code={cell: code_of(cell, chosen.digest) for cell in cells},
     )
     if dry_run:
         from lookback.benchmarks.plan.dry_run import make_plan
@@ -261,8 +282,31 @@ def run(
 
         runner = without_too_big(runner)
         _print_left_out([TOO_BIG] * (len(cells) - len(runner.suite.cells)))
-    code = runner.run() if runner.suite.cells else 0
+    if again:
+        count = runner.set_records_aside()
+        print(f"{count} records set aside as .json.old; to continue this run, leave out --again")
+    code = 0
+    if runner.suite.cells:
+        code = runner.run()
+        _print_next(runner, suite, scale, code)
     raise typer.Exit(code or int(bool(absent)))
+
+
+def _print_next(runner: Runner, suite: str, scale: str, code: int) -> None:
+    """Compare what a run recorded with the published records, and say what to type next."""
+    from lookback.benchmarks.run.published import compare_with_published
+
+    for line in compare_with_published(runner):
+        print(line)
+    left = len(runner.missing())
+    if left and code < 128:
+        print(f"{left} cells have no result yet: the same command tries them again")
+
+    folder = runner.folder(runner.suite.cells[0])
+    options = "" if scale == DEFAULT_SCALE else f" --scale {scale}"
+    if runner.results != RESULTS:
+        options += f" --results {runner.results}"
+    print(f"records: {folder}\nnext: lookback report {suite}{options}")
 
 
 def _select(suite: Suite, **values: Sequence[Any] | None) -> Suite:
@@ -314,6 +358,9 @@ def report(
         Path | None,
         typer.Option(help="Folder for the pages; by default reports/, or paper/ with that style."),
     ] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Show the published records too, marked as such.")
+    ] = False,
     style: Annotated[
         Style,
         typer.Option(
@@ -331,10 +378,15 @@ def report(
     with using(style.value):
         if names:
             pages = make_named(
-                results, folder, names=names, at_scale=partial(scaled, scale=scale), of=of
+                results,
+                folder,
+                names=names,
+                at_scale=partial(scaled, scale=scale),
+                of=of,
+                published=published,
             )
         else:
-            pages = make_all(results, folder)
+            pages = make_all(results, folder, published)
     for page in pages:
         print(f"{page.table}\n\n{page.path}, and as one file {page.path.with_name('index.html')}")
 
@@ -356,6 +408,55 @@ def compare_(
     comparison = compare(a, b, tolerance)
     print(comparison.as_json() if as_json else comparison)
     raise typer.Exit(int(comparison.changed))
+
+
+@app.command()
+def verify(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder of records; by default the published ones.")
+    ] = None,
+    count: Annotated[
+        int, typer.Option("-n", "--count", help="Records to measure again.", min=1)
+    ] = 3,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the choice; by default another one every time.")
+    ] = None,
+) -> None:
+    """Measure published records again, chosen at random; exit code 1 if one is different."""
+    from lookback.benchmarks.measure.cell import can_measure
+    from lookback.benchmarks.run.process import cores
+    from lookback.benchmarks.run.published import Verification
+    from lookback.benchmarks.storage import PUBLISHED_RECORDS
+
+    if seed is None:
+        seed = time.time_ns() % 10_000
+    verification = Verification(folder or PUBLISHED_RECORDS, count, seed, can_measure, jobs=cores())
+    chosen = verification.choose()
+    print(f"{len(chosen)} of {len(verification.records)} records (--seed {seed}):")
+    for record in chosen:
+        seconds = "" if record.wall_seconds is None else f", {record.wall_seconds:.0f} s there"
+        print(f"  {record.cell_id} of {record.suite} on {record.machine.device}{seconds}")
+
+    verdicts = list(verification.verdicts(chosen))
+    print("\n".join(str(verdict) for verdict in verdicts))
+    raise typer.Exit(int(any(verdict.is_different for verdict in verdicts)))
+
+
+@app.command()
+def publish(
+    machine: Annotated[
+        str, typer.Argument(help="Folder of a machine's records in the folder of results.")
+    ],
+    suite: Annotated[
+        list[str] | None, typer.Option(help="Only the records of this suite; repeatable.")
+    ] = None,
+    results: Results = RESULTS,
+) -> None:
+    """Move records of your own into results/published, if they can be relied upon."""
+    from lookback.benchmarks.run.published import publish as publish_records
+
+    print("\n".join(publish_records(results, machine, suite or [])))
+    print("next: make published, then commit results/published and reports/published")
 
 
 @app.command()

@@ -13,6 +13,8 @@ from pathlib import Path
 from lookback.models.model import model_names
 from lookback.tasks.task import task_names
 
+MODULE_PREFIX = "lookback_plugin_"  # of the modules that plug-in files become
+
 
 def load_plugins(files: Sequence[str]) -> None:
     """Import the plug-ins of the entry-point group `lookback.plugins`, then these files.
@@ -37,7 +39,7 @@ def _import_file(path: Path) -> None:
     """Import a file, with its folder first on Python's search path."""
     # The path is part of the name, because files in two folders may share a stem.
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
-    name = f"lookback_plugin_{path.stem}_{digest}"
+    name = f"{MODULE_PREFIX}{path.stem}_{digest}"
     if name in sys.modules:
         return
 

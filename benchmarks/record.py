@@ -194,6 +194,17 @@ class Job(StrictModel):
     progress: int  # file descriptor that takes lines of JSON: [done, total, description]
     parent: int  # process id of the runner; the cell ends when the runner does
     threads: int = Field(ge=1)
+    memory_share: float = Field(default=1.0, gt=0, le=1)  # of the memory that cells may use
+    shared_gpu: bool = False  # other cells run on the GPU at the same time
+    created: float = 0.0  # seconds since 1970
+
+
+class Code(StrictModel):
+    """Digests of the files that a cell was measured with, each the start of a SHA-256."""
+
+    plugins: dict[str, str] = {}  # by file name; with the modules beside it that it imports
+    sources: dict[str, str] = {}  # Lookback's files of the task and the model, by path
+    suite: str = ""
 
 
 class ResolvedOptions(StrictModel):
@@ -294,6 +305,8 @@ class LearnNumbers(StrictModel):
     steps: int  # steps taken
     seconds: float  # in training steps; data and start-up included, validation not
     waiting: float | None = None  # seconds of these outside the step, mostly for the batch
+    evaluating: float | None = None  # seconds in validations and tests
+    saving: float | None = None  # seconds in writing checkpoints
     joules: float | None = None  # of the GPU, in all steps; None if no driver reports them
     learning_rate: float | None = None  # None in old records: the cell's
     trials: tuple[Trial, ...] = ()
@@ -372,6 +385,7 @@ class Outcome(StrictModel):
     learn: LearnNumbers | None = None
     cost: CostNumbers | None = None
     kernels: tuple[str, ...] = ()  # attention, WKV and LSTM operators that were called
+    starting: float | None = None  # seconds from asking for the process until it could measure
 
 
 class Machine(StrictModel):
@@ -390,9 +404,11 @@ class Record(StrictModel):
     cell: AnyCell
     cell_id: str
     options: ResolvedOptions = ResolvedOptions()
+    code: Code | None = None  # None in records of earlier versions
     outcome: Outcome
     started: str  # ISO 8601, UTC
     ended: str
+    wall_seconds: float | None = None  # of the last process: starting, measuring, saving and all
     machine: Machine
     versions: dict[str, str]
     commit: str | None = None
@@ -409,6 +425,11 @@ class Record(StrictModel):
                 f"a record with status 'ok' of kind {self.cell.kind!r} must hold its numbers"
             )
         return self
+
+
+def digest(content: bytes) -> str:
+    """Return the first 16 hexadecimal digits of a SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def make_cell(fields: Mapping[str, Any]) -> LearnCell | CostCell:

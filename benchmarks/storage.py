@@ -14,6 +14,12 @@ from pydantic import ValidationError
 
 from lookback.benchmarks.record import Record, one_line
 
+UMASK = os.umask(0)  # can only be read by setting it, which is not safe beside other threads
+os.umask(UMASK)
+
+PUBLISHED = "published"  # the folder of committed records, beside the user's own
+PUBLISHED_RECORDS = Path(__file__).resolve().parents[1] / "results" / PUBLISHED
+
 
 class TornRecordError(ValueError):
     """A file that is not whole JSON: left by a power cut, a full disk or a merge conflict."""
@@ -28,9 +34,7 @@ def write_atomically(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)  # can only be read by setting it
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)  # mkstemp leaves 0600
+        Path(temporary).chmod(0o666 & ~UMASK)  # mkstemp leaves 0600
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -51,6 +55,16 @@ def write_record(folder: Path, record: Record) -> Path:
         finally:
             os.close(handle)
     return path
+
+
+def set_aside_path(path: Path) -> Path:
+    """Return the name of a record that is set aside until its cell has been measured again."""
+    return path.with_suffix(".json.old")
+
+
+def set_aside(path: Path) -> None:
+    """Rename a record, so that it no longer counts as one and is still there."""
+    path.replace(set_aside_path(path))
 
 
 def read_record(path: Path) -> Record:
@@ -90,9 +104,25 @@ def read_records(folder: Path, suites: Collection[str] = ()) -> Iterator[Record]
             yield record
 
 
+def read_published(suites: Collection[str] = ()) -> Iterator[Record]:
+    """Yield the published records, as of machines that are marked as published."""
+    for record in read_records(PUBLISHED_RECORDS, suites):
+        marked = record.machine.model_copy(
+            update={
+                "slug": f"{PUBLISHED}-{record.machine.slug}"[:64],
+                "device": f"{record.machine.device} (published)",
+            }
+        )
+        yield record.model_copy(update={"machine": marked})
+
+
 def record_files(folder: Path) -> Iterator[Path]:
-    """Yield all records below a folder, sorted; hidden files and folders are work in progress."""
+    """Yield the files of all records below a folder, sorted.
+
+    Hidden files and folders are work in progress. Published records below a user's own are not
+    hers.
+    """
     for path in sorted(folder.rglob("*.json")):
         parts = path.relative_to(folder).parts
-        if not any(part.startswith(".") for part in parts):
+        if parts[0] != PUBLISHED and not any(part.startswith(".") for part in parts):
             yield path

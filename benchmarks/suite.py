@@ -48,6 +48,7 @@ from lookback.benchmarks.record import (
     AnyCell,
     Name,
     StrictModel,
+    digest,
     make_cell,
     one_line,
 )
@@ -94,6 +95,7 @@ class Suite:
     title: str
     cells: tuple[AnyCell, ...]
     match: Match | None = None
+    digest: str = ""  # of the file
 
 
 def suite_names() -> list[str]:
@@ -164,7 +166,13 @@ def read_suite(name: str, scale: str = DEFAULT_SCALE, device: str = "cpu") -> Su
 
     distinct = tuple(dict.fromkeys(cells))  # two grids may contain the same cell
     match = _match(path, content, changes)
-    return Suite(suite_name, content.get("title", path.stem), distinct, match)
+    return Suite(
+        name=suite_name,
+        title=content.get("title", path.stem),
+        cells=distinct,
+        match=match,
+        digest=digest(path.read_bytes()),
+    )
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

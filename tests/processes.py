@@ -84,7 +84,7 @@ def untimed(numbers: LearnNumbers) -> object:
     """Results of training without times and energy: equal to the last bit in equal runs."""
     dumped = numbers.model_dump()
     for part in (dumped, *dumped["curve"], *dumped["trials"], *dumped["reached"]):
-        for key in ("seconds", "waiting", "joules"):
+        for key in ("seconds", "waiting", "evaluating", "saving", "joules"):
             part.pop(key, None)
     return dumped
 

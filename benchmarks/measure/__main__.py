@@ -1,8 +1,8 @@
 """Measures one cell in a process of its own: `python -m lookback.benchmarks.measure JOB`.
 
-The runner (run/runner.py) starts it. JOB is the file of a `Job`. Progress goes to the file
-descriptor that the job names, as one JSON list per line, so that nothing a model or plug-in prints
-can be mistaken for it.
+The runner starts it (run/process.py), or the cell server forks it (server.py). JOB is the file of a
+`Job`. Progress goes to the file descriptor that the job names, as one JSON list per line, so that
+nothing a model or plug-in prints can be mistaken for it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import NoReturn
 
 import torch
 
-from lookback.benchmarks.machine import memory_bytes
+from lookback.benchmarks.machine import SHARED_GPU, memory_bytes
 from lookback.benchmarks.measure import parallel
 from lookback.benchmarks.measure.cell import measure
 from lookback.benchmarks.measure.train import InterruptedRunError
@@ -32,24 +32,30 @@ from lookback.benchmarks.storage import write_atomically
 
 INTERRUPTED = 75  # exit code: stopped as asked, to be resumed
 PROGRESS_SECONDS = 0.2  # between reports
-MEMORY_SHARE = 0.9  # of the machine's memory, for a cell on a CPU
+MEMORY_SHARE = 0.9  # of the machine's memory, for all cells on a CPU
 LAUNCHER_SECONDS = 5.0  # until torch's launcher notices a process that ended, and ends the others
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def main() -> None:
-    """Measure the cell of the job file on the command line, and write its outcome."""
-    job = Job.model_validate_json(Path(sys.argv[1]).read_bytes())
+    """Run the job file on the command line."""
+    run_job(Job.model_validate_json(Path(sys.argv[1]).read_bytes()))
+
+
+def run_job(job: Job) -> None:
+    """Measure the cell of a job in this process, and write its outcome."""
     die_with_parent(job.parent)
     if job.cell.processes > 1:
         measure_in_processes(job)
 
     stop = [False]
     prepare(job, stop)
+    starting = time.time() - job.created
     try:
         outcome = measure(job.cell, job.folder, ProgressWriter(job.progress), stop)
     except InterruptedRunError:
         sys.exit(INTERRUPTED)
+    outcome = outcome.model_copy(update={"starting": round(starting, 3)})
     write_atomically(job.outcome, outcome.model_dump_json())
 
 
@@ -87,6 +93,8 @@ def prepare(job: Job, stop: list[bool]) -> None:
 
     signal.signal(signal.SIGTERM, request_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the runner decides what Ctrl-C means
+    if job.shared_gpu:
+        os.environ[SHARED_GPU] = "1"
     torch.set_num_threads(max(1, job.threads // cell.processes))
 
     # float32 means float32 in every model: no TF32.
@@ -97,15 +105,15 @@ def prepare(job: Job, stop: list[bool]) -> None:
     # cost cell keeps to one length.
     torch.backends.cuda.enable_cudnn_sdp(cell.kind == "cost")
 
-    limit_memory(cell)
+    limit_memory(cell, job.memory_share)
     load_plugins([str(plugin) for plugin in job.plugins])
     if cell.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when CUDA starts
         torch.use_deterministic_algorithms(True)
 
 
-def limit_memory(cell: AnyCell) -> None:
-    """Limit this process's memory, so that torch runs out of it before the machine does.
+def limit_memory(cell: AnyCell, share: float) -> None:
+    """Limit this process to a share of the memory, so that torch runs out before the machine does.
 
     RLIMIT_DATA comes closest to the memory of tensors: RLIMIT_AS would count libraries, and memory
     that is only reserved. A lower limit that is already set (`ulimit -d`) stays. On a GPU there is
@@ -115,7 +123,7 @@ def limit_memory(cell: AnyCell) -> None:
         return
 
     current, maximum = resource.getrlimit(resource.RLIMIT_DATA)
-    limits = [int(MEMORY_SHARE * memory_bytes() / cell.processes)]
+    limits = [int(share * MEMORY_SHARE * memory_bytes() / cell.processes)]
     for limit in (current, maximum):
         if limit != resource.RLIM_INFINITY:
             limits.append(limit)

@@ -80,6 +80,15 @@ def _check_processes(cell: LearnCell) -> None:
         raise ValueError(f"{message} for each of the {gpus} GPUs that torch sees here")
 
 
+def can_measure(cell: AnyCell) -> bool:
+    """Whether a cell can be measured here, with this version, these devices and these data."""
+    try:
+        check(cell)
+    except ValueError:
+        return False
+    return not absent_data([cell])
+
+
 def resolve_options(cell: AnyCell) -> ResolvedOptions:
     """Return every option of a cell's task and model, defaults included."""
     return ResolvedOptions(

@@ -26,6 +26,8 @@ class State:
     step: int = 0  # steps taken
     seconds: float = 0.0
     waiting: float = 0.0  # seconds of these outside the training step
+    evaluating: float = 0.0  # seconds in validations
+    saving: float = 0.0  # seconds in writing checkpoints, but for the last one
     joules: float | None = None
 
     loss_sum: Tensor | float = 0.0  # of the steps since the last validation

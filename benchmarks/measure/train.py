@@ -114,14 +114,18 @@ def learn(
     progress(1, 1, "tests")
     model = best.model
     state = best.state
+    began = time.perf_counter()
     tests = []
     for length in cell.test_lengths or (cell.length,):
         tests.append(evaluate(model, cell, task, "test", length, cell.test_examples, state.seen))
+    testing_seconds = time.perf_counter() - began
     return LearnNumbers(
         parameters=parameter_count(model),
         steps=state.step,
         seconds=state.seconds,
         waiting=state.waiting,
+        evaluating=state.evaluating + testing_seconds,
+        saving=state.saving,
         joules=state.joules,
         learning_rate=best.learning_rate,
         trials=tuple(trials) if len(trials) > 1 else (),
@@ -193,12 +197,15 @@ def train(
         timer.add_to(state)
         state.loss_sum = parallel.all_mean(state.loss_sum)
         if is_validation:
+            began = time.perf_counter()
             validate(model, state, cell, task)
+            state.evaluating += time.perf_counter() - began
 
-        saving_began = time.perf_counter()
+        began = time.perf_counter()
         save(folder, model, optimizer, state, cell)
         parallel.barrier()
-        saving_seconds = time.perf_counter() - saving_began
+        saving_seconds = time.perf_counter() - began
+        state.saving += saving_seconds
 
         if state.finished:
             break

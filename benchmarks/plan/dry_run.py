@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import humanize
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from lookback.benchmarks.plan.estimate import Estimate, estimate, training_steps
 from lookback.benchmarks.record import AnyCell, Machine, Record
 from lookback.benchmarks.run.runner import Runner
-from lookback.benchmarks.storage import read_record, record_files
+from lookback.benchmarks.storage import PUBLISHED_RECORDS, read_record, record_files
 
 START_SECONDS = 4.0  # from starting a cell's process until it measures
 WIDE = 1000  # columns of a table that is not for a terminal, so that no line breaks
@@ -135,7 +136,8 @@ def make_plan(runner: Runner, assumed: float | None = None) -> Plan:
     machine = _machine(runner)
     missing = set(runner.missing()) if machine else set(cells)
     memory = memory_of(machine) if machine else None
-    records = _finished_records(runner, machine) if missing else []
+    folders = _folders(runner, machine, only_own=assumed is not None)
+    records = _finished_records(runner, folders) if missing else []
 
     lines = []
     for cell in tqdm(cells, unit="cell", leave=False, disable=None, dynamic_ncols=True):
@@ -220,22 +222,30 @@ def _work(cell: AnyCell, parameters: int) -> float:
     return parameters * cell.batch_size * cell.length * training_steps(cell) / cell.processes
 
 
-def _finished_records(runner: Runner, machine: Machine | None) -> list[Record]:
-    """Return the finished records of one machine, made on the suite's devices.
+def _folders(runner: Runner, machine: Machine | None, only_own: bool) -> list[Path]:
+    """Return the folders to look for records in: this machine's own, then the published ones."""
+    slug = machine.slug if machine else ""
+    own = runner.results / slug
+    return [own] if only_own else [own, PUBLISHED_RECORDS / slug, PUBLISHED_RECORDS]
 
-    Without a machine here, that is the one with most of them.
+
+def _finished_records(runner: Runner, folders: Sequence[Path]) -> list[Record]:
+    """Return the finished records in the first of the folders that has some, of one machine.
+
+    They are made on the suite's devices. Of several machines, the one with most records counts.
     """
     devices = {cell.device for cell in runner.suite.cells}
-    folder = runner.results / machine.slug if machine else runner.results
-    records = []
-    for path in record_files(folder) if folder.is_dir() else []:
-        with contextlib.suppress(ValueError):
-            record = read_record(path)
-            if record.cell.device in devices and record.outcome.status == "ok":
-                records.append(record)
-
-    most = Counter(record.machine.slug for record in records).most_common(1)
-    return [record for record in records if record.machine.slug == most[0][0]]
+    for folder in folders:
+        records = []
+        for path in record_files(folder) if folder.is_dir() else []:
+            with contextlib.suppress(ValueError):
+                record = read_record(path)
+                if record.cell.device in devices and record.outcome.status == "ok":
+                    records.append(record)
+        if records:
+            most = Counter(record.machine.slug for record in records).most_common(1)
+            return [record for record in records if record.machine.slug == most[0][0]]
+    return []
 
 
 def _seconds(record: Record) -> float:

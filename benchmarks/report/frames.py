@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -27,9 +27,11 @@ class Labels:
 
     several: frozenset[str]
     varied: frozenset[str]
+    threads: Mapping[AnyCell, int] = field(default_factory=dict)  # where cells of one kind differ in them
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Labels:
+        records = list(records)
         sets: dict[str, set[str]] = {}
         same: dict[tuple[str, ...], list[AnyCell]] = {}
         for cell in (record.cell for record in records):
@@ -39,13 +41,15 @@ class Labels:
             key = (cell.kind, cell.task, cell.model, *names, str(cell.length), str(cell.seed))
             same.setdefault(key, []).append(cell)
         several = frozenset(name for name, found in sets.items() if len(found) > 1)
-        return cls(several, frozenset(field for cells in same.values() for field in _differing(cells)))
+        varied = frozenset(field for cells in same.values() for field in _differing(cells))
+        return cls(several, varied, _threads(records))
 
     def task(self, cell: AnyCell) -> str:
         return self._label(cell.task, cell.task_options)
 
     def model(self, cell: AnyCell) -> str:
-        return f"{self._label(cell.model, settings(cell))} {self.setting(cell)}".rstrip()
+        threads = f"threads={self.threads[cell]}" if cell in self.threads else ""
+        return " ".join(filter(None, [self._label(cell.model, settings(cell)), self.setting(cell), threads]))
 
     def setting(self, cell: Cell) -> str:
         """The fields that tell apart cells of the same model with the same options; empty where nothing has to."""
@@ -53,6 +57,15 @@ class Labels:
 
     def _label(self, name: str, given: dict[str, Any]) -> str:
         return f"{name} {options(given)}".rstrip() if name in self.several else name
+
+
+def _threads(records: Sequence[Record]) -> dict[AnyCell, int]:
+    """Return the threads of each cell whose kind was measured with several numbers of them."""
+    found = [(record.cell, int(record.machine.facts.get("threads", 0))) for record in records]
+    numbers: dict[str, set[int]] = {}
+    for cell, threads in found:
+        numbers.setdefault(cell.kind, set()).add(threads)
+    return {cell: threads for cell, threads in found if len(numbers[cell.kind]) > 1}
 
 
 def tuned(records: Iterable[Record]) -> bool:

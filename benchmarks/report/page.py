@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from lookback.benchmarks.report import (
 from lookback.benchmarks.report.headline import headline
 from lookback.benchmarks.report.parts import Part
 from lookback.benchmarks.report.tables import markdown, plain, span
-from lookback.benchmarks.storage import read_records, write_atomically
+from lookback.benchmarks.storage import read_published, read_records, write_atomically
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=False,
@@ -121,16 +121,24 @@ def measured(records: Sequence[Record]) -> str:
     return f"{' to '.join(dict.fromkeys(days))} on {', '.join(devices)}"
 
 
-def make_reports(results: Path, reports: Path, suites: Sequence[str]) -> list[Made]:
+def all_records(results: Path, suites: Sequence[str] = (), published: bool = False) -> Iterator[Record]:
+    """Yield the records below a folder, and if wanted the published ones."""
+    if results.is_dir():
+        yield from read_records(results, suites)
+    if published:
+        yield from read_published(suites)
+
+
+def make_reports(results: Path, reports: Path, suites: Sequence[str], published: bool = False) -> list[Made]:
     """Make the pages of all suites that have records below `results`, or of those named.
 
     A record that cannot be read is left out, and named on the error stream. Raises ValueError when there is nothing
     to report.
     """
-    if not results.is_dir():
+    if not (results.is_dir() or published):
         raise ValueError(f"no folder of records {results}: `lookback run` makes one, --results names another")
     groups: dict[tuple[str, str], list[Record]] = {}
-    for record in read_records(results, suites):
+    for record in all_records(results, suites, published):
         groups.setdefault((record.machine.slug, record.suite), []).append(record)
     absent = set(suites) - {suite for _, suite in groups}
     if absent or not groups:

@@ -10,10 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lookback.benchmarks.record import AnyCell, Job, Outcome
+from lookback.benchmarks.run.cell_server import CellServer, ForkedProcess
+
+CellProcess = subprocess.Popen[bytes] | ForkedProcess
 
 GRACE_SECONDS = 20.0  # between asking a process to stop and killing it
 POLL_SECONDS = 0.2
@@ -32,17 +35,21 @@ def measure_in_process(
     *,
     plugins: tuple[Path, ...],
     threads: int,
-    environment: Mapping[str, str],
     stop_requests: Callable[[], int],
     progress: Callable[[int, int, str], None],
+    server: CellServer | None = None,
+    memory_share: float = 1.0,
+    shared_gpu: bool = False,
 ) -> tuple[Outcome, list[str]]:
     """Measure a cell in a process of its own, which starts in the user's current folder.
 
     Args:
         folder: where checkpoints and the output of the process lie.
-        environment: variables to set beside those of this process.
         stop_requests: returns 0 to go on, 1 to have the cell save and stop, 2 to kill it.
         progress: called with the work done, all work, and a description.
+        server: forks the process; without one, a fresh process imports torch itself.
+        memory_share: part of the machine's memory for this cell, on a CPU.
+        shared_gpu: whether other cells run on the GPU at the same time.
 
     Returns:
         The outcome and the messages that the process has for its user.
@@ -61,8 +68,11 @@ def measure_in_process(
             progress=writer,
             parent=os.getpid(),
             threads=threads,
+            memory_share=memory_share,
+            shared_gpu=shared_gpu,
+            created=time.time(),
         )
-        process = _start(job, output_file, environment)
+        process = _start(job, output_file, server)
         with _cleaned_up(process):
             timed_out = _follow(process, reader, cell.time_limit, stop_requests, progress)
 
@@ -75,6 +85,7 @@ def measure_in_process(
     elif timed_out:
         outcome = Outcome(status="timeout", message=f"not done after {cell.time_limit:g} seconds")
     else:
+        assert process.returncode is not None  # the process has ended
         outcome = _outcome_of_failure(process.returncode, output[-SHOWN_OUTPUT:])
     return outcome, messages
 
@@ -90,12 +101,15 @@ def _progress_pipe() -> Iterator[tuple[int, int]]:
         os.close(writer)
 
 
-def _start(job: Job, output_file: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _start(job: Job, output_file: Path, server: CellServer | None) -> CellProcess:
     job_file = job.folder / "job.json"
     job_file.write_text(job.model_dump_json(), encoding="utf-8")
-    # -P: modules in the user's folder must not hide those of Python or of Lookback.
-    command = [sys.executable, "-P", "-m", "lookback.benchmarks.measure", str(job_file)]
     with output_file.open("wb") as output:
+        if server is not None:
+            return server.start(job_file, job.progress, output.fileno())
+
+        # -P: modules in the user's folder must not hide those of Python or of Lookback.
+        command = [sys.executable, "-P", "-m", "lookback.benchmarks.measure", str(job_file)]
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -103,17 +117,18 @@ def _start(job: Job, output_file: Path, environment: Mapping[str, str]) -> subpr
             stderr=subprocess.STDOUT,
             pass_fds=(job.progress,),
             start_new_session=True,
-            env={**ALLOCATOR, **os.environ, **environment},
+            env={**ALLOCATOR, **os.environ},
         )
 
 
 @contextlib.contextmanager
-def _cleaned_up(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def _cleaned_up(process: CellProcess) -> Iterator[None]:
     """At the end, kill the process and everything that it has started."""
     guard = _watchdog(process)
     try:
         yield
     finally:
+        process.send_signal(signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -121,7 +136,7 @@ def _cleaned_up(process: subprocess.Popen[bytes]) -> Iterator[None]:
         guard.communicate()
 
 
-def _watchdog(process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+def _watchdog(process: CellProcess) -> subprocess.Popen[bytes]:
     """Start a shell that kills the cell's process group if this process is killed.
 
     The shell waits for the end of its input, which closes whenever this process ends. The kernel
@@ -138,7 +153,7 @@ def _watchdog(process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
 
 
 def _follow(
-    process: subprocess.Popen[bytes],
+    process: CellProcess,
     reader: int,
     time_limit: float,
     stop_requests: Callable[[], int],
@@ -175,6 +190,11 @@ def _outcome_of_failure(exit_code: int, output: str) -> Outcome:
         name = signal.Signals(-exit_code).name
         return Outcome(status="killed", message=f"ended by signal {name}: {output}")
     return Outcome(status="error", message=f"ended with exit code {exit_code}: {output}")
+
+
+def default_jobs(device: str, threads: int) -> int:
+    """Return how many learning cells run side by side: one per core, or one on a GPU."""
+    return 1 if device == "cuda" else max(1, cores() // max(1, threads))
 
 
 def default_threads() -> int:

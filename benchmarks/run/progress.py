@@ -1,14 +1,18 @@
-"""What a run tells its user: a message log for each cell, a progress bar on a terminal."""
+"""What a run tells its user: a line for each cell that ends, and a progress bar on a terminal."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import humanize
 from tqdm import tqdm
 
-from lookback.benchmarks.record import AnyCell, Record
+from lookback.benchmarks.record import AnyCell, Outcome, Record
 
 BAR = (
     "{percentage:3.0f}% |{bar:20}| {n:.1f}/{total} cells, {elapsed}, about {remaining} left  {desc}"
@@ -43,17 +47,20 @@ class MessageLog:
 
 
 class ProgressBar(MessageLog):
-    """Shows the running cell and the remaining time; without a terminal, prints a line per cell."""
+    """Prints a line per cell; on a terminal, also shows running cells and the remaining time.
+
+    May be used from several threads.
+    """
 
     def __init__(self, cells: int) -> None:
         super().__init__()
         self.cells = cells
         self.done = 0
-        self.name = ""
-        self.is_terminal = sys.stderr.isatty()
+        self.running: dict[AnyCell, tuple[float, str]] = {}  # share done, and a description
+        self.lock = threading.RLock()
         self.bar = tqdm(
             total=cells,
-            disable=not self.is_terminal,
+            disable=not sys.stderr.isatty(),
             unit="cell",
             dynamic_ncols=True,
             bar_format=BAR,
@@ -65,13 +72,24 @@ class ProgressBar(MessageLog):
     def __exit__(self, *error: Any) -> None:
         self.bar.close()
 
-    def start(self, cell: AnyCell) -> None:
-        self.name = cell.id.rpartition("-")[0]  # without the hash
-        self.progress(0, 1, "starting")
+    @contextlib.contextmanager
+    def following(self, cell: AnyCell) -> Iterator[CellLog]:
+        """While this lasts, show a cell as running; its log takes its progress and messages."""
+        self.show(cell, 0.0, "starting")
+        try:
+            yield CellLog(self, cell)
+        finally:
+            with self.lock:
+                del self.running[cell]
 
-    def progress(self, done: int, total: int, description: str) -> None:
-        self.bar.n = self.done + done / max(1, total)
-        self.bar.set_description_str(f"{self.name}: {description}")
+    def show(self, cell: AnyCell, share: float, description: str) -> None:
+        with self.lock:
+            self.running[cell] = (share, description)
+            self.bar.n = self.done + sum(share for share, _ in self.running.values())
+            descriptions = []
+            for other, (_, text) in self.running.items():
+                descriptions.append(f"{label(other)}: {text}")
+            self.bar.set_description_str("; ".join(descriptions))
 
     def finish(self, result: CellResult) -> None:
         for message in result.messages:
@@ -80,19 +98,61 @@ class ProgressBar(MessageLog):
             return
 
         self.done += 1
-        self.bar.n = self.done
-        self.bar.refresh()
-
         outcome = result.record.outcome
-        if self.is_terminal and outcome.status == "ok":
-            return  # the bar has moved on, which says enough
         count = f"[{self.done}/{self.cells}]"
-        line = f"{count} {result.cell.id} {outcome.status} in {result.seconds:.1f} s"
+        seconds = f"in {result.seconds:.1f} s"
+        if outcome.status == "ok":
+            line = f"{count} {label(result.cell)} {headline(result.cell, outcome)} {seconds}"
+        else:
+            line = f"{count} {label(result.cell)} {outcome.status} {seconds}"
         if outcome.message.strip():
             line += f": {outcome.message.strip().splitlines()[-1]}"
         self.say(line)
+        self.bar.n = self.done
+        self.bar.refresh()
 
     def say(self, message: str) -> None:
-        super().say(message)
-        self.bar.clear()
-        print(message, flush=True)
+        with self.lock:
+            super().say(message)
+            self.bar.clear()
+            print(message, flush=True)
+
+
+class CellLog(MessageLog):
+    """Passes the progress and the messages of one cell on to a progress bar."""
+
+    def __init__(self, bar: ProgressBar, cell: AnyCell) -> None:
+        super().__init__()
+        self.bar = bar
+        self.cell = cell
+        self.messages = bar.messages  # what one cell has said, another need not repeat
+
+    def progress(self, done: int, total: int, description: str) -> None:
+        self.bar.show(self.cell, done / max(1, total), description)
+
+    def say(self, message: str) -> None:
+        self.bar.say(message)
+
+
+def label(cell: AnyCell) -> str:
+    """Return a cell's name for people: "recall rwkv @256 seed 0"."""
+    task = cell.task if cell.kind == "learn" else cell.kind
+    options = "".join(f" {name}={value}" for name, value in cell.model_options.items())
+    return f"{task} {cell.model}{options} @{cell.length} seed {cell.seed}"
+
+
+def headline(cell: AnyCell, outcome: Outcome) -> str:
+    """Return the number of a finished cell: its score at the trained length, or its speed."""
+    if outcome.cost is not None and "training" in outcome.cost.phases:
+        phase = outcome.cost.phases["training"]
+        rate = round(phase.tokens / max(phase.seconds.median, 1e-9))
+        return f"trains {humanize.intcomma(rate)} tokens/s"
+    if outcome.learn is None or outcome.task is None:
+        return "ok"
+
+    tests = {test.length: test for test in outcome.learn.tests}
+    test = tests.get(cell.length, outcome.learn.tests[0])
+    if test.score is None:
+        return "ok"
+    unit = "" if outcome.task.score == "accuracy" else f" {outcome.task.score}"
+    return f"{test.score:.2f}{unit}"

@@ -55,15 +55,12 @@ class Resources:
 def resources_of(cell: AnyCell, node: Resources, threads: int = 0, share: float = 1.0) -> Resources:
     """Return the part of a node that a cell takes; raise ValueError if no such node can hold it.
 
-    A timed cell has a device to itself: a GPU, or on a CPU the whole node. Other cells take `share`
-    of a GPU, and as many CPUs as threads. By default these are all CPUs of a node without GPUs, or
-    those that correspond to the cell's part of the GPUs.
+    A timed cell has a device to itself: a GPU, or on a CPU the whole node. Other cells take a CPU
+    for each thread, or `share` of a GPU and by default the same part of the CPUs.
     """
     is_timed = cell.kind == "cost"
     if cell.device == "cpu":
-        if is_timed or not threads:
-            return Resources(node.cpus)
-        return Resources(min(threads, node.cpus))
+        return Resources(node.cpus if is_timed else min(threads or 1, node.cpus))
 
     gpus = float(cell.processes) if is_timed or cell.processes > 1 else share
     if gpus > node.gpus:
@@ -126,10 +123,11 @@ class RayRunner(Runner):
             self.results.resolve(),
             Suite(self.suite.name, self.suite.title, (cell,)),
             plugins=[str(Path(plugin).resolve()) for plugin in self.plugins],
-            threads=self.threads or resources.cpus,
+            threads=self.threads or (0 if cell.kind == "learn" else resources.cpus),
             exclusive=False,  # Ray gives each cell its device
             share=resources.gpus if 0 < resources.gpus < 1 else 1.0,
             options={cell: self.options[cell]} if cell in self.options else {},
+            code={cell: self.code[cell]} if cell in self.code else {},
         )
         task = ray.remote(max_calls=1, max_retries=0)(measure_on_node)
         task = task.options(num_cpus=resources.cpus, num_gpus=resources.gpus, name=cell.id)

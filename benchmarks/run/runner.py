@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import json
 import math
 import os
 import platform
 import shutil
 import signal
+import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,11 +23,32 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from lookback.benchmarks.machine import SHARED_GPU, commit, load, machine, versions
-from lookback.benchmarks.record import FINAL, AnyCell, Machine, Outcome, Record, ResolvedOptions
-from lookback.benchmarks.run.process import allocator, default_threads, measure_in_process
+from lookback.benchmarks.machine import commit, load, machine, versions
+from lookback.benchmarks.record import (
+    FINAL,
+    AnyCell,
+    Code,
+    Machine,
+    Outcome,
+    Record,
+    ResolvedOptions,
+)
+from lookback.benchmarks.run.cell_server import CellServer
+from lookback.benchmarks.run.process import (
+    ALLOCATOR,
+    POLL_SECONDS,
+    allocator,
+    default_threads,
+    measure_in_process,
+)
 from lookback.benchmarks.run.progress import CellResult, MessageLog, ProgressBar
-from lookback.benchmarks.storage import TornRecordError, read_record, write_record
+from lookback.benchmarks.storage import (
+    TornRecordError,
+    read_record,
+    set_aside,
+    set_aside_path,
+    write_record,
+)
 from lookback.benchmarks.suite import Suite
 
 WORK = ".work"  # beside the folders of records: locks, checkpoints and output
@@ -35,26 +59,38 @@ class CellLockedError(Exception):
     """Another runner measures this cell at the moment."""
 
 
+class MemorySharedError(Exception):
+    """A cell ran out of memory while others shared the memory with it."""
+
+
 @dataclass
 class Runner:
-    """Measures the cells of a suite one at a time; records lie in results/<machine>/<suite>/."""
+    """Measures the cells of a suite; records lie in results/<machine>/<suite>/.
+
+    Learning cells run `jobs` at a time, on a CPU with one thread each. Cost cells run alone, all
+    models at one length before the next length.
+    """
 
     results: Path
     suite: Suite
     plugins: Sequence[str] = ()
-    threads: int = 0  # of torch; 0 for OMP_NUM_THREADS, or else one per core
+    threads: int = 0  # of torch in each cell; 0: one if it learns on a CPU, else one per core
+    jobs: int = 1  # learning cells side by side
     deadline: float = math.inf  # on the monotonic clock; then the run stops as with Ctrl-C
     exclusive: bool = True  # wait until no other runner measures on this device
     share: float = 1.0  # of a GPU, for each cell
     options: Mapping[AnyCell, ResolvedOptions] = field(default_factory=dict)
+    code: Mapping[AnyCell, Code] = field(default_factory=dict)
     machines: dict[str, Machine] = field(default_factory=dict)  # by device
     signals: list[signal.Signals] = field(default_factory=list)  # that asked this run to stop
+    is_failing: bool = False  # records cannot be written: running cells save and stop
+    server: CellServer | None = None  # while several cells are measured
 
     @property
     def stop_requests(self) -> int:
         """0 to go on, 1 to have cells save and stop, 2 to kill them."""
         out_of_time = time.monotonic() >= self.deadline
-        return max(len(self.signals), int(out_of_time))
+        return max(len(self.signals), int(out_of_time or self.is_failing))
 
     def folder(self, cell: AnyCell) -> Path:
         return self.results / self.machine(cell).slug / self.suite.name
@@ -111,8 +147,8 @@ class Runner:
     def _is_result(self, record: Record) -> bool:
         """Return whether a record's cell need not be measured again.
 
-        A record made with other defaults does not count. An option that the record does not hold
-        was added later; its default keeps the earlier behaviour.
+        A record made with other defaults or another plug-in does not count. An option that the
+        record does not hold was added later; its default keeps the earlier behaviour.
         """
         options = self.options.get(record.cell, ResolvedOptions())
         recorded_options = [
@@ -122,7 +158,33 @@ class Runner:
         for recorded, current in recorded_options:
             if any(current.get(name, value) != value for name, value in recorded.items()):
                 return False
+
+        code = self.code.get(record.cell)
+        if code is not None and code.plugins != (record.code or Code()).plugins:
+            return False
         return record.outcome.status in FINAL
+
+    def other_versions(self) -> list[str]:
+        """Return a message for each of Lookback's files that differs from the recorded version."""
+        counts: Counter[str] = Counter()
+        for cell, code in self.code.items():
+            with contextlib.suppress(ValueError):
+                record = self.recorded(cell)
+                if record is not None and record.code is not None:
+                    for path, digest in code.sources.items():
+                        counts[path] += record.code.sources.get(path, digest) != digest
+        return [
+            f"{count} of the records were made by other versions of {path}; --again measures anew"
+            for path, count in counts.items()
+            if count
+        ]
+
+    def set_records_aside(self) -> int:
+        """Set the suite's records aside, so that their cells are measured again; count them."""
+        paths = [self.path(cell) for cell in self.suite.cells if self.path(cell).exists()]
+        for path in paths:
+            set_aside(path)
+        return len(paths)
 
     def run(self) -> int:
         """Measure the missing cells and return the exit code.
@@ -141,7 +203,7 @@ class Runner:
         ended = 0
         failed = len(unreadable)
         with self.listening(), ProgressBar(len(cells)) as bar:
-            for message in unreadable:
+            for message in (*self.other_versions(), *unreadable):
                 bar.say(message)
             try:
                 for result in self._results(cells, bar):
@@ -163,27 +225,75 @@ class Runner:
         return 1 if failed else 0
 
     def _results(self, cells: Sequence[AnyCell], bar: ProgressBar) -> Iterator[CellResult]:
-        """Yield the result of each cell as it ends, until the run is asked to stop.
+        """Yield the result of each cell as it ends, until the run is asked to stop."""
+        if not cells:
+            return
+        learning = [cell for cell in cells if cell.kind == "learn"]
+        timed = [cell for cell in cells if cell.kind == "cost"]
+        timed.sort(key=lambda cell: cell.length)  # stable: compared models stay neighbours
+
+        work = self.folder(cells[0]).parent / WORK
+        with contextlib.ExitStack() as stack:
+            if self.exclusive and not self._lock_device(cells[0].device, work, stack, bar):
+                return
+            stack.enter_context(self._serving(len(cells), bar))
+
+            out_of_memory: list[AnyCell] = []
+            yield from self._side_by_side(learning, self.jobs, bar, out_of_memory)
+            # A cell that ran out of memory beside others has all of it for a second try.
+            yield from self._side_by_side(out_of_memory, 1, bar)
+            yield from self._side_by_side(timed, 1, bar)
+
+    def _side_by_side(
+        self,
+        cells: Sequence[AnyCell],
+        jobs: int,
+        bar: ProgressBar,
+        out_of_memory: list[AnyCell] | None = None,
+    ) -> Iterator[CellResult]:
+        """Measure cells, `jobs` at a time; yield the result of each as it ends.
 
         A cell that another runner measures is put off until the end, so that several runners share
-        the work.
+        the work. Cells that ran out of shared memory are appended to `out_of_memory`.
         """
-        queue = deque(cells)
-        while queue and not self.stop_requests:
-            cell = queue.popleft()
-            bar.start(cell)
-            began = time.monotonic()
+        waiting = deque(cells)
+        running: dict[Future[CellResult | None], AnyCell] = {}
+        with ThreadPoolExecutor(max(1, jobs)) as pool:
             try:
-                record = self.measure(cell, bar)
-            except CellLockedError:
-                queue.append(cell)
-                continue
-            if record is not None:
-                yield CellResult(cell, record, time.monotonic() - began)
+                while waiting or running:
+                    while waiting and len(running) < jobs and not self.stop_requests:
+                        cell = waiting.popleft()
+                        running[pool.submit(self._timed_measure, cell, jobs, bar)] = cell
+                    if not running:
+                        return
+
+                    # Signals are handled between waits: this is the main thread.
+                    ended, _ = wait(running, POLL_SECONDS, return_when=FIRST_COMPLETED)
+                    for future in ended:
+                        cell = running.pop(future)
+                        try:
+                            result = future.result()
+                        except CellLockedError:
+                            waiting.append(cell)
+                            continue
+                        except MemorySharedError:
+                            assert out_of_memory is not None
+                            out_of_memory.append(cell)
+                            continue
+                        if result is not None:
+                            yield result
+            finally:
+                self.is_failing = bool(running)  # left by an error: the other cells save and stop
+
+    def _timed_measure(self, cell: AnyCell, jobs: int, bar: ProgressBar) -> CellResult | None:
+        began = time.monotonic()
+        with bar.following(cell) as log:
+            record = self.measure(cell, log, jobs)
+        return None if record is None else CellResult(cell, record, time.monotonic() - began)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """While this lasts, Ctrl-C and SIGTERM ask the cell to save and stop, twice kill it."""
+        """While this lasts, Ctrl-C and SIGTERM ask cells to save and stop, twice kill them."""
 
         def request_stop(number: int, frame: FrameType | None) -> None:
             self.signals.append(signal.Signals(number))
@@ -198,19 +308,39 @@ class Runner:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def measure(self, cell: AnyCell, log: MessageLog) -> Record | None:
+    @contextlib.contextmanager
+    def _serving(self, cells: int, log: MessageLog) -> Iterator[None]:
+        """While this lasts, a server forks the processes of cells, if it saves time.
+
+        Linux only: elsewhere, a forked process cannot be relied on to use its system libraries.
+        """
+        if cells > 1 and sys.platform.startswith("linux"):
+            self.server = CellServer({**ALLOCATOR, **os.environ})
+            if not self.server.wait_until_ready(lambda: self.stop_requests):
+                if not self.stop_requests:
+                    log.say("the server of cells has ended; each cell starts a fresh process")
+                self._close_server()
+        try:
+            yield
+        finally:
+            self._close_server()
+
+    def _close_server(self) -> None:
+        if self.server is not None:
+            self.server.close()
+            self.server = None
+
+    def measure(self, cell: AnyCell, log: MessageLog, jobs: int = 1) -> Record | None:
         """Measure a cell in its own process and record it; return None if it was stopped.
 
         If another runner has recorded the cell by now, return that record. Raises CellLockedError
-        if another runner measures it at the moment. An exclusive runner first waits until no other
-        measures on this device.
+        if another runner measures it at the moment, and MemorySharedError if it ran out of memory
+        beside others.
         """
         work = self.folder(cell).parent / WORK
         work.mkdir(parents=True, exist_ok=True)
         cell_lock = work / f"{cell.id}.lock"
         with contextlib.ExitStack() as locks:
-            if self.exclusive and not self._lock_device(cell, work, locks, log):
-                return None
             try:
                 locks.enter_context(FileLock(cell_lock).acquire(timeout=1))
             except Timeout:
@@ -220,20 +350,23 @@ class Runner:
             self._set_torn_aside(cell, log)
             record = self.recorded(cell)
             if record is None or not self._is_result(record):
-                record = self._measure(cell, work, log)
+                if record is not None and record.outcome.status in FINAL:
+                    set_aside(self.path(cell))
+                record = self._measure(cell, work, log, jobs)
             cell_lock.unlink(missing_ok=True)
             return record
 
     def _lock_device(
-        self, cell: AnyCell, work: Path, locks: contextlib.ExitStack, log: MessageLog
+        self, device: str, work: Path, locks: contextlib.ExitStack, log: MessageLog
     ) -> bool:
-        """Wait for the device; return False if asked to stop meanwhile."""
-        lock = FileLock(work / f"{device_name(cell.device)}.lock")
+        """Wait until no other runner uses the device; return False if asked to stop meanwhile."""
+        work.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(work / f"{device_name(device)}.lock")
         while not self.stop_requests:
             try:
                 locks.enter_context(lock.acquire(timeout=1))
             except Timeout:
-                log.say_once(f"another runner measures on this {cell.device}; waiting for it")
+                log.say_once(f"another runner measures on this {device}; waiting for it")
             else:
                 return True
         return False
@@ -251,61 +384,94 @@ class Runner:
             path.rename(aside)
             log.say(f"{error}; kept as {aside.name}, and its cell is measured again")
 
-    def _measure(self, cell: AnyCell, work: Path, log: MessageLog) -> Record | None:
+    def _measure(self, cell: AnyCell, work: Path, log: MessageLog, jobs: int) -> Record | None:
+        self._discard_other_checkpoints(cell, work / cell.id)
         started = _now()
+        began = time.monotonic()
         load_before = load()
-        outcome = self._in_own_process(cell, work, log)
+        outcome = self._in_own_process(cell, work, log, jobs)
         if outcome.status == "killed" and not self.stop_requests:
             log.say(f"{cell.id}: killed; trying once more")
-            outcome = self._in_own_process(cell, work, log)
+            outcome = self._in_own_process(cell, work, log, jobs)
         # A cell that was asked to stop may still have come to its end.
         if self.stop_requests and outcome.status not in FINAL:
             return None
+        if outcome.status == "oom" and jobs > 1:
+            raise MemorySharedError
 
         facts = {
-            "threads": self.threads or default_threads(),
+            "threads": self._threads(cell),
             "allocator": allocator(),
             "load_before": load_before,
             "load_after": load(),
         }
+        if jobs > 1:
+            facts["jobs"] = jobs
         if self.share < 1:
             facts["gpu_share"] = self.share
         if cell.device == "cuda":
             facts["tf32"] = False  # see measure/__main__.py
 
         place = self.machine(cell)
-        code, uncommitted = commit()
+        commit_id, uncommitted = commit()
         record = Record(
             suite=self.suite.name,
             cell=cell,
             cell_id=cell.id,
             options=self.options.get(cell, ResolvedOptions()),
+            code=self.code.get(cell),
             outcome=outcome,
             started=started,
             ended=_now(),
+            wall_seconds=round(time.monotonic() - began, 3),
             machine=place.model_copy(update={"facts": {**place.facts, **facts}}),
             versions=versions(),
-            commit=code,
+            commit=commit_id,
             uncommitted_changes=uncommitted,
         )
-        write_record(self.folder(cell), record)
+        path = write_record(self.folder(cell), record)
         if outcome.status in FINAL:
+            set_aside_path(path).unlink(missing_ok=True)
             shutil.rmtree(work / cell.id, ignore_errors=True)
         return record
 
-    def _in_own_process(self, cell: AnyCell, work: Path, log: MessageLog) -> Outcome:
+    def _discard_other_checkpoints(self, cell: AnyCell, folder: Path) -> None:
+        """Remove the checkpoints that a cell has left with other plug-ins."""
+        code = self.code.get(cell)
+        if code is None:
+            return
+        file = folder / "plugins.json"
+        plugins = json.dumps(code.plugins, sort_keys=True)
+        if folder.exists() and (not file.exists() or file.read_text("utf-8") != plugins):
+            shutil.rmtree(folder)
+        folder.mkdir(exist_ok=True)
+        file.write_text(plugins, encoding="utf-8")
+
+    def _in_own_process(self, cell: AnyCell, work: Path, log: MessageLog, jobs: int) -> Outcome:
         outcome, messages = measure_in_process(
             cell,
             (work / cell.id).resolve(),
             plugins=tuple(Path(plugin).resolve() for plugin in self.plugins),
-            threads=self.threads or default_threads(),
-            environment={SHARED_GPU: "1"} if self.share < 1 else {},
+            threads=self._threads(cell),
             stop_requests=lambda: self.stop_requests,
             progress=log.progress,
+            # Several processes that train one cell together import torch in any case.
+            server=self.server if cell.processes == 1 else None,
+            memory_share=1 / jobs,
+            shared_gpu=self.share < 1 or jobs > 1,
         )
         for message in messages:
             log.say(f"{cell.id}: {message}")
         return outcome
+
+    def _threads(self, cell: AnyCell) -> int:
+        """Return the threads of a cell.
+
+        Learning cells on a CPU have one, so that scores do not depend on the number of cores.
+        """
+        if self.threads:
+            return self.threads
+        return 1 if cell.kind == "learn" and cell.device == "cpu" else default_threads()
 
 
 def device_name(device: str) -> str:

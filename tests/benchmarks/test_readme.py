@@ -54,9 +54,9 @@ def harmless(words: list[str], folder: Path) -> list[str]:
         scale = [] if "--scale" in words else ["--scale", "smoke"]
         return [*words, *scale, "--dry-run", "--results", str(folder)]
     if verb == "report":
-        return [*words, "--reports", str(folder)]
+        return [*words, "--results", "results/published", "--reports", str(folder)]
     if verb == "compare":
-        return ["compare", "results", "results"]
+        return ["compare", "results/published", "results/published"]
     if verb == "prefetch":  # uses the network
         return [*words, "--help"]
     return words

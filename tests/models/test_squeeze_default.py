@@ -10,7 +10,7 @@ from lookback.benchmarks.storage import read_record, record_files, write_record
 from lookback.benchmarks.suite import Suite
 from tests.records import record
 
-RESULTS = Path(__file__).parents[2] / "results"
+RESULTS = Path(__file__).parents[2] / "results" / "published"
 
 
 def test_a_record_with_squeeze_does_not_measure_a_cell_without(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ from lookback.tasks.task import task_names
 ROOT = Path(__file__).parents[3]
 WRITTEN = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in WRITTEN)
-REPORTS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("reports/**/*.md"))
+REPORTS = sorted(
+    path.relative_to(ROOT).as_posix() for path in ROOT.glob("reports/published/**/*.md")
+)
 
 
 @cache

@@ -28,7 +28,7 @@ from lookback.tasks.task import get_task
 from tests.records import cost_record
 
 MODELS = ("transformer", "rwkv", "rrwkv", "lstm")
-RESULTS = Path(__file__).parents[3] / "results"
+RESULTS = Path(__file__).parents[3] / "results" / "published"
 
 
 def small(model: str, **fields: object) -> Cell:

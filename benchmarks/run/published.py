@@ -1,0 +1,306 @@
+"""Published records: comparing with them, measuring them again, and publishing one's own."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lookback.benchmarks.record import FINAL, AnyCell, LearnNumbers, Record, Score, make_cell
+from lookback.benchmarks.run.runner import Runner
+from lookback.benchmarks.storage import PUBLISHED, PUBLISHED_RECORDS, read_record, record_files
+from lookback.benchmarks.suite import Suite
+
+CONFIDENCE = 0.95
+
+EQUAL = "equal to the last digit"
+WITHIN = "within the interval of its seeds"
+DIFFERENT = "different"
+
+
+# After a run
+
+
+def compare_with_published(runner: Runner, folder: Path = PUBLISHED_RECORDS) -> list[str]:
+    """Return a line for each machine with published records of cells that the runner has recorded.
+
+    It says how many scores are equal to the last digit, and how fast training was; of records with
+    another number of threads, only the scores.
+    """
+    pairs: dict[str, list[tuple[Record, Record]]] = {}
+    for cell in runner.suite.cells:
+        own = _record_of(runner.path(cell))
+        if own is None or own.outcome.status != "ok":
+            continue
+        for path in folder.glob(f"*/{runner.suite.name}/{cell.id}.json"):
+            published = _record_of(path)
+            if published is not None and published.outcome.status == "ok":
+                pairs.setdefault(published.machine.device, []).append((own, published))
+    return [_compare(device, records) for device, records in sorted(pairs.items())]
+
+
+def _record_of(path: Path) -> Record | None:
+    try:
+        return read_record(path) if path.exists() else None
+    except ValueError:
+        return None
+
+
+def _compare(device: str, pairs: Sequence[tuple[Record, Record]]) -> str:
+    equal = 0
+    learned = 0
+    ratios = []
+    for own, published in pairs:
+        if own.outcome.learn and published.outcome.learn:
+            learned += 1
+            equal += _tests(own.outcome.learn) == _tests(published.outcome.learn)
+        same_threads = own.machine.facts.get("threads") == published.machine.facts.get("threads")
+        if own.cell.kind == "cost" and same_threads:
+            ratios += _speed_ratios(own, published)
+
+    parts = []
+    if learned:
+        parts.append(f"scores: {equal} of {learned} equal to the published records of {device}")
+    if ratios:
+        speed = f"training steps {statistics.median(ratios):.2g} times as fast"
+        parts.append(speed if parts else f"{speed} as in the published records of {device}")
+    return "; ".join(parts) or f"published records of {device} had other numbers of threads"
+
+
+def _tests(numbers: LearnNumbers) -> list[tuple[object, ...]]:
+    """Return the numbers of all tests, to compare them to the last digit."""
+    return [
+        (test.length, test.count, test.correct, test.score, test.by_distance)
+        for test in numbers.tests
+    ]
+
+
+def _speed_ratios(own: Record, published: Record) -> list[float]:
+    """Return how many times as fast the training step of the first record is, if both timed it."""
+    seconds = []
+    for record in (published, own):
+        numbers = record.outcome.cost
+        if numbers is None or "training" not in numbers.phases:
+            return []
+        seconds.append(numbers.phases["training"].seconds.median)
+    return [seconds[0] / seconds[1]] if seconds[1] > 0 else []
+
+
+# Measuring again
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a record compares with a second measurement of its cell."""
+
+    record: Record
+    again: Record | None  # None if the measurement was stopped
+    verdict: str
+
+    @property
+    def is_different(self) -> bool:
+        return self.verdict not in (EQUAL, WITHIN)
+
+    def __str__(self) -> str:
+        place = f"{self.record.cell_id} of {self.record.suite} on {self.record.machine.device}"
+        lines = [f"{place}: {self.verdict}"]
+        if self.again is None or self.again.outcome.learn is None:
+            return lines[0]
+        assert self.record.outcome.learn is not None
+        if self.verdict != EQUAL:
+            for old, new in _paired_tests(self.record.outcome.learn, self.again.outcome.learn):
+                lines.append(f"  at {old.length}: published {old.score}, here {new.score}")
+        return "\n".join(lines)
+
+
+@dataclass
+class Verification:
+    """Measures randomly chosen published records again.
+
+    Attributes:
+        folder: the records.
+        count: how many to choose.
+        seed: of the choice.
+        is_possible: tells whether a cell can be measured here, data and device considered.
+    """
+
+    folder: Path
+    count: int
+    seed: int
+    is_possible: Callable[[AnyCell], bool]
+    jobs: int = 1
+    records: list[Record] = field(default_factory=list)  # all that can be verified here
+
+    def choose(self) -> list[Record]:
+        """Choose among the learning records that ended well and need no plug-in.
+
+        Raises ValueError if there are none.
+        """
+        for path in record_files(self.folder):
+            record = _record_of(path)
+            if record is None or record.outcome.learn is None or record.cell.kind != "learn":
+                continue
+            needs_plugins = record.code is not None and record.code.plugins
+            if not needs_plugins and self.is_possible(_spelled_out(record)):
+                self.records.append(record)
+        if not self.records:
+            raise ValueError(f"{self.folder}: expected learning records that can be measured here")
+        count = min(self.count, len(self.records))
+        return random.Random(self.seed).sample(self.records, count)
+
+    def verdicts(self, chosen: Sequence[Record]) -> Iterator[Verdict]:
+        """Measure the chosen records again in a scratch folder, and yield a verdict for each."""
+        by_threads: dict[int, list[Record]] = {}
+        for record in chosen:
+            by_threads.setdefault(int(record.machine.facts.get("threads", 1)), []).append(record)
+
+        with tempfile.TemporaryDirectory(prefix="lookback-verify-") as scratch:
+            for threads, records in by_threads.items():
+                cells = {record.cell_id: _spelled_out(record) for record in records}
+                suite = Suite("verify", "published records again", tuple(set(cells.values())))
+                jobs = max(1, self.jobs // threads)
+                runner = Runner(Path(scratch), suite, threads=threads, jobs=jobs)
+                code = runner.run()
+                for record in records:
+                    again = _record_of(runner.path(cells[record.cell_id]))
+                    yield Verdict(record, again, self._judge(record, again))
+                if code >= 128:
+                    return
+
+    def _judge(self, record: Record, again: Record | None) -> str:
+        if again is None:
+            return "not measured"
+        old = record.outcome.learn
+        new = again.outcome.learn
+        assert old is not None and record.outcome.task is not None
+        if new is None or again.outcome.task is None:
+            return f"{DIFFERENT}: ended as {again.outcome.status}"
+        if record.outcome.task.data != again.outcome.task.data:
+            return f"{DIFFERENT}: its data are those of another version"
+        if _tests(old) == _tests(new):
+            return EQUAL
+
+        seeds = [
+            sibling.outcome.learn
+            for sibling in self.records
+            if sibling.outcome.learn and _but_for_seed(sibling) == _but_for_seed(record)
+        ]
+        if len(seeds) < 2:
+            return f"{DIFFERENT}, and one seed has no interval"
+        pairs = _paired_tests(old, new)
+        is_within = len(pairs) == len(old.tests) == len(new.tests) and all(
+            _is_within(test, seeds, len(pairs)) for _, test in pairs
+        )
+        return WITHIN if is_within else DIFFERENT
+
+
+def _spelled_out(record: Record) -> AnyCell:
+    """Return a record's cell with every option that it ran with, whatever the defaults are now."""
+    options = {
+        "task_options": {**record.options.task, **record.cell.task_options},
+        "model_options": {**record.options.model, **record.cell.model_options},
+    }
+    return make_cell({**record.cell.model_dump(mode="json"), **options})
+
+
+def _but_for_seed(record: Record) -> tuple[str, str, AnyCell]:
+    cell = record.cell.model_copy(update={"seed": 0})
+    return record.suite, record.machine.slug, cell
+
+
+def _paired_tests(old: LearnNumbers, new: LearnNumbers) -> list[tuple[Score, Score]]:
+    """Return the tests of two measurements at the same lengths, in order."""
+    return [
+        (first, second)
+        for first, second in zip(old.tests, new.tests, strict=False)
+        if first.length == second.length
+    ]
+
+
+def _is_within(test: Score, seeds: Sequence[LearnNumbers], comparisons: int) -> bool:
+    """Whether a score lies in the prediction interval of its seeds.
+
+    Student's t for one more draw from a normal distribution; Bonferroni over `comparisons`. An
+    interval is at least one answer wide.
+    """
+    from scipy.stats import t
+
+    scores = [
+        sibling.score
+        for numbers in seeds
+        for sibling in numbers.tests
+        if sibling.length == test.length and sibling.score is not None
+    ]
+    if test.score is None or len(scores) < 2:
+        return False
+    n = len(scores)
+    quantile = t.ppf(1 - (1 - CONFIDENCE) / 2 / comparisons, n - 1)
+    half = quantile * statistics.stdev(scores) * math.sqrt(1 + 1 / n)
+    return abs(test.score - statistics.mean(scores)) <= max(half, 1 / test.count)
+
+
+# Publishing
+
+
+def publish(
+    results: Path, machine: str, suites: Sequence[str], folder: Path = PUBLISHED_RECORDS
+) -> list[str]:
+    """Move a machine's records into the folder of published ones; return what was checked.
+
+    Raises ValueError that names what is wrong with which records; then nothing is moved.
+    """
+    source = results / machine
+    if not source.is_dir():
+        known = sorted(path.name for path in results.glob("*/") if path.name != PUBLISHED)
+        raise ValueError(f"no records in {source}: expected one of {', '.join(known) or 'none'}")
+    paths = []
+    records = []
+    for path in record_files(source):
+        record = read_record(path)
+        if not suites or record.suite in suites:
+            paths.append(path)
+            records.append(record)
+    if not records:
+        raise ValueError(f"no records of {', '.join(suites)} in {source}")
+    _check_publishable(records)
+
+    replaced = 0
+    for path, record in zip(paths, records, strict=True):
+        target = folder / record.machine.slug / record.suite / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replaced += target.exists()
+        path.replace(target)
+
+    counts = Counter(record.suite for record in records)
+    names = ", ".join(f"{count} of {suite}" for suite, count in sorted(counts.items()))
+    commits = ", ".join(sorted({(record.commit or "")[:12] for record in records}))
+    messages = [
+        f"{len(records)} records ({names}), {replaced} of which replace older ones",
+        f"checked: all final, made at commit {commits} without uncommitted changes, digests known",
+        f"moved to {folder / machine}",
+    ]
+    for suite in sorted(counts):
+        stale = sum(1 for _ in record_files(folder / machine / suite)) - counts[suite]
+        if stale:
+            messages.append(f"{stale} records of {suite} were published before and stay")
+    return messages
+
+
+def _check_publishable(records: Sequence[Record]) -> None:
+    """Raise ValueError with every reason why these records cannot be published."""
+    faults: Counter[str] = Counter()
+    for record in records:
+        if record.outcome.status not in FINAL:
+            faults[f"ended as {record.outcome.status}"] += 1
+        if record.commit is None or record.uncommitted_changes is not False:
+            faults["made without a commit or with uncommitted changes"] += 1
+        if record.code is None:
+            faults["do not know their code"] += 1
+    if faults:
+        reasons = "; ".join(f"{count} records {reason}" for reason, count in faults.items())
+        raise ValueError(f"not published: {reasons}")
