@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from lookback.benchmarks import storage
 from lookback.benchmarks.record import Cell, Outcome, Record, make_cell
 from lookback.benchmarks.storage import read_record, record_files, write_atomically, write_record
 from tests.records import learn_record
@@ -56,12 +57,9 @@ def test_records_read_as_written(tmp_path: Path, cell: Cell) -> None:
     assert list(record_files(tmp_path)) == [path]
 
 
-def test_written_files_have_the_usual_mode(tmp_path: Path) -> None:
-    umask = os.umask(0o027)
-    try:
-        write_atomically(tmp_path / "a" / "b.txt", "text")
-    finally:
-        os.umask(umask)
+def test_written_files_have_the_usual_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "UMASK", 0o027)
+    write_atomically(tmp_path / "a" / "b.txt", "text")
     assert stat.S_IMODE((tmp_path / "a" / "b.txt").stat().st_mode) == 0o640
 
 

@@ -45,7 +45,7 @@ def learned(cell: LearnCell, folder: Path, stop: Callable[[], bool] = never) -> 
     return learn(cell, get_task(cell.task, cell.task_options), folder, ignore_progress, stop)
 
 
-TIMES = {"seconds", "waiting"}
+TIMES = {"seconds", "waiting", "evaluating", "saving"}
 
 
 def untimed(value: object) -> object:

@@ -11,6 +11,7 @@ import torch
 from lookback.benchmarks.measure.cost import LEARNING_RATE, WEIGHT_DECAY, cost
 from lookback.benchmarks.measure.memory import LiveBytes, alive_in
 from lookback.benchmarks.measure.step import make_model, make_optimizer, training_step
+from lookback.benchmarks.plan import dry_run
 from lookback.benchmarks.plan.dry_run import (
     duration,
     make_plan,
@@ -198,7 +199,7 @@ def test_times_scale_with_parameters_and_tokens_from_the_nearest_record(tmp_path
 
 
 def test_gpu_hours_are_of_all_processes_and_of_a_rate_where_nothing_is_recorded(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two processes share the work: half the time, the same hours; each keeps half of the
     activations.
@@ -215,6 +216,7 @@ def test_gpu_hours_are_of_all_processes_and_of_a_rate_where_nothing_is_recorded(
         assert line.seconds == pytest.approx(seconds)
         assert line.hours == pytest.approx(line.seconds * processes / 3600)
     assert "for 2 of the 2 to measure" in str(make_plan(runner(tmp_path, one, two), assumed=1e6))
+    monkeypatch.setattr(dry_run, "PUBLISHED_RECORDS", tmp_path / "nothing published")
     unknown = str(make_plan(runner(tmp_path, one)))
     assert "for 0 of the 1 to measure" in unknown
     assert "Measure one cell of each model first" in unknown

@@ -260,7 +260,7 @@ def instead(monkeypatch: pytest.MonkeyPatch) -> Stubbed:
 
     def put(outcome: Outcome | Callable[[Cell], Outcome]) -> None:
         told = outcome if callable(outcome) else lambda cell: outcome
-        monkeypatch.setattr(Runner, "_in_own_process", lambda self, cell, work, bar: told(cell))
+        monkeypatch.setattr(Runner, "_in_own_process", lambda self, cell, *rest: told(cell))
 
     return put
 

@@ -56,7 +56,7 @@ def timed_cell(**fields: object) -> AnyCell:
 @pytest.mark.parametrize(
     ("cell", "node", "threads", "share", "taken"),
     [
-        (tiny(), Resources(8), 0, 1.0, Resources(8)),
+        (tiny(), Resources(8), 0, 1.0, Resources(1)),
         (tiny(), Resources(8), 2, 1.0, Resources(2)),
         (tiny(), Resources(8), 64, 1.0, Resources(8)),
         (timed_cell(), Resources(8), 2, 1.0, Resources(8)),  # on a CPU the node is the device
