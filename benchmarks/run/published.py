@@ -39,7 +39,9 @@ def compare_with_published(runner: Runner, folder: Path = PUBLISHED_RECORDS) -> 
             continue
         for path in folder.glob(f"*/{runner.suite.name}/{cell.id}.json"):
             published = _record_of(path)
-            if published is not None and published.outcome.status == "ok":
+            if published is None or published.outcome.status != "ok":
+                continue
+            if published.options == own.options:
                 pairs.setdefault(published.machine.device, []).append((own, published))
     return [_compare(device, records) for device, records in sorted(pairs.items())]
 
@@ -185,16 +187,19 @@ class Verification:
         if _tests(old) == _tests(new):
             return EQUAL
 
-        seeds = [
+        # A forged score must not widen its own interval: the others and the new one make it.
+        others = [
             sibling.outcome.learn
             for sibling in self.records
-            if sibling.outcome.learn and _but_for_seed(sibling) == _but_for_seed(record)
+            if sibling.outcome.learn
+            and sibling.cell.seed != record.cell.seed
+            and _but_for_seed(sibling) == _but_for_seed(record)
         ]
-        if len(seeds) < 2:
-            return f"{DIFFERENT}, and one seed has no interval"
+        if len(others) < 2:
+            return f"{DIFFERENT}, and fewer than three seeds have no interval"
         pairs = _paired_tests(old, new)
         is_within = len(pairs) == len(old.tests) == len(new.tests) and all(
-            _is_within(test, seeds, len(pairs)) for _, test in pairs
+            _is_within(test, [*others, new], len(pairs)) for test, _ in pairs
         )
         return WITHIN if is_within else DIFFERENT
 
@@ -223,7 +228,7 @@ def _paired_tests(old: LearnNumbers, new: LearnNumbers) -> list[tuple[Score, Sco
 
 
 def _is_within(test: Score, seeds: Sequence[LearnNumbers], comparisons: int) -> bool:
-    """Whether a score lies in the prediction interval of its seeds.
+    """Whether a score lies in the prediction interval of other seeds.
 
     Student's t for one more draw from a normal distribution; Bonferroni over `comparisons`. An
     interval is at least one answer wide.
