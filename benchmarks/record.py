@@ -202,9 +202,9 @@ class Job(StrictModel):
 class Code(StrictModel):
     """Digests of the files that a cell was measured with, each the start of a SHA-256."""
 
-    plugins: dict[str, str] = {}  # by file name; with the modules beside it that it imports
-    sources: dict[str, str] = {}  # Lookback's files of the task and the model, by path
-    suite: str = ""
+    plugins: dict[str, str]  # by file name; with the modules beside it that it imports
+    sources: dict[str, str]  # Lookback's files of the task and the model, by path
+    suite: str
 
 
 class ResolvedOptions(StrictModel):

@@ -129,6 +129,7 @@ def report_ended(runner: socket.socket) -> None:
 
 
 def send(runner: socket.socket, message: dict[str, int]) -> None:
+    """Send the runner a line of JSON."""
     with contextlib.suppress(BrokenPipeError):  # the runner has ended, and so will the server
         runner.sendall((json.dumps(message) + "\n").encode())
 

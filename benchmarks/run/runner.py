@@ -160,7 +160,8 @@ class Runner:
                 return False
 
         code = self.code.get(record.cell)
-        if code is not None and code.plugins != (record.code or Code()).plugins:
+        recorded_plugins = record.code.plugins if record.code is not None else {}
+        if code is not None and code.plugins != recorded_plugins:
             return False
         return record.outcome.status in FINAL
 

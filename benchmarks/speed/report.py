@@ -187,6 +187,23 @@ def record_tables(sections: dict[str, Measurements]) -> Iterator[str]:
         yield table(rows)
 
 
+def harness_tables(sections: dict[str, Measurements]) -> Iterator[str]:
+    """What running cells costs beside what they measure: CPU time per cell, and share of a run."""
+    rows = []
+    for each in sections.get("harness", []):
+        cpu = each["cpu_per_cell"]
+        row = {
+            "harness": each["name"],
+            "cells": str(each["cells"]),
+            "CPU s per cell outside": "" if cpu is None else f"{cpu:.2f}",
+            "seconds": f"{each['wall']:.0f}",
+            "share outside": f"{each['outside']:.0%}",
+        }
+        rows.append(row)
+    if rows:
+        yield f"time outside of training, evaluation and cost cells\n{table(rows)}"
+
+
 def profile_tables(sections: dict[str, Measurements]) -> Iterator[str]:
     """The operators that take the most time of each training step, from torch's profiler."""
     for each in sections.get("step", []):
@@ -200,6 +217,7 @@ REPORT: tuple[Tables, ...] = (
     decode_tables,
     sampler_tables,
     record_tables,
+    harness_tables,
 )
 
 
