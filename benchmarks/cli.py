@@ -231,7 +231,7 @@ def run(
     if engine == Engine.local and (address or share < 1):
         raise ValueError("--address and --share are options of Ray: expected --engine ray too")
 
-    from lookback.benchmarks.measure.cell import absent_data, check, resolve_options
+    from lookback.benchmarks.measure.cell import absent_data, check, check_tasks, resolve_options
     from lookback.benchmarks.measure.code import code_of
     from lookback.benchmarks.plan.match_widths import match_widths
     from lookback.benchmarks.plugins import load_plugins
@@ -255,6 +255,7 @@ def run(
     absent = absent_data(chosen.cells)
     _print_left_out(list(absent.values()))
     cells = tuple(cell for cell in chosen.cells if cell not in absent)
+    check_tasks(cells)
     runner = Runner(
         results,
         dataclasses.replace(chosen, cells=cells),
@@ -457,6 +458,18 @@ def publish(
 
     print("\n".join(publish_records(results, machine, suite or [])))
     print("next: make published, then commit results/published and reports/published")
+
+
+@app.command("test")
+def test_(
+    file: Annotated[str, typer.Argument(help="Python file that registers tasks or models.")],
+) -> None:
+    """Check the tasks and models of a file, and train each for a moment."""
+    from lookback.benchmarks.describe.trial import try_plugin
+
+    for line in try_plugin(file):
+        print(line, flush=True)
+    print(f"next: lookback run quick --plugin {file} --model NAME, or --task NAME")
 
 
 @app.command()

@@ -32,6 +32,7 @@ from lookback.benchmarks.record import (
 )
 from lookback.models.contract import check_contract
 from lookback.models.model import model_options, parameter_count
+from lookback.tasks.contract import check_task
 from lookback.tasks.task import AbsentCorpusError, Task, get_task
 
 KERNEL_TOKENS = 1024  # most tokens read to see which operators a cost cell calls
@@ -78,6 +79,20 @@ def _check_processes(cell: LearnCell) -> None:
     gpus = torch.cuda.device_count()
     if cell.device == "cuda" and cell.processes > gpus:
         raise ValueError(f"{message} for each of the {gpus} GPUs that torch sees here")
+
+
+def check_tasks(cells: Iterable[AnyCell]) -> None:
+    """Check the batches of each task of a plug-in, at the shortest length that it is used at.
+
+    Raises ValueError if one breaks the contract.
+    """
+    shortest: dict[str, AnyCell] = {}
+    for cell in cells:
+        key = json.dumps([cell.task, cell.task_options], sort_keys=True)
+        if key not in shortest or min(_lengths(cell)) < min(_lengths(shortest[key])):
+            shortest[key] = cell
+    for cell in shortest.values():
+        check_task(get_task(cell.task, cell.task_options), min(_lengths(cell)))
 
 
 def can_measure(cell: AnyCell) -> bool:
