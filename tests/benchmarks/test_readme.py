@@ -28,7 +28,11 @@ def commands() -> list[str]:
     lines = [line.split(" #")[0].strip() for line in typed]
     inline = [c for page in PAGES for c in re.findall(r"`((?:make|lookback) [^`]+)`", text(page))]
     return sorted(
-        {line for line in [*lines, *inline] if line and "NAME" not in line and ".py" not in line}
+        {
+            line
+            for line in [*lines, *inline]
+            if line and not re.search(r"NAME|MACHINE|\.py|\bFILE\b", line)
+        }
     )
 
 
@@ -57,7 +61,7 @@ def harmless(words: list[str], folder: Path) -> list[str]:
         return [*words, "--results", "results/published", "--reports", str(folder)]
     if verb == "compare":
         return ["compare", "results/published", "results/published"]
-    if verb == "prefetch":  # uses the network
+    if verb in ("prefetch", "verify"):  # uses the network, or trains
         return [*words, "--help"]
     return words
 
