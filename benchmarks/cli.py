@@ -203,6 +203,14 @@ def run(
             "They end as `oom`, but fill the memory first. On a GPU they always run.",
         ),
     ] = False,
+    pilot: Annotated[
+        bool,
+        typer.Option(
+            "--pilot",
+            help="Find the learning rate of each model: every cell at the rates of [pilot], "
+            "with a part of the tokens and a seed that does not count.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what each cell needs, and measure nothing.")
     ] = False,
@@ -248,6 +256,10 @@ def run(
         read_suite(suite, scale, cell_device), task=task, model=model, length=length, seed=seed
     )
     chosen = match_widths(chosen, tolerance)
+    if pilot:
+        from lookback.benchmarks.plan.pilot import pilot_suite
+
+        chosen = pilot_suite(chosen)
     for cell in chosen.cells:
         # The device need not exist here if the cells are measured elsewhere.
         check(cell if on_this_machine else cell.model_copy(update={"device": "cpu"}))
@@ -287,7 +299,12 @@ def run(
         count = runner.set_records_aside()
         print(f"{count} records set aside as .json.old; to continue this run, leave out --again")
     code = 0
-    if runner.suite.cells:
+    if runner.suite.cells and pilot:
+        from lookback.benchmarks.plan.pilot import findings, run_pilot
+
+        code = run_pilot(runner)
+        print("\n".join(findings(runner)))
+    elif runner.suite.cells:
         code = runner.run()
         _print_next(runner, suite, scale, code)
     raise typer.Exit(code or int(bool(absent)))

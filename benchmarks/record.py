@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -87,10 +88,15 @@ class Cell(StrictModel):
             if isinstance(fields.get(name), list):
                 fields[name] = tuple(fields[name])
 
-        tokens = fields.get("batch_tokens")
+        batch_tokens = fields.get("batch_tokens")
         length = fields.get("length")
-        if isinstance(tokens, int) and isinstance(length, int) and length > 0:
-            fields["batch_size"] = max(1, tokens // length)
+        if isinstance(batch_tokens, int) and isinstance(length, int) and length > 0:
+            fields["batch_size"] = max(1, batch_tokens // length)
+
+        tokens = fields.get("tokens")
+        batch_size = fields.get("batch_size")
+        if isinstance(tokens, int) and isinstance(length, int) and isinstance(batch_size, int):
+            fields["steps"] = max(1, math.ceil(tokens / max(1, batch_size * length)))
         return fields
 
     @field_validator("task_options", "model_options")
@@ -135,13 +141,15 @@ class LearnCell(Cell):
     pooling: Literal["last", "mean"] = "last"  # of tasks with one label per sequence
     direction: Literal["causal", "bidirectional"] = "causal"
 
-    start_length: int | None = Field(default=None, ge=1)  # lengths grow from here to `length`
+    start_length: int | None = Field(default=None, ge=1)  # shortest length in training
+    lengths: Literal["grow", "draw"] = "grow"  # from there to `length`; or draw one for each batch
     test_lengths: tuple[int, ...] = ()  # tokens; empty for the training length alone
-    test_examples: int = Field(default=512, ge=1)  # sequences at each test length
+    test_options: tuple[dict[str, Any], ...] = ()  # of the task, in place of those in training
+    test_examples: int = Field(default=512, ge=1)  # sequences in each test
+    tokens: int | None = Field(default=None, ge=1)  # to train on; gives steps
     steps: int = Field(default=1000, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     learning_rates: tuple[float, ...] = ()  # each tried; the best on validation is tested
-    target_score: float | None = None  # training ends when validation is this good
     weight_decay: float = Field(default=0.01, ge=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)  # share dropped of each layer's update
     warmup: int = Field(default=100, ge=0)  # steps
@@ -154,6 +162,8 @@ class LearnCell(Cell):
     def _check_values(self) -> LearnCell:
         if any(length < 1 for length in self.test_lengths):
             raise ValueError(f"test_lengths {list(self.test_lengths)}: expected positive lengths")
+        if self.lengths == "draw" and self.start_length is None:
+            raise ValueError("lengths = 'draw': expected start_length, the shortest of them")
         if self.start_length is not None and self.start_length > self.length:
             raise ValueError(
                 f"start_length {self.start_length}: expected at most the length, {self.length}"
@@ -180,7 +190,7 @@ class CostCell(Cell):
 
 AnyCell = Annotated[LearnCell | CostCell, Field(discriminator="kind")]
 CELL_TYPES: dict[str, type[LearnCell] | type[CostCell]] = {"learn": LearnCell, "cost": CostCell}
-LIST_FIELDS = ("test_lengths", "learning_rates")
+LIST_FIELDS = ("test_lengths", "test_options", "learning_rates")
 """Fields of a cell that hold a list; in a suite, a list elsewhere means several cells."""
 
 
@@ -247,10 +257,21 @@ class PositionScore(StrictModel):
     count: int
 
 
+class SequenceSums(StrictModel):
+    """Sums over the answers of each test sequence, in order; the unit of an interval.
+
+    Numbers separated by spaces, so that a record stays short.
+    """
+
+    totals: str  # correct answers, or nats where the score is bits per byte
+    counts: str  # answers; a single number if all sequences have as many
+
+
 class Score(StrictModel):
     """Answers to unseen examples of one length."""
 
     length: int  # tokens
+    options: dict[str, Any] = {}  # of the task, where a test has others than training
     examples: int  # sequences
     count: int  # answers
     correct: int
@@ -259,6 +280,8 @@ class Score(StrictModel):
     seen_in_training: int = 0  # test examples that also occurred in a training batch
     by_distance: tuple[DistanceScore, ...] = ()
     by_position: tuple[PositionScore, ...] = ()  # of language modelling
+    by_sequence: SequenceSums | None = None  # None in old records, and in validation
+    references: dict[str, float | None] = {}  # scores of answers without a model, on these examples
 
 
 class CurvePoint(StrictModel):
@@ -303,6 +326,9 @@ class LearnNumbers(StrictModel):
 
     parameters: int
     steps: int  # steps taken
+    tokens_trained: int | None = None  # None in old records, as the two below
+    tokens_at_full_length: int | None = None
+    longest_trained: int | None = None  # tokens of the longest sequence in training
     seconds: float  # in training steps; data and start-up included, validation not
     waiting: float | None = None  # seconds of these outside the step, mostly for the batch
     evaluating: float | None = None  # seconds in validations and tests

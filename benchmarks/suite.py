@@ -10,6 +10,9 @@ kind = "learn"
 task = ["copy", "recall"]      # 2 tasks x 2 models: 4 cells
 model = ["transformer", "rwkv"]
 test_lengths = [64, 256]       # a field that is a list itself; several of them: a list of lists
+task_options = { pairs = { low = 2, high = 8 } }    # drawn for every batch of training
+test_options = [{ pairs = 2 }, { pairs = 8 }]       # and fixed in testing
+learning_rate = { transformer = 1e-3, rwkv = 3e-3 } # of each model, or one of all
 scales = ["small", "paper"]    # only at these scales; without it, at all scales
 
 [match]                        # work out the other models' widths so that sizes agree
@@ -18,6 +21,15 @@ to = "transformer"             # keeps the suite's width
 options = {}                   # of that model
 tolerance = 0.02               # largest relative difference
 multiple = 1                   # of which every width is
+
+[endpoint]                     # the one number that the suite decides by, see `Endpoint`
+quantity = "score"
+task = "recall"
+lengths = [256]
+difference = 0.05
+
+[pilot]                        # how learning rates are found: `lookback run SUITE --pilot`
+learning_rates = [1e-3, 3e-3, 1e-2]
 
 [scales.smoke]                 # what a scale changes in every cell
 steps = 3
@@ -37,7 +49,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -55,8 +67,10 @@ from lookback.benchmarks.record import (
 
 FOLDER = Path(__file__).parent / "suites"
 DEFAULT_SCALE = "small"
-KEYS = ("title", "defaults", "grid", "match", "scales")
+KEYS = ("title", "defaults", "grid", "match", "endpoint", "pilot", "scales")
 MOST_CELLS = 100_000  # per grid: a slip of the pen is an error, not a long wait
+
+Section = TypeVar("Section", bound=StrictModel)
 
 # These fields change slowest, so that models alternate at each length.
 SLOWEST = ("kind", "task", "task_options", "length", "seed")
@@ -84,6 +98,30 @@ class Match(StrictModel):
         )
 
 
+class Endpoint(StrictModel):
+    """The number that a suite decides by, chosen before its runs.
+
+    Quantities: `score`, the mean over `lengths`; `area`, under the accuracy over log2 distance,
+    from the sighted floor; `halfway`, log2 of the value of an option at which accuracy is half-way
+    from the floor to one; `saved`, bits per byte at the first of `lengths` minus those at the last.
+    """
+
+    quantity: Literal["score", "area", "halfway", "saved"]
+    task: Name
+    lengths: tuple[int, ...]  # of tests
+    difference: float = Field(gt=0)  # the smallest that matters
+    option: str = ""  # that `halfway` is measured over
+    first_distance: int = 0  # answers nearer than this do not count in `score`
+
+
+class Pilot(StrictModel):
+    """How the learning rate of each model is found, with a seed that does not count."""
+
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 2e-2, 4e-2)
+    share: float = Field(default=0.25, gt=0, le=1)  # of the suite's training tokens
+    seed: int = 100
+
+
 @dataclass(frozen=True)
 class Suite:
     """A named list of cells; `name` contains the scale, unless it is the default one.
@@ -95,6 +133,8 @@ class Suite:
     title: str
     cells: tuple[AnyCell, ...]
     match: Match | None = None
+    endpoint: Endpoint | None = None
+    pilot: Pilot | None = None
     digest: str = ""  # of the file
 
 
@@ -165,12 +205,13 @@ def read_suite(name: str, scale: str = DEFAULT_SCALE, device: str = "cpu") -> Su
         raise ValueError(f"{path}: no cells at scale {scale!r}")
 
     distinct = tuple(dict.fromkeys(cells))  # two grids may contain the same cell
-    match = _match(path, content, changes)
     return Suite(
         name=suite_name,
         title=content.get("title", path.stem),
         cells=distinct,
-        match=match,
+        match=_section(path, content, changes, "match", Match),
+        endpoint=_section(path, content, changes, "endpoint", Endpoint),
+        pilot=_section(path, content, changes, "pilot", Pilot),
         digest=digest(path.read_bytes()),
     )
 
@@ -191,7 +232,7 @@ def _check_types(path: Path, content: Mapping[str, Any]) -> None:
         raise ValueError(f"{path}: unknown key {unknown[0]!r}: expected one of {', '.join(KEYS)}")
     if not isinstance(content.get("title", ""), str):
         raise ValueError(f"{path}: title: expected a text")
-    for key in ("defaults", "match", "scales"):
+    for key in ("defaults", "match", "endpoint", "pilot", "scales"):
         if not isinstance(content.get(key, {}), dict):
             raise ValueError(f"{path}: {key}: expected a table")
     for name, changes in content.get("scales", {}).items():
@@ -210,16 +251,25 @@ def _is_list_of(value: Any, kind: type) -> bool:
     return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
-def _match(path: Path, content: Mapping[str, Any], changes: Mapping[str, Any]) -> Match | None:
-    """Return the suite's `match` with the changes of a scale; None if neither has one."""
-    if "match" not in content and "match" not in changes:
+def _section(
+    path: Path,
+    content: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    name: str,
+    kind: type[Section],
+) -> Section | None:
+    """Return a table of the suite with the changes of a scale; None if neither has one."""
+    if name not in content and name not in changes:
         return None
     try:
-        return Match.model_validate({**content.get("match", {}), **changes.get("match", {})})
+        fields = {**content.get(name, {}), **changes.get(name, {})}
+        for field, value in fields.items():
+            fields[field] = tuple(value) if isinstance(value, list) else value
+        return kind.model_validate(fields)
     except ValidationError as error:
-        raise ValueError(f"{path}: match: {one_line(error, Match.model_fields)}") from None
+        raise ValueError(f"{path}: {name}: {one_line(error, kind.model_fields)}") from None
     except TypeError:  # the scale's is not a table
-        raise ValueError(f"{path}: match: expected a table") from None
+        raise ValueError(f"{path}: {name}: expected a table") from None
 
 
 def _cells(
@@ -231,16 +281,29 @@ def _cells(
     if count > MOST_CELLS:
         raise ValueError(f"expected at most {MOST_CELLS:,} cells, not {count:,}")
 
+    rates = fields.get("learning_rate")
+    if isinstance(rates, Mapping):
+        del fields["learning_rate"]
     cells = []
     for values in multiply(fields):
+        if isinstance(rates, Mapping):
+            values["learning_rate"] = _rate_of(values.get("model"), rates)
         cells.append(make_cell({"device": device, **_of_kind(values, grid)}))
     return cells
+
+
+def _rate_of(model: Any, rates: Mapping[str, Any]) -> Any:
+    """Return the learning rate of a model from a table; raises ValueError if it has none."""
+    if model not in rates:
+        raise ValueError(f"learning_rate: expected a rate for model {model!r}")
+    return rates[model]
 
 
 def _layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of all layers, of which later ones override earlier ones.
 
-    A later `batch_size` overrides `batch_tokens` too, from which it would follow.
+    A later `batch_size` overrides `batch_tokens` too, from which it would follow, and a later
+    `steps` overrides `tokens`.
     """
     fields: dict[str, Any] = {}
     for layer in layers:
@@ -250,8 +313,11 @@ def _layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
             )
         if "batch_size" in layer:
             fields.pop("batch_tokens", None)
+        if "steps" in layer:
+            fields.pop("tokens", None)
         fields |= layer
-    return {name: value for name, value in fields.items() if name not in ("scales", "match")}
+    other = ("scales", "match", "endpoint", "pilot")
+    return {name: value for name, value in fields.items() if name not in other}
 
 
 def _of_kind(values: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, Any]:
@@ -293,6 +359,8 @@ def _choices(name: str, value: Any) -> Sequence[Any]:
         return [value]
 
     first = value[0] if value else None
+    if name == "test_options" and isinstance(first, dict):
+        return [value]
     if isinstance(first, dict):  # tables listed one by one
         combinations: list[Any] = []
         for table in value:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from lookback.tasks.references import value_references
 from lookback.tasks.task import Batch, Options, ask, register_task
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
@@ -53,6 +54,7 @@ def write_and_ask(symbols: Tensor, positions: Tensor, length: int, alphabet: int
     lengths=LENGTHS,
     shortest=shortest_length,
     symbols=readable_symbols,
+    references=value_references(lambda options: 0, lambda options: options.alphabet - 1),
     source="Copying memory: Hochreiter and Schmidhuber 1997, Arjovsky et al. 2016 "
     "(arXiv 1511.06464); next-token form",
 )
@@ -91,6 +93,7 @@ def sample_copy(
     lengths=LENGTHS,
     shortest=shortest_length,
     symbols=readable_symbols,
+    references=value_references(lambda options: 0, lambda options: options.alphabet - 1),
     source="Selective copying: Jing et al. 2019; Gu and Dao 2023 (arXiv 2312.00752, section "
     "4.1.1), in next-token form",
 )

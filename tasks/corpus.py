@@ -22,10 +22,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lookback.tasks.files import data_folder, whole_folder
 from lookback.tasks.hub import find_files, read_parquet
-from lookback.tasks.task import SPLITS, AbsentCorpusError, Batch
+from lookback.tasks.references import ngram_references
+from lookback.tasks.task import IGNORE, SPLITS, AbsentCorpusError, Batch, Options
+
+BLOCK = 4224  # bytes between ends of held-out windows: 4,096 of context, and 128 to score
+FEWEST = 8  # of such blocks in a text
+PASSAGE = 64  # bytes that are repeated
 
 Bytes = NDArray[np.uint8]
 Counts = NDArray[np.int64]  # (256,): occurrences of each byte
@@ -92,10 +98,9 @@ class Corpus:
         """Return the bits per byte of the constant baseline, or NaN if the corpus is absent."""
         return float(self.opened.facts["constant_bits"]) if self.folder.is_dir() else math.nan
 
-    def sample(self, batch_size: int, length: int, generator: torch.Generator, split: str) -> Batch:
-        """Return a batch of windows from random positions of a split."""
-        text = self.opened.texts[split]
-        return windows(self.task, text, batch_size, length, generator, split)
+    def sample(self, rows: Tensor, length: int, split: str, **options: int) -> Batch:
+        """Return a batch of windows of a split; see `windows`."""
+        return windows(self.task, self.opened.texts[split], rows, length, split, **options)
 
     def task_facts(self) -> dict[str, Any]:
         """Return the facts, arguments of `register_task`, that the tasks of all corpora share."""
@@ -104,6 +109,9 @@ class Corpus:
             "score": "bits per byte",
             "baseline_score": lambda options: self.constant_bits(),
             "symbols": byte_symbols(),
+            "shortest": shortest_window,
+            "windows": lambda split, length: count_windows(self.opened.texts[split], length),
+            "references": ngram_references(lambda: self.opened.texts["train"]),
             "data": lambda options: self.identity(),
             "fetch": lambda length, options: self.fetch(),
         }
@@ -249,24 +257,64 @@ def _read_texts(
         raise ValueError(f"{paths[0]}: expected {rows} rows in the split, found {count}")
 
 
-def windows(
-    task: str, text: Bytes, batch_size: int, length: int, generator: torch.Generator, split: str
-) -> Batch:
-    """Return windows from random positions of a text; every position asks for the next byte.
+def block_length(text: Bytes, length: int) -> int:
+    """Return the bytes between the ends of two windows of validation or test.
 
-    In validation and test, windows start at positions that do not depend on the length; a window
-    that the end of the text would cut off starts near the beginning instead. Scores at two lengths
-    are therefore of the same text with less or more context.
+    A multiple of BLOCK if the text has at least FEWEST such blocks, so that windows of several
+    lengths end at the same positions; otherwise the length.
+    """
+    block = -(-length // BLOCK) * BLOCK
+    return block if len(text) // block >= FEWEST else length
+
+
+def count_windows(text: Bytes, length: int) -> int:
+    """Return how many windows of a text do not overlap; see `block_length`."""
+    return (len(text) - 1) // block_length(text, length)
+
+
+def windows(
+    task: str,
+    text: Bytes,
+    rows: Tensor,
+    length: int,
+    split: str,
+    *,
+    scored: int = 0,
+    repeat: int = 0,
+) -> Batch:
+    """Return windows of a text; each position asks for the next byte.
+
+    Args:
+        rows: (batch,) int64. In training, a window starts at the remainder of its number by the
+            possible starts. In validation and test, window n ends at a fixed position whatever its
+            length, so that scores at several lengths are of the same bytes with less or more
+            context; windows do not overlap.
+        scored: how many of the last positions are asked; 0: all of them.
+        repeat: the last PASSAGE bytes of the window also stand `repeat` + PASSAGE bytes earlier,
+            with `repeat` bytes of the text between; 0: nothing is repeated.
+
+    Raises ValueError if the text is too short.
     """
     if len(text) < 2 * length:
         raise ValueError(
             f"task {task!r}: {split} has {len(text)} bytes, too few for windows of {length}"
         )
+    if split == "train":
+        starts = rows % (len(text) - length)
+    else:
+        starts = (rows + 1) * block_length(text, length) - length
 
-    valid_starts = len(text) - length
-    range_of_starts = valid_starts if split == "train" else len(text)
-    starts = torch.randint(range_of_starts, (batch_size,), generator=generator) % valid_starts
+    contents = np.stack([text[start : start + length + 1] for start in starts.tolist()])
+    tokens = torch.from_numpy(contents).long()  # (batch, length + 1)
+    if repeat:
+        at = length + 1 - 2 * PASSAGE - repeat
+        tokens[:, at : at + PASSAGE] = tokens[:, -PASSAGE:]
+    targets = tokens[:, 1:].contiguous()
+    if scored:
+        targets[:, :-scored] = IGNORE
+    return Batch(tokens[:, :-1].contiguous(), targets)
 
-    rows = np.stack([text[start : start + length + 1] for start in starts.tolist()])
-    tokens = torch.from_numpy(rows).long()  # (batch, length + 1)
-    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
+def shortest_window(options: Options) -> int:
+    """Return the shortest window that holds what its options ask for."""
+    return max(1, options.scored, 2 * PASSAGE + options.repeat if options.repeat else 0)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from lookback.tasks.corpus import (
     Bytes,
@@ -26,10 +26,13 @@ from lookback.tasks.corpus import (
     byte_counts,
     byte_symbols,
     constant_bits,
+    count_windows,
     hub_texts,
     identity,
+    shortest_window,
     windows,
 )
+from lookback.tasks.references import ngram_references
 from lookback.tasks.task import SPLITS, Batch, register_task
 
 LENGTHS = (256, 512, 1024, 2048, 4096)
@@ -101,22 +104,32 @@ def standard_library_constant_bits() -> float:
     baseline_score=lambda options: standard_library_constant_bits(),
     lengths=LENGTHS,
     symbols=byte_symbols(),
+    shortest=shortest_window,
+    windows=lambda split, length: count_windows(standard_library()[split], length),
+    references=ngram_references(lambda: standard_library()["train"]),
     data=lambda options: standard_library_identity(),
     source="Lookback's own: byte-level language modelling on Python's standard library, split by "
     "file",
 )
-def sample_python(batch_size: int, length: int, generator: torch.Generator, split: str) -> Batch:
+def sample_python(
+    rows: Tensor, length: int, split: str, *, scored: int = 0, repeat: int = 0
+) -> Batch:
     """Windows of source code from anywhere in a split; every position asks for the next byte.
 
         tokens     d  e  f  \u2423  f  (  x
         targets    e  f  \u2423  f  (  x  )
 
-    Tests how well a model of this size predicts real text, and, by the loss at each position,
-    whether more context helps. Does not test reach: most bytes follow from the few before them, so
-    it has no distances. The text is that of the Python that runs: compare scores of one version
-    only.
+    With `scored`, only that many of the last positions are asked; held-out windows of all lengths
+    end at the same positions, so that scores at several lengths are of the same bytes with less or
+    more context. With `repeat`, the last 64 bytes also stand earlier, with `repeat` bytes of other
+    text between: what a model gains by them is verbatim memory.
+
+    Tests how well a model of this size predicts real text, and whether more context helps. Most
+    bytes follow from the few before them, so it has no distances. The text is that of the Python
+    that runs: compare scores of one version only.
     """
-    return windows("python", standard_library()[split], batch_size, length, generator, split)
+    text = standard_library()[split]
+    return windows("python", text, rows, length, split, scored=scored, repeat=repeat)
 
 
 ENWIK8_URL = "http://mattmahoney.net/dc/enwik8.zip"
@@ -181,7 +194,9 @@ ENWIK8 = Corpus(
     source="enwik8 (Mahoney 2006): the first 100,000,000 bytes of the English Wikipedia of "
     "3 March 2006",
 )
-def sample_enwik8(batch_size: int, length: int, generator: torch.Generator, split: str) -> Batch:
+def sample_enwik8(
+    rows: Tensor, length: int, split: str, *, scored: int = 0, repeat: int = 0
+) -> Batch:
     """Windows of Wikipedia's XML; every position asks for the next byte.
 
         tokens     [  [  a  n  a  r  c  h
@@ -193,7 +208,7 @@ def sample_enwik8(batch_size: int, length: int, generator: torch.Generator, spli
     Tests predicting real text, beside published numbers. Does not test reach: most bytes follow
     from the few before them, so it has no distances.
     """
-    return ENWIK8.sample(batch_size, length, generator, split)
+    return ENWIK8.sample(rows, length, split, scored=scored, repeat=repeat)
 
 
 WIKITEXT_HUB = "Salesforce/wikitext"
@@ -233,7 +248,7 @@ WIKITEXT103 = Corpus(
     "Wikipedia, as bytes",
 )
 def sample_wikitext103(
-    batch_size: int, length: int, generator: torch.Generator, split: str
+    rows: Tensor, length: int, split: str, *, scored: int = 0, repeat: int = 0
 ) -> Batch:
     """Windows of whole Wikipedia articles, split by article; every position asks for the next byte.
 
@@ -247,7 +262,7 @@ def sample_wikitext103(
     Tests predicting articles of some thousand bytes. Does not test reach: most bytes follow from
     the few before them, so it has no distances.
     """
-    return WIKITEXT103.sample(batch_size, length, generator, split)
+    return WIKITEXT103.sample(rows, length, split, scored=scored, repeat=repeat)
 
 
 PG19_HUB = "emozilla/pg19"
@@ -268,7 +283,9 @@ PG19 = Corpus("pg19", PG19_HUB, "LOOKBACK_PG19", "a folder of its parquet files"
     **PG19.task_facts(),
     source="PG-19 (Rae et al. 2020): books of Project Gutenberg from before 1919, as bytes",
 )
-def sample_pg19(batch_size: int, length: int, generator: torch.Generator, split: str) -> Batch:
+def sample_pg19(
+    rows: Tensor, length: int, split: str, *, scored: int = 0, repeat: int = 0
+) -> Batch:
     """Windows of books of some 400,000 bytes, split by book; every position asks for the next byte.
 
         tokens     C  a  l  l  \u2423  m  e
@@ -278,4 +295,4 @@ def sample_pg19(batch_size: int, length: int, generator: torch.Generator, split:
     corpora that are so long. Has no distances; the loss at each position shows the gain from
     context. Does not show where in the context the gain comes from.
     """
-    return PG19.sample(batch_size, length, generator, split)
+    return PG19.sample(rows, length, split, scored=scored, repeat=repeat)

@@ -14,11 +14,16 @@ A task is registered once, where it is defined::
 The keyword-only parameters of the sampler are the task's options. A fact that depends on them is a
 function of one namespace that holds the value of every option.
 
-The sampler of a text corpus takes `split` too. A task with a finite set of numbered examples states
-`sizes`, and its sampler receives the numbers of the examples to return::
+In training, a numeric option may be a range, `{"low": 2, "high": 32}`: every batch then has one
+value, drawn from it.
+
+A task with a finite set of numbered examples states `sizes`, and its sampler receives the numbers
+of the examples to return::
 
     @register_task("listops", sizes={"train": 96000, "validation": 2000, "test": 2000}, ...)
     def sample_listops(rows: Tensor, length: int, split: str) -> Batch: ...
+
+A text corpus states `windows` in place of `sizes`: training draws from anywhere in the text.
 """
 
 from __future__ import annotations
@@ -45,6 +50,7 @@ IGNORE = -100
 """Target of a position where nothing is asked: torch's default `ignore_index`."""
 
 SPLITS = ("train", "validation", "test")
+LARGEST = 1 << 20  # of an option, and of a vocabulary
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
@@ -92,6 +98,9 @@ Sampler = Callable[..., Batch]
 Options = SimpleNamespace
 """A value for every option of a task, as attributes."""
 
+Reference = Callable[[Batch, Options], Tensor]
+"""Answers without a model: (targets,) bool, which are right, or the loss of each in nats."""
+
 
 class AbsentCorpusError(ValueError):
     """The data of a task are not on this machine; the message says how to get them."""
@@ -121,8 +130,10 @@ class Task:
     sizes: dict[str, int]
     sequences_per_example: int
     exact: bool
+    references: Mapping[str, Reference]
     picture: Callable[[Tensor], str] | None
-    reads_split: bool = field(repr=False)
+    shortest_with: Callable[[Options], int] = field(repr=False)
+    windows: Callable[[str, int], int] | None = field(repr=False)
     identify: Callable[[Options], dict[str, Any]] | None = field(repr=False)
     fetch: Callable[[int], None] | None = field(repr=False)
 
@@ -164,20 +175,61 @@ class Task:
             raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
         self.check_length(length)
 
-        if self.sizes:
-            first = index * batch_size
-            rows = example_numbers(self.name, split, seed, first, batch_size, self.sizes[split])
-            return self.sampler(rows, length, split, **self.options)
-
-        # Held-out windows of a corpus start at the same positions at every length, so that scores
-        # at several lengths can be compared.
-        length_key = None if self.reads_split and split != "train" else length
         generator = seeded_generator(
-            [self.name, self.options, split, seed, length_key, batch_size, index]
+            [self.name, self.options, split, seed, length, batch_size, index]
         )
-        if self.reads_split:
-            return self.sampler(batch_size, length, generator, split=split, **self.options)
-        return self.sampler(batch_size, length, generator, **self.options)
+        options = self.draw_options(length, generator)
+        count = self.examples_in(split, length)
+        if count is not None:
+            rows = example_numbers(self.name, split, seed, index * batch_size, batch_size, count)
+            return self.sampler(rows, length, split, **options)
+        if self.windows is not None:
+            rows = torch.randint(1 << 62, (batch_size,), generator=generator)
+            return self.sampler(rows, length, split, **options)
+        return self.sampler(batch_size, length, generator, **options)
+
+    def examples_in(self, split: str, length: int) -> int | None:
+        """Return how many examples a split has, or None if they are drawn without end."""
+        if self.windows is not None:
+            return None if split == "train" else self.windows(split, length)
+        return self.sizes.get(split)
+
+    def draw_options(self, length: int, generator: torch.Generator) -> dict[str, Any]:
+        """Return the options with a value for each range, such that the length can hold them.
+
+        Values are drawn evenly on a logarithmic scale, or on a linear one if the range starts at 0.
+        """
+        options = {name: range_end(value, "low") for name, value in self.options.items()}
+        for name, value in self.options.items():
+            if not is_range(value):
+                continue
+            high = value["high"]
+            while high > value["low"] and self._shortest({**options, name: high}) > length:
+                high = max(value["low"], type(high)(0.95 * high))
+            options[name] = draw_from(value["low"], high, generator)
+        return options
+
+    def _shortest(self, options: Mapping[str, Any]) -> int:
+        return self.shortest_with(Options(**options))
+
+
+def is_range(value: object) -> bool:
+    """Return whether the value of an option is a range, such as {"low": 2, "high": 32}."""
+    return isinstance(value, Mapping) and set(value) == {"low", "high"}
+
+
+def range_end(value: Any, end: str) -> Any:
+    """Return one end of a range, "low" or "high"; a single value is both of its ends."""
+    return value[end] if is_range(value) else value
+
+
+def draw_from(low: float, high: float, generator: torch.Generator) -> float:
+    """Return a number from low to high, an integer if they are; see `draw_options`."""
+    share = float(torch.rand((), generator=generator, dtype=torch.float64))
+    is_integer = isinstance(low, int)
+    top = high + 1 if is_integer else high
+    drawn = low * (top / low) ** share if low > 0 else top * share
+    return min(high, int(drawn)) if is_integer else drawn
 
 
 def seeded_generator(key: Sequence[Any]) -> torch.Generator:
@@ -244,6 +296,8 @@ def register_task(
     exact: bool = False,
     sizes: Mapping[str, int] | Callable[[Options], Mapping[str, int]] | None = None,
     sequences_per_example: int = 1,
+    references: Mapping[str, Reference] | None = None,
+    windows: Callable[[str, int], int] | None = None,
     picture: Callable[[Tensor], str] | None = None,
     data: Callable[[Options], dict[str, Any]] | None = None,
     fetch: Callable[[int, Options], None] | None = None,
@@ -271,6 +325,11 @@ def register_task(
             (rows, length, split), where `rows`, (batch,) int64, are numbers of examples.
         sequences_per_example: number of token sequences in one example. 2 means a pair of
             documents, with tokens of shape (batch, 2, length) and one label for the pair.
+        references: answers that look at the input but learn nothing, by name: functions of a batch
+            and the options. The best of them is the floor that a model must leave.
+        windows: returns the number of windows of a text in validation or test, which do not
+            overlap; takes (split, length). The sampler then takes (rows, length, split) as for a
+            finite set; in training, `rows` are drawn from 0 to 2**62.
         picture: returns one sequence of tokens, (length,), as text for people, where the symbols in
             a row would not be readable.
         data: returns what identifies the data (source, revision, hash), for records.
@@ -335,20 +394,68 @@ def get_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
         raise ValueError(f"unknown task {name!r}: expected {' or '.join(near)}")
     registration = _TASKS[name]
 
-    unknown = sorted(set(options or {}) - set(registration.defaults))
-    if unknown:
-        known = ", ".join(sorted(registration.defaults)) or "none"
-        raise ValueError(f"task {name!r} has no option {unknown[0]!r}: its options are {known}")
+    for option, value in (options or {}).items():
+        if option not in registration.defaults:
+            known = ", ".join(sorted(registration.defaults)) or "none"
+            raise ValueError(f"task {name!r} has no option {option!r}: its options are {known}")
+        _check_option(name, option, value, registration.defaults[option])
     return _fill_in(name, registration, {**registration.defaults, **(options or {})})
 
 
+def _check_option(task: str, name: str, value: Any, default: Any) -> None:
+    """Raise ValueError unless a value is of the default's type, and a number is in its bounds.
+
+    Integers reach from 1 to LARGEST, from 0 if the default is 0; other numbers are not negative.
+    """
+    place = f"task {task!r}: {name} = {value!r:.60}"
+    is_number = isinstance(default, int | float) and not isinstance(default, bool)
+    if is_range(value):
+        low, high = value["low"], value["high"]
+        if not is_number:
+            raise ValueError(f"{place}: expected a {type(default).__name__}, not a range")
+        _check_option(task, name, low, default)
+        _check_option(task, name, high, default)
+        if low > high or isinstance(low, int) != isinstance(high, int):
+            raise ValueError(f"{place}: expected two numbers of one type, low <= high")
+        return
+
+    if not is_number:
+        if default is not None and type(value) is not type(default):
+            raise ValueError(f"{place}: expected a {type(default).__name__}")
+    elif isinstance(default, int):
+        least = min(default, 1)
+        if type(value) is not int or not least <= value <= LARGEST:
+            raise ValueError(f"{place}: expected an integer from {least} to {LARGEST}")
+    elif type(value) not in (int, float) or not 0 <= value <= LARGEST:
+        raise ValueError(f"{place}: expected a number from 0 to {LARGEST}")
+
+
 def _fill_in(name: str, registration: _Registration, options: dict[str, Any]) -> Task:
-    """Return the task with the value of every fact that depends on its options."""
-    namespace = Options(**options)
-    facts = dict(registration.facts)
-    for key in _FACTS_OF_OPTIONS:
-        if callable(facts[key]):
-            facts[key] = facts[key](namespace)
+    """Return the task with the value of every fact that depends on its options.
+
+    Raises ValueError for options that contradict each other, and for a range of an option that
+    changes the vocabulary.
+    """
+    ends = []
+    for end in ("low", "high"):
+        namespace = Options(**{option: range_end(value, end) for option, value in options.items()})
+        at_end = dict(registration.facts)
+        for key in _FACTS_OF_OPTIONS:
+            if callable(at_end[key]):
+                at_end[key] = at_end[key](namespace)
+        ends.append(at_end)
+    facts, at_high = ends
+    if facts["vocabulary"] != at_high["vocabulary"] or facts["sizes"] != at_high["sizes"]:
+        ranges = ", ".join(option for option, value in options.items() if is_range(value))
+        raise ValueError(
+            f"task {name!r}: {ranges}: a range would change the vocabulary or the data"
+        )
+    if not 1 <= facts["vocabulary"] <= LARGEST:
+        raise ValueError(f"task {name!r}: expected a vocabulary of 1 to {LARGEST} tokens")
+    facts["baseline_score"] = (max if facts["score"] == "accuracy" else min)(
+        facts["baseline_score"], at_high["baseline_score"]
+    )
+    shortest = registration.facts["shortest"]
 
     if facts["symbols"] is None:
         facts["symbols"] = [str(token) for token in range(facts["vocabulary"])]
@@ -356,12 +463,14 @@ def _fill_in(name: str, registration: _Registration, options: dict[str, Any]) ->
         facts["answers"] = facts["symbols"]
     facts["sizes"] = dict(facts["sizes"] or {})
 
+    facts["references"] = dict(facts["references"] or {})
+
     fetch = facts.pop("fetch")
     return Task(
         name=name,
         sampler=registration.sampler,
         options=options,
-        reads_split="split" in inspect.signature(registration.sampler).parameters,
+        shortest_with=shortest if callable(shortest) else lambda options: shortest,
         identify=facts.pop("data"),
         fetch=fetch and (lambda length: fetch(length, namespace)),
         **facts,

@@ -46,8 +46,15 @@ def check(cell: AnyCell) -> int:
     exist.
     """
     task = get_task(cell.task, cell.task_options)
-    for length in _lengths(cell):
+    for length in _training_lengths(cell):
         task.check_length(length)
+    if cell.kind == "learn":
+        for options in cell.test_options or ({},):
+            test_task = get_task(cell.task, {**cell.task_options, **options})
+            if test_task.vocabulary != task.vocabulary:
+                raise ValueError(f"test_options {options}: expected the vocabulary of training")
+            for length in cell.test_lengths or (cell.length,):
+                test_task.check_length(length)
     if cell.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("the torch installed here sees no CUDA GPU: use --device cpu")
 
@@ -61,14 +68,11 @@ def check(cell: AnyCell) -> int:
     return parameter_count(meta_model(cell, task))
 
 
-def _lengths(cell: AnyCell) -> list[int]:
-    """Return every length that a cell draws sequences of."""
-    lengths = [cell.length]
-    if cell.kind == "learn":
-        lengths += cell.test_lengths
-        if cell.start_length:
-            lengths.append(cell.start_length)
-    return lengths
+def _training_lengths(cell: AnyCell) -> list[int]:
+    """Return the longest and the shortest length that a cell trains on."""
+    if cell.kind == "learn" and cell.start_length:
+        return [cell.length, cell.start_length]
+    return [cell.length]
 
 
 def _check_processes(cell: LearnCell) -> None:
@@ -89,10 +93,12 @@ def check_tasks(cells: Iterable[AnyCell]) -> None:
     shortest: dict[str, AnyCell] = {}
     for cell in cells:
         key = json.dumps([cell.task, cell.task_options], sort_keys=True)
-        if key not in shortest or min(_lengths(cell)) < min(_lengths(shortest[key])):
+        if key not in shortest or min(_training_lengths(cell)) < min(
+            _training_lengths(shortest[key])
+        ):
             shortest[key] = cell
     for cell in shortest.values():
-        check_task(get_task(cell.task, cell.task_options), min(_lengths(cell)))
+        check_task(get_task(cell.task, cell.task_options), min(_training_lengths(cell)))
 
 
 def can_measure(cell: AnyCell) -> bool:

@@ -11,9 +11,15 @@ from torch.nn.functional import cross_entropy
 
 from lookback.benchmarks.measure import parallel
 from lookback.benchmarks.measure.step import logits_and_targets, precision, rows_of
-from lookback.benchmarks.record import DistanceScore, LearnCell, PositionScore, Score
+from lookback.benchmarks.record import (
+    DistanceScore,
+    LearnCell,
+    PositionScore,
+    Score,
+    SequenceSums,
+)
 from lookback.models.model import SequenceModel
-from lookback.tasks.task import Batch, Task
+from lookback.tasks.task import Batch, Options, Task
 
 EVALUATION_BATCH = 32  # sequences; fixed, so that every cell is tested on the same examples
 EVALUATION_TOKENS = 65536  # most tokens that go through a model at once
@@ -36,8 +42,10 @@ class BatchResult(NamedTuple):
     losses: Tensor  # float32, nats
     correct: Tensor  # bool
     positions: Tensor
+    sequences: Tensor  # the number of each target's sequence in the batch
     distances: Tensor | None
     seen_in_training: int  # examples
+    references: dict[str, Tensor]  # losses or correct answers of each
 
 
 @torch.no_grad()
@@ -58,7 +66,7 @@ def evaluate(
         seen: fingerprints of the training examples, to count those that are tested again.
     """
     model.eval()
-    examples = min(examples, task.sizes.get(split, examples))
+    examples = min(examples, task.examples_in(split, length) or examples)
     batch_count = -(-examples // EVALUATION_BATCH)
     training_examples = torch.cat(seen) if seen else None
 
@@ -66,7 +74,12 @@ def evaluate(
     for index in range(parallel.rank(), batch_count, parallel.world_size()):
         batch = task.batch(split, EVALUATION_SEED, index, EVALUATION_BATCH, length)
         batch = rows_of(batch, 0, min(EVALUATION_BATCH, examples - index * EVALUATION_BATCH))
-        local_results.append((index, _evaluate_batch(model, cell, batch, training_examples)))
+        result = _evaluate_batch(model, cell, batch, training_examples)
+        if split == "test":
+            options = Options(**task.options)
+            for name, reference in task.references.items():
+                result.references[name] = reference(batch, options)
+        local_results.append((index, result))
     model.train()
 
     # Put batches back in order, so that sums are rounded as in one process.
@@ -91,6 +104,7 @@ def _evaluate_batch(
         correct.append((logits.argmax(-1) == targets).cpu())
 
     indices = batch.target_indices()
+    targets_per_row = 1 if batch.targets.ndim == 1 else batch.targets.shape[1]
     seen = 0
     if training_examples is not None:
         seen = int(torch.isin(fingerprints(batch.tokens), training_examples).sum())
@@ -98,8 +112,10 @@ def _evaluate_batch(
         losses=torch.cat(losses),
         correct=torch.cat(correct),
         positions=indices % batch.tokens.shape[-1],
+        sequences=indices // targets_per_row,
         distances=None if batch.distances is None else batch.distances.flatten()[indices],
         seen_in_training=seen,
+        references={},
     )
 
 
@@ -130,7 +146,37 @@ def _score(task: Task, length: int, examples: int, results: list[BatchResult]) -
         seen_in_training=sum(result.seen_in_training for result in results),
         by_distance=by_distance(correct, torch.cat(distances)) if distances else (),
         by_position=by_positions,
+        by_sequence=sums_of_sequences(task, results),
+        references=reference_scores(task, results),
     )
+
+
+def sums_of_sequences(task: Task, results: list[BatchResult]) -> SequenceSums:
+    """Sum correct answers, or nats to three decimals, over each sequence."""
+    totals: list[str] = []
+    counts: list[str] = []
+    for result in results:
+        sequences = result.sequences
+        counts += map(str, torch.bincount(sequences).tolist())
+        if task.score == "accuracy":
+            sums = torch.bincount(sequences, weights=result.correct.double())
+            totals += [str(int(total)) for total in sums.tolist()]
+        else:
+            sums = torch.bincount(sequences, weights=result.losses.double())
+            totals += [f"{total:.3f}" for total in sums.tolist()]
+    if len(set(counts)) == 1:
+        counts = counts[:1]
+    return SequenceSums(totals=" ".join(totals), counts=" ".join(counts))
+
+
+def reference_scores(task: Task, results: list[BatchResult]) -> dict[str, float | None]:
+    """Return the score of each of the task's references, in the task's unit."""
+    scores: dict[str, float | None] = {}
+    for name in results[0].references:
+        values = torch.cat([result.references[name] for result in results]).double()
+        mean = values.mean().item()
+        scores[name] = mean if task.score == "accuracy" else mean / math.log(2)
+    return scores
 
 
 def half_octaves(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ A run can be stopped after any step, and resumes as if it had never been stopped
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -34,10 +35,11 @@ from lookback.benchmarks.measure.step import (
 )
 from lookback.benchmarks.record import CurvePoint, LearnCell, LearnNumbers, Reached, Trial
 from lookback.models.model import SequenceModel, parameter_count
-from lookback.tasks.task import Batch, Task
+from lookback.tasks.task import Batch, Task, draw_from, get_task, seeded_generator
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints
 SAVING_SHARE = 0.1  # most of the time that checkpoints may take, on average
+GROWING = 0.6  # part of training in which lengths grow
 GOALS = (0.9, 0.99)  # accuracies whose training cost is recorded
 
 
@@ -62,13 +64,13 @@ class Run(NamedTuple):
         return None if self.state.failure else self.state.curve[-1]["validation"]
 
     def is_better(self, other: Run | None, task: Task) -> bool:
-        """Whether the last validation is better, or equal after fewer steps."""
+        """Whether the last validation is better."""
         if self.validation is None:
             return False
         if other is None or other.validation is None:
             return True
         if self.validation == other.validation:
-            return self.state.step < other.state.step
+            return False
         is_higher = self.validation > other.validation
         return is_higher if task.score == "accuracy" else not is_higher
 
@@ -78,8 +80,8 @@ def learn(
 ) -> LearnNumbers:
     """Train the cell's model at every learning rate, and test the best one at every test length.
 
-    All rates start from the same weights and train on the same batches. The best is the one with
-    the best last validation and, among equals, with the fewest steps.
+    All rates start from the same weights and train on the same batches, to the end. The best is the
+    one with the best last validation and, among equals, the first.
 
     Args:
         folder: where checkpoints are kept while the cell is not finished.
@@ -116,12 +118,21 @@ def learn(
     state = best.state
     began = time.perf_counter()
     tests = []
-    for length in cell.test_lengths or (cell.length,):
-        tests.append(evaluate(model, cell, task, "test", length, cell.test_examples, state.seen))
+    for options in cell.test_options or ({},):
+        test_task = get_task(task.name, {**task.options, **options}) if options else task
+        for length in cell.test_lengths or (cell.length,):
+            test = evaluate(model, cell, test_task, "test", length, cell.test_examples, state.seen)
+            tests.append(test.model_copy(update={"options": options}))
     testing_seconds = time.perf_counter() - began
+    batches_trained = [batch_at(cell, task, step) for step in range(state.step)]
+    tokens = [size * length * task.sequences_per_example for size, length in batches_trained]
+    full = [length == cell.length for _, length in batches_trained]
     return LearnNumbers(
         parameters=parameter_count(model),
         steps=state.step,
+        tokens_trained=sum(tokens),
+        tokens_at_full_length=sum(itertools.compress(tokens, full)),
+        longest_trained=max(length for _, length in batches_trained),
         seconds=state.seconds,
         waiting=state.waiting,
         evaluating=state.evaluating + testing_seconds,
@@ -219,7 +230,7 @@ def validate(model: SequenceModel, state: State, cell: LearnCell, task: Task) ->
     """Add a point to the curve, and decide whether training is finished.
 
     The point holds the mean training loss since the last one and a validation score. Training is
-    finished after the last step, when the target score is reached, or when a loss is not finite.
+    finished after the last step, or when a loss is not finite.
     """
     loss = float(state.loss_sum) / state.loss_count
     state.loss_sum = 0.0
@@ -241,11 +252,7 @@ def validate(model: SequenceModel, state: State, cell: LearnCell, task: Task) ->
             }
         )
 
-    target = cell.target_score
-    is_solved = False
-    if target is not None and score is not None:
-        is_solved = score >= target if task.score == "accuracy" else score <= target
-    state.finished = bool(state.failure) or is_solved or state.step >= cell.steps
+    state.finished = bool(state.failure) or state.step >= cell.steps
 
 
 def batches(cell: LearnCell, task: Task, first: int) -> Iterator[tuple[Batch, Tensor]]:
@@ -255,7 +262,7 @@ def batches(cell: LearnCell, task: Task, first: int) -> Iterator[tuple[Batch, Te
     """
 
     def make(index: int) -> tuple[Batch, Tensor]:
-        batch = task.batch("train", cell.seed, index, cell.batch_size, length_at(cell, task, index))
+        batch = task.batch("train", cell.seed, index, *batch_at(cell, task, index))
         return batch, fingerprints(batch.tokens)
 
     with ThreadPoolExecutor(1) as pool:
@@ -267,17 +274,24 @@ def batches(cell: LearnCell, task: Task, first: int) -> Iterator[tuple[Batch, Te
             yield batch
 
 
-def length_at(cell: LearnCell, task: Task, step: int) -> int:
-    """Return the length of the sequences of a training step, in tokens.
+def batch_at(cell: LearnCell, task: Task, step: int) -> tuple[int, int]:
+    """Return the sequences of a training step, and their length in tokens.
 
-    With `start_length`, it grows linearly over the first half of the steps, in multiples that the
-    task has sequences of.
+    With `start_length`, lengths grow geometrically over the first GROWING part of the steps, or are
+    drawn evenly on a logarithmic scale; in multiples that the task has sequences of. Every batch
+    has about as many tokens.
     """
     if cell.start_length is None:
-        return cell.length
-    share = min(1.0, 2 * step / cell.steps)
-    growth = int((cell.length - cell.start_length) * share)
-    return cell.start_length + growth // task.multiple * task.multiple
+        return cell.batch_size, cell.length
+    if cell.lengths == "draw":
+        generator = seeded_generator(["length", cell.seed, step])
+        length = int(draw_from(cell.start_length, cell.length, generator))
+    else:
+        share = min(1.0, step / (GROWING * cell.steps))
+        length = round(cell.start_length * (cell.length / cell.start_length) ** share)
+    growth = (length - cell.start_length) // task.multiple * task.multiple
+    length = cell.start_length + growth
+    return max(1, cell.batch_size * cell.length // length), length
 
 
 def goals_reached(state: State, cell: LearnCell, task: Task) -> tuple[Reached, ...]:
@@ -290,13 +304,14 @@ def goals_reached(state: State, cell: LearnCell, task: Task) -> tuple[Reached, .
         point = next((point for point in state.curve if point["validation"] >= goal), None)
         if point is None:
             continue
-        positions = sum(length_at(cell, task, step) for step in range(point["step"]))
+        batches_trained = [batch_at(cell, task, step) for step in range(point["step"])]
+        tokens = sum(size * length for size, length in batches_trained)
         reached.append(
             Reached(
                 score=goal,
                 step=point["step"],
                 seconds=point["seconds"],
-                tokens=cell.batch_size * task.sequences_per_example * positions,
+                tokens=tokens * task.sequences_per_example,
                 joules=point["joules"],
             )
         )

@@ -47,7 +47,6 @@ IRRELEVANT = (
     "weight_decay",
     "warmup",
     "time_limit",
-    "target_score",
     "reach",
     "compile",
     "deterministic",
@@ -114,10 +113,8 @@ def training_steps(cell: AnyCell) -> float:
     if cell.kind == "cost":
         return cell.repeats + CPU_WARMUP + 1
 
-    steps = float(cell.steps * max(1, len(cell.learning_rates)))
-    if cell.start_length is not None:
-        steps *= 0.75 + 0.25 * cell.start_length / cell.length  # mean length of the curriculum
-    return steps
+    # Shorter sequences in training come in larger batches.
+    return float(cell.steps * max(1, len(cell.learning_rates)))
 
 
 def _evaluated_sequences(cell: AnyCell) -> float:
@@ -127,6 +124,7 @@ def _evaluated_sequences(cell: AnyCell) -> float:
 
     validations = max(1, len(cell.learning_rates)) * cell.validations
     test_tokens = cell.test_examples * sum(cell.test_lengths or (cell.length,))
+    test_tokens *= max(1, len(cell.test_options))
     return validations * cell.validation_examples + test_tokens / cell.length
 
 

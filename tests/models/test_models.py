@@ -39,6 +39,12 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
     *((name, {}) for name in model_names()),
     *(("rrwkv", options) for options in RRWKV_OPTIONS),
     ("transformer", {"heads": 1}),
+    ("transformer", {"positions": "none"}),
+    ("transformer", {"positions": "alibi"}),
+    ("transformer", {"positions": "absolute"}),
+    ("transformer", {"short_conv": True}),
+    ("transformer", {"window": 30, "short_conv": True}),
+    ("transformer", {"window": 5}),
 ]
 
 
@@ -127,10 +133,35 @@ def test_every_parameter_has_a_gradient(name: str, options: dict[str, object]) -
 def test_reach_is_the_whole_past(name: str, options: dict[str, object]) -> None:
     """The first token changes the last output."""
     model = randomised(name, **options)
-    sequences = tokens(length=40)
+    sequences = tokens(length=9 if "window" in options else 40)
     changed = sequences.clone()
     changed[:, 0] = (changed[:, 0] + 1) % VOCABULARY
     assert (model(sequences)[:, -1] - model(changed)[:, -1]).abs().max() > 0
+
+
+@pytest.mark.parametrize(("window", "depth"), [(1, 2), (4, 1), (4, 2), (7, 3)])
+def test_a_window_reaches_as_far_as_it_says(window: int, depth: int) -> None:
+    """The last output depends on depth x (window - 1) positions before it, and on no others."""
+    torch.manual_seed(0)
+    blocks = [TransformerBlock(WIDTH, 0, depth, window=window).double() for _ in range(depth)]
+    x = torch.randn(1, 40, WIDTH, dtype=torch.float64, requires_grad=True)
+    y = x
+    for block in blocks:
+        y = block(y)
+    (gradient,) = torch.autograd.grad(y[0, -1].sum(), x)
+    reached = gradient[0].abs().amax(-1) > 0
+    assert reached.nonzero()[0].item() == 39 - depth * (window - 1)
+    assert reached[39 - depth * (window - 1) :].all()
+
+
+@torch.no_grad()
+def test_a_window_bounds_the_cache() -> None:
+    block = TransformerBlock(WIDTH, 0, 1, window=5)
+    sizes = []
+    for length in (3, 5, 50):
+        _, state = block.prefill(torch.randn(2, length, WIDTH))
+        sizes.append(state_bytes(state))
+    assert sizes[0] < sizes[1] == sizes[2] == 2 * 2 * 5 * WIDTH * 4
 
 
 @pytest.mark.parametrize(

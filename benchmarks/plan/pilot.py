@@ -1,0 +1,180 @@
+"""Pilots: the learning rate of each model, and whether a suite's task tells models apart.
+
+A pilot trains every model of a suite at several rates, with a part of the tokens and a seed that
+does not count. Its cells and records are like any other; its suite is called SUITE-pilot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+
+from lookback.benchmarks.record import AnyCell, LearnCell, Record, make_cell
+from lookback.benchmarks.run.runner import Runner
+from lookback.benchmarks.suite import Pilot, Suite
+
+EXTENSIONS = 3  # rates that are added beyond each end of the grid, at most
+MARGIN = 0.1  # above the sighted floor: the gate's lower end
+CEILING = 0.95  # its upper end
+MODELS = 2  # that must lie between them
+
+Group = str  # JSON of what the cells of one curve of score against rate share
+
+
+def pilot_suite(suite: Suite) -> Suite:
+    """Return the pilot of a suite: one cell for each distinct learning cell and rate.
+
+    Raises ValueError if the suite has no `pilot`.
+    """
+    pilot = suite.pilot
+    if pilot is None:
+        raise ValueError(f"suite {suite.name!r} has no table [pilot]: expected the rates to try")
+    cells: list[LearnCell] = []
+    for cell in suite.cells:
+        if cell.kind == "learn":
+            cells += [pilot_cell(cell, pilot, rate) for rate in pilot.learning_rates]
+    return dataclasses.replace(suite, name=f"{suite.name}-pilot", cells=tuple(dict.fromkeys(cells)))
+
+
+def pilot_cell(cell: LearnCell, pilot: Pilot, rate: float) -> LearnCell:
+    """Return a cell as the pilot trains it: with its seed, its part of the tokens, and one rate."""
+    fields = cell.model_dump()
+    if cell.tokens is None:
+        fields["steps"] = max(1, round(pilot.share * cell.steps))
+    else:
+        fields["tokens"] = max(1, round(pilot.share * cell.tokens))
+    fields["test_lengths"] = [length for length in cell.test_lengths if length <= cell.length]
+    fields |= {"seed": pilot.seed, "learning_rate": rate, "learning_rates": ()}
+    made = make_cell(fields)
+    assert made.kind == "learn"
+    return made
+
+
+def run_pilot(runner: Runner) -> int:
+    """Measure a pilot, with more rates where the best is at an end of its grid; the exit code."""
+    while True:
+        code = runner.run()
+        added = tuple(beyond_the_grid(learned(runner)))
+        if code or not added:
+            return code
+        cells = (*runner.suite.cells, *added)
+        runner.suite = dataclasses.replace(runner.suite, cells=cells)
+        for cell in added:
+            source = next(other for other in runner.options if is_same_curve(other, cell))
+            runner.options = {**runner.options, cell: runner.options[source]}
+            runner.code = {**runner.code, cell: runner.code[source]}
+
+
+def learned(runner: Runner) -> dict[Group, list[Record]]:
+    """Return the records of a pilot in groups that differ in their rate alone, sorted by rate."""
+    groups: dict[Group, list[Record]] = {}
+    for cell in runner.suite.cells:
+        record = runner.recorded(cell)
+        if record is not None and cell.kind == "learn":
+            groups.setdefault(group_of(cell), []).append(record)
+    for records in groups.values():
+        records.sort(key=rate_of)
+    return groups
+
+
+def group_of(cell: LearnCell) -> Group:
+    """Return what the cells of one curve share: everything but the rate."""
+    fields = cell.model_dump(mode="json", exclude={"learning_rate"})
+    return json.dumps(fields, sort_keys=True)
+
+
+def is_same_curve(a: AnyCell, b: LearnCell) -> bool:
+    """Return whether two cells differ in their rate at most."""
+    return a.kind == "learn" and group_of(a) == group_of(b)
+
+
+def rate_of(record: Record) -> float:
+    """Return the learning rate of a pilot's record."""
+    assert record.cell.kind == "learn"
+    return record.cell.learning_rate
+
+
+def best_of(records: Sequence[Record]) -> Record:
+    """Return the record with the best validation; a rate at which training failed is the worst."""
+
+    def quality(record: Record) -> float:
+        numbers, task = record.outcome.learn, record.outcome.task
+        if numbers is None or task is None or numbers.validation is None:
+            return float("-inf")
+        score = numbers.validation.score
+        if score is None:
+            return float("-inf")
+        return score if task.score == "accuracy" else -score
+
+    return max(records, key=quality)
+
+
+def beyond_the_grid(groups: dict[Group, list[Record]]) -> Iterator[LearnCell]:
+    """Yield a cell at the next rate for each group whose best rate is the first or the last."""
+    for records in groups.values():
+        rates = [rate_of(record) for record in records]
+        best = best_of(records)
+        numbers = best.outcome.learn
+        if len(rates) < 2 or numbers is None:
+            continue
+        if best is records[-1] and rates[-1] / rates[0] < 1e6:
+            rate = rates[-1] * rates[-1] / rates[-2]
+        elif best is records[0]:
+            rate = rates[0] * rates[0] / rates[1]
+        else:
+            continue
+        if is_worth_more(records):
+            assert best.cell.kind == "learn"
+            yield best.cell.model_copy(update={"learning_rate": float(f"{rate:.3g}")})
+
+
+def is_worth_more(records: Sequence[Record]) -> bool:
+    """Return whether a curve may be extended: not beyond its end often, nor where all are equal."""
+    scores = {
+        record.outcome.learn.validation.score
+        for record in records
+        if record.outcome.learn and record.outcome.learn.validation
+    }
+    return len(scores) > 1 and len(records) < 5 + 2 * EXTENSIONS
+
+
+def findings(runner: Runner) -> Iterator[str]:
+    """Yield the rate of each model as a line of the suite's file, and whether each gate is open."""
+    tasks: dict[str, list[Record]] = {}
+    for records in learned(runner).values():
+        best = best_of(records)
+        cell = best.cell
+        assert cell.kind == "learn"
+        place = f"{cell.task} {options_text(cell.task_options)} @{cell.length}".replace("  ", " ")
+        tasks.setdefault(f"{place}, width {cell.width}, depth {cell.depth}", []).append(best)
+
+    for place, bests in tasks.items():
+        yield f"{place}:"
+        between = 0
+        for best in bests:
+            score, floor = score_and_floor(best)
+            model = f"{best.cell.model} {options_text(best.cell.model_options)}".strip()
+            told = "failed" if score is None else f"{score:.3f}"
+            yield f"  {model}: learning_rate = {rate_of(best):g}, {told}, floor {floor:.3f}"
+            task = best.outcome.task
+            is_accuracy = task is not None and task.score == "accuracy"
+            between += is_accuracy and score is not None and floor + MARGIN <= score <= CEILING
+        state = "open" if between >= MODELS else "closed"
+        yield f"  gate {state}: {between} models between floor + {MARGIN:g} and {CEILING:g}"
+
+
+def options_text(options: dict[str, object]) -> str:
+    """Return options for people: `pairs 4, alphabet 8`."""
+    return ", ".join(f"{name} {value}" for name, value in options.items())
+
+
+def score_and_floor(record: Record) -> tuple[float | None, float]:
+    """Return the score at the training length, and the best answer there without a model."""
+    task, numbers = record.outcome.task, record.outcome.learn
+    if task is None or numbers is None:
+        return None, 0.0
+    test = max(numbers.tests, key=lambda test: test.length)
+    floors = [task.baseline_score, *(score for score in test.references.values() if score)]
+    floor = max(floors) if task.score == "accuracy" else min(floors)
+    return test.score, floor
