@@ -13,8 +13,8 @@ UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 .DEFAULT_GOAL := help
 .PHONY: help environment bench test test-slow test-gpu smoke lint format pictures cards report speed doctor clean \
     verify publish published reports-check \
-    recall copying tracking language ablation cost paper-zoology-mqar \
-    paper-rrwkv paper-rrwkv-reach paper-rwkv-lra paper-rwkv-enwik8
+    distance copying capacity tracking aggregation ladder language cost paper-zoology-mqar \
+    paper-rrwkv-reach paper-rwkv-lra paper-rwkv-enwik8
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## (.*)/  \1\t\2/' | expand -t 26
@@ -69,21 +69,19 @@ format: $(TOOLS) ## put files into the common format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# A suite a target: `make recall`, at the scale that SCALE names, on the GPU where there is one.
-recall: ## associative recall at several lengths, four models, three seeds, several learning rates
-copying: ## copying at several lengths
-tracking: ## parity (and permutations), trained short and asked long
-language: ## language modelling on bytes at two lengths
-ablation: ## the parts of RRWKV, each taken away or changed
+# A suite a target: `make distance`, at the scale that SCALE names, on the GPU where there is one.
+distance: ## retrieval by distance, from 1 to 4,095 tokens, beside a ruler of known range
+copying: ## selective copying at lengths never trained at
+capacity: ## how many pairs a state holds
+tracking: ## permutations and parity: states that every token changes
+aggregation: ## the majority of all that was read
+ladder: ## the rules of Long Range Arena at growing length, beside windows
+language: ## what context and verbatim memory save in real text
 cost: ## memory, throughput and state against length
 paper-zoology-mqar: ## Zoology's grid of MQAR (Arora et al. 2023)
-recall copying tracking language ablation cost paper-zoology-mqar: $(READY)
+distance copying capacity tracking aggregation ladder language cost paper-zoology-mqar: $(READY)
 	$(BIN)/lookback run $@ --scale $(SCALE)
 	@$(BIN)/lookback report $@ --scale $(SCALE)
-
-paper-rrwkv: ## does retrospection help, where, and what does it cost: the ablation's records and all others on one page
-	$(MAKE) ablation SCALE=$(SCALE)
-	@$(BIN)/lookback report rrwkv
 
 paper-rwkv-lra: $(READY) ## the RWKV paper's Long Range Arena table beside our runs (SCALE=smoke, small or paper)
 	@test $(SCALE) = smoke || $(BIN)/lookback prefetch pathfinder
@@ -123,7 +121,7 @@ speed: $(READY) ## measure operators, training steps and samplers beside their p
 	@$(BIN)/python -m lookback.benchmarks.speed.report
 
 .PHONY: gpu
-SUITES ?= cost recall copying tracking ablation language lra
+SUITES ?= cost distance copying capacity tracking aggregation language lra
 BUDGET ?= 604800
 gpu: SCALE = paper
 gpu: $(READY) ## run SUITES on the GPU for BUDGET seconds; the same command continues (docs/gpu.md)

@@ -29,7 +29,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from lookback.benchmarks.measure.__main__ import run_job
+from lookback.benchmarks.measure.job import run_job
 from lookback.benchmarks.record import Job
 from lookback.models.model import model_names
 from lookback.tasks.task import task_names

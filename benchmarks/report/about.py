@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from lookback.benchmarks.record import Record
+from lookback.benchmarks.record import LearnCell, Record
 from lookback.benchmarks.report.frames import APART, Labels, options, without_size
 from lookback.benchmarks.report.parts import Part
 from lookback.benchmarks.report.style import in_order
@@ -172,12 +172,20 @@ def trainings(records: Sequence[Record]) -> list[str]:
             f"{cell.steps:,} steps of {cell.batch_size} sequence{'s' if cell.batch_size > 1 else ''}",
             f"learning rate {rates}, {cell.warmup} steps of warm-up", f"weight decay {cell.weight_decay:g}",
             f"dropout {cell.dropout:g}" if cell.dropout else "",
-            f"lengths growing from {cell.start_length} over the first half" if cell.start_length else "",
-            f"ended where validation was {cell.target_score:g}" if cell.target_score is not None else "",
+            _lengths(cell),
         ]  # fmt: skip
         said = f"at {cell.length:,}: {', '.join(filter(None, words))}"
         tasks.setdefault(labels.task(cell), []).append(said)
     return [f"{task} {_more_than_one(dict.fromkeys(said))}" for task, said in tasks.items()]
+
+
+def _lengths(cell: LearnCell) -> str:
+    """How long the sequences in training are, where not all are of one length."""
+    if not cell.start_length:
+        return ""
+    if cell.lengths == "draw":
+        return f"lengths drawn from {cell.start_length} up"
+    return f"lengths growing from {cell.start_length} over the first 60 %"
 
 
 def _more_than_one(said: Iterable[str]) -> str:

@@ -94,7 +94,7 @@ CLAIMS = (
           "token by token by the same trained model, over the largest logit, in float32; shown is the largest of all "
           "runs and, where other numbers have an interval, from the smallest to it. Tests compare the operator with "
           "its definition in float64 besides (`tests/models/test_wkv.py`).",
-          parallel_recurrent_difference("rwkv", ROUNDING), f"every difference {ROUNDING}", "make language recall"),
+          parallel_recurrent_difference("rwkv", ROUNDING), f"every difference {ROUNDING}", "make language distance"),
     Claim("RWKV generates each token in constant time and memory", f"{RWKV}, abstract and figure of generation",
           "A token costs the same wherever it stands, and what is kept does not grow.",
           "Exponents of a decoded token's time after a context, of the time of tokens generated one by one, and of "
@@ -128,7 +128,7 @@ CLAIMS = (
           "The Transformer's accuracy in the farther half of the distances asked, and its effective range, less "
           "RWKV's, paired by seed, tested at the length of training.",
           looks_back("transformer", "rwkv", context=False), f"a difference {POSITIVE}, and none below",
-          "make copying recall", every=False),
+          "make distance", every=False),
     Claim("RRWKV looks farther back than RWKV", f"{RRWKV}, abstract",
           "RWKV cannot look back, and RRWKV's mediums let it.",
           "RRWKV less RWKV, paired by seed, tested at the length of training: accuracy in the farther half of the "
@@ -138,7 +138,7 @@ CLAIMS = (
           "can arrive, not what is made of it. Of RRWKV all variants with all of its parts count, whatever their "
           "interval.",
           looks_back("rrwkv", "rwkv"), f"a difference {POSITIVE}, and none below",
-          "make copying recall language ablation paper-rrwkv-reach", every=False),
+          "make distance language paper-rrwkv-reach", every=False),
     Claim("RRWKV's costs grow as RWKV's do", f"{RRWKV}, abstract",
           "Memory and computation stay efficient: linear in training, constant for each token.",
           "Exponents of a training step's time and memory, of a decoded token's time, and of the bytes of state.",

@@ -33,7 +33,7 @@ from pathlib import Path
 import pandas as pd
 
 from lookback.benchmarks.record import Phase, Record, Score
-from lookback.benchmarks.report.frames import Labels, measurement, protocol_of
+from lookback.benchmarks.report.frames import Labels, measurement, options, protocol_of
 from lookback.benchmarks.report.statistics import t_interval, wilson_interval
 from lookback.benchmarks.report.tables import plain
 from lookback.benchmarks.storage import read_records
@@ -340,12 +340,12 @@ def _apart(a: float, b: float) -> float:
 def _scores(group: Sequence[Pair], labels: dict[str, Labels]) -> list[Row]:
     """A row a test length, of pairs that differ in nothing but the seed."""
     name, rows = _name(group[0], labels, seed=len(group) == 1), []
-    tests: dict[int, list[tuple[Score, Score]]] = {}
+    tests: dict[str, list[tuple[Score, Score]]] = {}
     for a, b in group:
-        theirs = {test.length: test for test in (b.outcome.learn.tests if b.outcome.learn else ())}
+        theirs = {_test_name(test): test for test in (b.outcome.learn.tests if b.outcome.learn else ())}
         for test in a.outcome.learn.tests if a.outcome.learn else ():
-            if test.length in theirs:
-                tests.setdefault(test.length, []).append((test, theirs[test.length]))
+            if _test_name(test) in theirs:
+                tests.setdefault(_test_name(test), []).append((test, theirs[_test_name(test)]))
     units = {record.outcome.task.score for pair in group for record in pair if record.outcome.task}
     unit = units.pop() if len(units) == 1 else "score"
     for length, pairs in tests.items():
@@ -357,7 +357,11 @@ def _scores(group: Sequence[Pair], labels: dict[str, Labels]) -> list[Row]:
     return rows
 
 
-def _score(name: str, unit: str, length: int, pairs: Sequence[tuple[Score, Score]]) -> Row:
+def _test_name(test: Score) -> str:
+    return f"{test.length} {options(test.options)}".strip()
+
+
+def _score(name: str, unit: str, length: str, pairs: Sequence[tuple[Score, Score]]) -> Row:
     a, b = ([float(pair[end].score or 0) for pair in pairs] for end in (0, 1))
     differences = [y - x for x, y in zip(a, b, strict=True)]
     mean = math.fsum(differences) / len(pairs)

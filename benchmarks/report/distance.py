@@ -36,11 +36,11 @@ def parts(records: Sequence[Record]) -> list[Part]:
              "score-by-distance", curves(distances), distances),
         Part("Accuracy by distance and length",
              "Distance downwards, test length to the right, seeds pooled; hatched where nothing was asked. The scale "
-             "begins at the constant answer, and what is worse has its colour.",
+             "begins at the sighted floor, and what is worse has its colour.",
              "distance-by-length", heatmaps(distances)),
         Part("Effective range",
              "The longest distance up to which accuracy, at it and everywhere nearer, stays above half of what lies "
-             f"between the constant answer and one. Of each seed; bins of under {ENOUGH} answers are pooled with "
+             f"between the sighted floor and one. Of each seed; bins of under {ENOUGH} answers are pooled with "
              "those behind them, and the range is the far end of the last one that passes: it is known to half an "
              "octave. ≥: it ends where the distances asked end. Shown is the median over seeds (of two in the middle "
              "the shorter); no t interval, since ranges that end at zero or with the test are far from normal. The "
@@ -207,9 +207,9 @@ def ranges(records: Sequence[Record]) -> pd.DataFrame:
     for record in records:
         for test in record.outcome.learn.tests if record.outcome.learn else ():
             assert record.outcome.task
-            found = effective_range(test, record.outcome.task.baseline_score) if len(test.by_distance) > 1 else None
+            found = effective_range(test, frames.sighted_floor(record, test)) if len(test.by_distance) > 1 else None
             if found:
-                fields = frames.run_fields(record, labels)
+                fields = frames.fields_of_test(record, test, labels)
                 rows.append({**fields, "test_length": test.length, **found._asdict(), "learned": _learned(record)})
     return pd.DataFrame(rows)
 
@@ -219,7 +219,9 @@ def _learned(record: Record) -> bool:
     learned, task = record.outcome.learn, record.outcome.task
     assert learned and task
     at_home = next((test for test in learned.tests if test.length == record.cell.length), learned.validation)
-    return bool(at_home and at_home.score is not None and at_home.score > halfway(task.baseline_score))
+    if at_home is None or at_home.score is None:
+        return False
+    return at_home.score > halfway(frames.sighted_floor(record, at_home))
 
 
 def median_range(rows: pd.DataFrame) -> str:

@@ -297,7 +297,7 @@ def _tests(records: Sequence[Record]) -> Iterator[tuple[Record, Any, dict[str, A
     for record in records:
         for test in record.outcome.learn.tests if record.outcome.learn else ():
             if test.length == record.cell.length:
-                yield record, test, {**frames.run_fields(record, labels), "test_length": test.length}
+                yield record, test, {**frames.fields_of_test(record, test, labels), "test_length": test.length}
 
 
 def far(records: Sequence[Record]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from lookback.benchmarks.report.style import few, in_order, looks
 
-CONSTANT: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 2)), "linewidth": 1.2, "label": "constant answer"}
+CONSTANT: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 2)), "linewidth": 1.2, "label": "sighted floor"}
 FEW_MODELS = 5  # up to so many, seeds can be told apart in a figure
 SHADES = "YlGnBu"  # from light to dark throughout, so that it is also read in grey
 
@@ -57,7 +57,7 @@ def score_axis(axes: Axes, unit: str) -> None:
 
 
 def quality(values: pd.DataFrame, constant: float, best: float) -> pd.DataFrame:
-    """0 for the constant answer and whatever is worse, 1 for the best there can be; for either direction of a score."""
+    """0 for the sighted floor and whatever is worse, 1 for the best there can be; for either direction of a score."""
     reach = best - constant
     return ((values - constant) / reach if reach else values * 0).clip(0, 1)
 
@@ -93,5 +93,5 @@ def shade_bar(figure: Figure, axes: Sequence[Axes], best: str) -> None:
     bar = figure.colorbar(
         scale, ax=list(axes), orientation="horizontal", fraction=0.05, shrink=0.5, aspect=30, pad=0.02
     )
-    bar.set_ticks([0, 0.5, 1], labels=["constant answer", "half-way", best], fontsize=7)
+    bar.set_ticks([0, 0.5, 1], labels=["sighted floor", "half-way", best], fontsize=7)
     bar.outline.set_visible(False)

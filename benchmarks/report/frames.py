@@ -117,8 +117,24 @@ def scores(records: Sequence[Record]) -> pd.DataFrame:
     labels, rows = Labels.of(records), []
     for record in records:
         if record.outcome.learn:
-            rows += [{**run_fields(record, labels), **_score(test)} for test in record.outcome.learn.tests]
+            rows += [{**fields_of_test(record, test, labels), **_score(test)} for test in record.outcome.learn.tests]
     return pd.DataFrame(rows)
+
+
+def fields_of_test(record: Record, test: Score, labels: Labels) -> dict[str, Any]:
+    """Columns that tell what run and what test a row is of; tests with other options are tasks of their own."""
+    fields = run_fields(record, labels)
+    if test.options:
+        fields["task"] += f" tested with {options(test.options)}"
+    return {**fields, "constant": sighted_floor(record, test)}
+
+
+def sighted_floor(record: Record, test: Score) -> float:
+    """The best score on a test without a model: of a constant answer, and of the task's references."""
+    task = record.outcome.task
+    assert task
+    known = [task.baseline_score, *(score for score in test.references.values() if score is not None)]
+    return max(known) if task.score == "accuracy" else min(known)
 
 
 def distances(records: Sequence[Record]) -> pd.DataFrame:
@@ -135,7 +151,7 @@ def positions(records: Sequence[Record]) -> pd.DataFrame:
 def _bins(records: Sequence[Record], name: str) -> pd.DataFrame:
     labels = Labels.of(records)
     return pd.DataFrame([
-        {**run_fields(record, labels), "test_length": test.length, **part.model_dump()}
+        {**fields_of_test(record, test, labels), "test_length": test.length, **part.model_dump()}
         for record in records if record.outcome.learn
         for test in record.outcome.learn.tests
         for part in getattr(test, name)

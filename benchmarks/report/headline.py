@@ -40,7 +40,7 @@ def of_scores(records: Sequence[Record]) -> list[str]:
 
 
 def ranking(means: pd.DataFrame, scores: pd.DataFrame) -> str:
-    """The best model with its interval, those behind it, the constant answer, and what cannot be told from it.
+    """The best model with its interval, those behind it, the sighted floor, and what cannot be told from it.
 
     That is by differences paired by seed, where there are several, and by intervals of one seed's answers otherwise.
     """
@@ -51,7 +51,7 @@ def ranking(means: pd.DataFrame, scores: pd.DataFrame) -> str:
     words = [f"{best['model']} {best['mean']:.2f}{f' ({interval})' if interval else ''}"]
     words += [f"{row['model']} {row['mean']:.2f}" for row in named]
     words += [f"{len(rest)} more down to {rest[-1]['mean']:.2f}"] if rest else []
-    text = f"{', '.join(words)}; a constant answer {constant:.2f} ({unit})."
+    text = f"{', '.join(words)}; the sighted floor {constant:.2f} ({unit})."
     if unit == "accuracy" and best["mean"] < halfway(constant):
         return f"{text} None learned it, which would take {halfway(constant):.2f}."
     alike = [row["model"] for row in others if _alike(best, row, scores)]

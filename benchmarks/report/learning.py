@@ -33,7 +33,7 @@ def parts(records: Sequence[Record]) -> list[Part]:
              "score-by-length", score_by_length(scores), scores),
         Part("Scores",
              "Means over seeds. Where seeds either learn a task or do not, a mean is of neither: learned counts those "
-             f"above half of what lies between the constant answer and one, solved those of {SOLVED} and more; seeds "
+             f"above half of what lies between the sighted floor and one, solved those of {SOLVED} and more; seeds "
              "whose training failed count as not learned.",
              table=score_table(scores, frames.failures(records))),
         Part("Differences, paired by seed",
@@ -92,7 +92,7 @@ def score_table(scores: pd.DataFrame, failed: frames.Failures | None = None) -> 
             "task": keys[0], "trained at": keys[1], "tested at": keys[2], "model": keys[3],
             "direction": group["direction"].iloc[0], "pooling": group["pooling"].iloc[0],
             "score": decimal(mean["mean"]), "95 % interval": bounds(mean["low"], mean["high"]),
-            "constant answer": f"{mean['constant']:.3f}", "unit": mean["score_unit"],
+            "sighted floor": f"{mean['constant']:.3f}", "unit": mean["score_unit"],
             "seeds": f"{mean['seeds']}{f' ({lost} failed)' if lost else ''}", **learned(group, lost),
             "answers a seed": group["count"].iloc[0],
             "seen in training": f"{group['seen_in_training'].sum()} of {group['examples'].sum()}",

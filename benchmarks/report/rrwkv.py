@@ -462,7 +462,7 @@ def make_answer(records: Sequence[Record], folder: Path) -> Made:
     """Write the page; records must be of one machine, of any suites."""
     groups = by_suite(records)
     if not groups:
-        raise NothingToReportError(f"no suite has records of both {OURS} and {BASELINE}: run `ablation` first")
+        raise NothingToReportError(f"no suite has records of both {OURS} and {BASELINE}: run `distance` first")
     both = [record for found in groups.values() for record in found]
     rows, pairs, ratios = comparisons(groups), part_pairs(groups), cost_ratios(groups)
     found = [*parts(rows, pairs, ratios), *more_parts(groups)]

@@ -140,7 +140,7 @@ def _watchdog(process: CellProcess) -> subprocess.Popen[bytes]:
     """Start a shell that kills the cell's process group if this process is killed.
 
     The shell waits for the end of its input, which closes whenever this process ends. The kernel
-    ends the cell's own process with ours (see measure/__main__.py), but not what that has started.
+    ends the cell's own process with ours (see measure/job.py), but not what that has started.
     """
     script = "trap '' HUP INT TERM; read nothing; kill -s KILL -- -$1"
     return subprocess.Popen(

@@ -411,7 +411,7 @@ class Runner:
         if self.share < 1:
             facts["gpu_share"] = self.share
         if cell.device == "cuda":
-            facts["tf32"] = False  # see measure/__main__.py
+            facts["tf32"] = False  # see measure/job.py
 
         place = self.machine(cell)
         commit_id, uncommitted = commit()

@@ -18,7 +18,8 @@ from lookback.models.model import (
     state_bytes,
 )
 from lookback.models.rrwkv import RRWKVBlock
-from lookback.models.transformer import TransformerBlock
+from lookback.models.short_conv import TAPS, ShortConvolution
+from lookback.models.transformer import TransformerBlock, alibi_attention
 
 VOCABULARY, WIDTH, DEPTH = 11, 16, 2
 RRWKV_OPTIONS = [
@@ -152,6 +153,31 @@ def test_a_window_reaches_as_far_as_it_says(window: int, depth: int) -> None:
     reached = gradient[0].abs().amax(-1) > 0
     assert reached.nonzero()[0].item() == 39 - depth * (window - 1)
     assert reached[39 - depth * (window - 1) :].all()
+
+
+@torch.no_grad()
+def test_a_short_convolution_is_that_of_torch() -> None:
+    ours = ShortConvolution(WIDTH)
+    theirs = nn.Conv1d(WIDTH, WIDTH, TAPS, groups=WIDTH, bias=False, padding=TAPS - 1)
+    theirs.weight.copy_(ours.taps.T[:, None])
+    x = torch.randn(2, 20, WIDTH)
+    y, state = ours(x)
+    assert torch.allclose(y, theirs(x.mT)[:, :, :20].mT, atol=1e-6)
+    assert torch.equal(state, x[:, -3:])
+
+
+@torch.no_grad()
+def test_alibi_is_its_formula() -> None:
+    """Slopes of 8 heads as published: 1/2, 1/4, ..., 1/256; each query by itself."""
+    query, key, value = torch.randn(3, 2, 8, 11, 4, dtype=torch.float64)
+    mixed = alibi_attention(query, key, value)
+    for head in range(8):
+        for t in range(11):
+            scores = key[:, head, : t + 1] @ query[:, head, t, :, None] / 2  # sqrt(4)
+            distance = t - torch.arange(t + 1)
+            weights = (scores[..., 0] - distance / 2 ** (head + 1)).softmax(-1)
+            expected = (weights[..., None] * value[:, head, : t + 1]).sum(1)
+            assert torch.allclose(mixed[:, head, t], expected)
 
 
 @torch.no_grad()

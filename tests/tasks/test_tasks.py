@@ -26,7 +26,7 @@ BUDGET = 2**18  # tokens a batch
 # An image of Pathfinder takes some milliseconds, one of Path-X fifteen times as long.
 SLOW = ("pathfinder", "pathx")
 # The answer stands `distance` back.
-POINTING = ("copy", "selective_copy", "mqar", "recall", "needle")
+POINTING = ("copy", "selective_copy", "mqar", "recall", "needle", "induction")
 
 
 def some_length(task: Task) -> int:
@@ -204,9 +204,10 @@ def test_mqar_values_and_keys_come_without_replacement() -> None:
         assert stats.chisquare(counts.numpy()).pvalue > 1e-3
 
 
-def test_random_filler_changes_nothing_that_is_asked() -> None:
+def test_noise_changes_nothing_that_is_asked() -> None:
     plain, filled = (
-        get_task("mqar", {"random_filler": f}).batch("train", 0, 0, 8, 64) for f in (False, True)
+        get_task("mqar", {"filler": filler}).batch("train", 0, 0, 8, 64)
+        for filler in ("blank", "noise")
     )
     assert (plain.tokens == 0).any() and not (filled.tokens == 0).all(1).any()
     asked = filled.targets != IGNORE
@@ -259,7 +260,7 @@ def test_python_reads_files_of_its_split_alone() -> None:
         ("copy", {"symbol": 3}, "no option 'symbol': its options are alphabet, symbols"),
         ("recall", {"pairs": 99}, "1 <= pairs <= alphabet"),
         ("mqar", {"vocabulary": 7}, "even vocabulary"),
-        ("copy", {"symbols": 0}, "at least 1 symbol"),
+        ("copy", {"symbols": 0}, "symbols = 0: expected an integer from 1 to 1048576"),
     ],
 )
 def test_wrong_options_are_reported(name: str, options: dict[str, int], words: str) -> None:

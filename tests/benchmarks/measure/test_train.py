@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy import stats
 
 from lookback.benchmarks.measure import evaluate as evaluating
 from lookback.benchmarks.measure.evaluate import (
@@ -23,7 +24,13 @@ from lookback.benchmarks.measure.step import (
     make_optimizer,
     training_step,
 )
-from lookback.benchmarks.measure.train import InterruptedRunError, NotFiniteError, batches, learn
+from lookback.benchmarks.measure.train import (
+    InterruptedRunError,
+    NotFiniteError,
+    batch_at,
+    batches,
+    learn,
+)
 from lookback.benchmarks.record import LearnCell, LearnNumbers, make_cell
 from lookback.tasks.task import IGNORE, Batch, get_task
 
@@ -164,19 +171,16 @@ def test_a_sweep_without_a_finite_rate_is_not_finite(cell: LearnCell, tmp_path: 
         learned(cell.model_copy(update={"learning_rates": (1e29, 1e30), "warmup": 0}), tmp_path)
 
 
-def test_training_ends_at_the_target_score(
+def test_training_goes_on_to_the_end_and_says_when_it_reached_a_goal(
     swept: tuple[LearnCell, LearnNumbers], tmp_path: Path
 ) -> None:
     cell, _ = swept
     cell = cell.model_copy(
         update={"learning_rates": (), "learning_rate": 3e-3, "steps": 400, "validations": 40}
     )
-    whole = learned(cell, tmp_path / "whole")
-    early = learned(cell.model_copy(update={"target_score": 0.9}), tmp_path / "early")
+    whole = learned(cell, tmp_path)
     met = next(point for point in whole.curve if point.validation >= 0.9)
-    assert early.steps == met.step < whole.steps and untimed(
-        early.curve[-1].model_dump()
-    ) == untimed(met.model_dump())
+    assert met.step < whole.steps == 400
     assert whole.reached[0].step == met.step and whole.reached[0].tokens == met.step * 32 * 10
     assert [goal.score for goal in whole.reached] == [0.9, 0.99]
     assert whole.reached[0].seconds == met.seconds
@@ -184,6 +188,8 @@ def test_training_ends_at_the_target_score(
     assert whole.reached[1].step == next(
         point.step for point in whole.curve if point.validation >= 0.99
     )
+    assert whole.tokens_trained == whole.tokens_at_full_length == 400 * 32 * 10
+    assert whole.longest_trained == 10
 
 
 def test_batches_made_in_advance_are_those_of_the_task(cell: LearnCell) -> None:
@@ -197,14 +203,80 @@ def test_batches_made_in_advance_are_those_of_the_task(cell: LearnCell) -> None:
         )
 
 
-def test_lengths_grow_over_the_first_half(cell: LearnCell) -> None:
+def test_lengths_grow_at_a_constant_number_of_tokens(cell: LearnCell, tmp_path: Path) -> None:
+    """Geometrically over 60 % of training: after half of the growth, the geometric mean."""
     task = get_task("mqar", {"pairs": 2, "vocabulary": 32})
-    cell = cell.model_copy(update={"start_length": 12, "length": 32, "steps": 20})
-    lengths = [batch.tokens.shape[1] for batch, _ in batches(cell, task, 0)]
-    assert lengths[0] == 12 and lengths[5] == 22 and set(lengths[10:]) == {32}
+    cell = cell.model_copy(
+        update={"start_length": 8, "length": 128, "batch_size": 4, "steps": 100, "task": "mqar"}
+    )
+    shapes = [batch.tokens.shape for batch, _ in batches(cell, task, 0)]
+    lengths = [length for _, length in shapes]
+    assert lengths[0] == 8 and lengths[30] == 32 and set(lengths[60:]) == {128}
     assert lengths == sorted(lengths) and all(length % 2 == 0 for length in lengths)  # of mqar
+    assert all(4 * 128 - length < size * length <= 4 * 128 for size, length in shapes)
     with pytest.raises(ValueError, match="start_length 33: expected at most the length, 32"):
-        make_cell({**cell.model_dump(), "start_length": 33})
+        make_cell({**cell.model_dump(), "length": 32, "start_length": 33})
+
+
+def test_lengths_drawn_are_even_on_a_logarithmic_scale(cell: LearnCell) -> None:
+    task = get_task("copy")
+    cell = cell.model_copy(
+        update={
+            "start_length": 32,
+            "length": 512,
+            "lengths": "draw",
+            "batch_size": 4,
+            "steps": 2000,
+        }
+    )
+    lengths = torch.tensor([batch_at(cell, task, step)[1] for step in range(cell.steps)])
+    assert lengths.min() < 34 and lengths.max() > 500
+    octaves = (lengths.double() / 32).log2().floor().long().clamp(max=3)
+    assert stats.chisquare(torch.bincount(octaves).numpy()).pvalue > 1e-3
+    with pytest.raises(ValueError, match="expected start_length"):
+        make_cell({**cell.model_dump(), "start_length": None})
+
+
+def test_the_record_says_what_was_trained_at_full_length(cell: LearnCell, tmp_path: Path) -> None:
+    cell = cell.model_copy(update={"start_length": 20, "length": 40, "steps": 10, "validations": 1})
+    task = get_task(cell.task)
+    numbers = learned(cell, tmp_path)
+    shapes = [batch.tokens.shape for batch, _ in batches(cell, task, 0)]
+    assert numbers.tokens_trained == sum(shape.numel() for shape in shapes)
+    full = [shape for shape in shapes if shape[1] == 40]
+    assert numbers.tokens_at_full_length == sum(shape.numel() for shape in full)
+    assert len(full) == 4 and numbers.longest_trained == 40
+
+
+def test_tests_have_options_of_their_own(cell: LearnCell, tmp_path: Path) -> None:
+    """Each as if the cell had been tested with these alone; training has drawn from a range."""
+    fields = {
+        **cell.model_dump(),
+        "task": "recall",
+        "task_options": {"alphabet": 8, "pairs": {"low": 1, "high": 6}},
+        "test_options": [{"pairs": 2}, {"pairs": 6}],
+        "test_lengths": [24, 40],
+    }
+    numbers = learned(make_cell(fields), tmp_path / "both")
+    assert [(t.options, t.length) for t in numbers.tests] == [
+        ({"pairs": pairs}, length) for pairs in (2, 6) for length in (24, 40)
+    ]
+    assert [test.count for test in numbers.tests] == [80, 80, 240, 240]
+    alone = learned(make_cell({**fields, "test_options": [{"pairs": 6}]}), tmp_path / "one")
+    assert numbers.tests[2:] == alone.tests
+
+
+def test_sums_of_sequences_add_up(cell: LearnCell, tmp_path: Path) -> None:
+    for task, score in (("recall", "accuracy"), ("python", "bits per byte")):
+        numbers = learned(
+            cell.model_copy(update={"task": task, "test_lengths": (64,)}), tmp_path / task
+        )
+        (test,) = numbers.tests
+        totals = [float(total) for total in test.by_sequence.totals.split()]
+        assert len(totals) == test.examples == 40
+        assert int(test.by_sequence.counts) * 40 == test.count
+        total = test.correct if score == "accuracy" else test.loss * test.count
+        assert sum(totals) == pytest.approx(total, abs=0.001 * 40)
 
 
 def test_waiting_is_part_of_the_seconds(cell: LearnCell, tmp_path: Path) -> None:

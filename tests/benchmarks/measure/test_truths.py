@@ -22,7 +22,6 @@ FRAME: dict[str, Any] = {
     "learning_rate": 3e-3,
     "steps": 700,
     "validations": 20,
-    "target_score": 0.995,
 }
 MQAR = {
     "task": "mqar",
@@ -77,7 +76,6 @@ def test_every_model_knows_more_of_python_than_pairs_of_bytes_tell(
         batch_size=8,
         steps=400,
         validations=2,
-        target_score=None,
         test_examples=64,
     )
     assert scores(numbers)[256] < bigram_bits(get_task("python"), 256, 64) - 0.3

@@ -138,14 +138,8 @@ def test_the_suite_is_the_papers_setting():
 
 def test_the_small_scale_of_language_needs_no_network():
     cells = read_suite("language").cells
-    assert {cell.task for cell in cells} == {"python"} and {cell.length for cell in cells} == {
-        256,
-        1024,
-    }
-    for length in (256, 1024):
-        assert {c.test_lengths[-1] for c in cells if c.length == length} == {4 * length}
+    assert {cell.task for cell in cells} == {"python"}
     assert len({c.batch_size * c.length * c.steps for c in cells}) == 1  # every model reads as much
-    assert len({c.validation_examples * c.length for c in cells}) == 1
     assert {cell.task for cell in read_suite("language", "paper").cells} == {
         "python",
         "enwik8",

@@ -362,7 +362,7 @@ def test_the_headline_is_that_of_the_scores(cell: Cell) -> None:
     (line,) = of_scores(found)
     assert line == (
         "**copy**, trained at 24, asked at 40: lstm 0.96 (0.94 to 0.98), rwkv 0.16; "
-        "a constant answer 0.12 (accuracy)."
+        "the sighted floor 0.12 (accuracy)."
     )
     (line,) = of_scores(found[:3])
     assert "None learned it, which would take 0.56" in line
@@ -395,7 +395,7 @@ def test_fewer_bits_are_the_better_ones(cell: Cell) -> None:
     (line,) = of_scores(found)
     assert (
         line
-        == "**copy**, trained at 24: rwkv 2.25, lstm 3.50; a constant answer 4.50 (bits per byte)."
+        == "**copy**, trained at 24: rwkv 2.25, lstm 3.50; the sighted floor 4.50 (bits per byte)."
     )
 
 

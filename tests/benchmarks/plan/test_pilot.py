@@ -1,0 +1,101 @@
+"""A pilot finds each model's rate, goes on where the best is at an end, and judges the gate."""
+
+from pathlib import Path
+
+import pytest
+
+from lookback.benchmarks.plan.pilot import findings, pilot_suite, run_pilot
+from lookback.benchmarks.record import AnyCell, Outcome
+from lookback.benchmarks.run.runner import Runner
+from lookback.benchmarks.suite import Pilot, Suite
+from tests.processes import tiny
+from tests.records import FACTS, score
+
+RATES = (1e-3, 3e-3, 1e-2)
+
+
+def suite(*cells: AnyCell) -> Suite:
+    return Suite("mine", "", cells, pilot=Pilot(learning_rates=RATES))
+
+
+def test_a_pilot_has_a_cell_for_each_model_and_rate() -> None:
+    cells = [
+        tiny(model, seed=seed, tokens=4800, learning_rate=2e-3, test_lengths=[24, 96])
+        for model in ("rwkv", "lstm")
+        for seed in range(3)
+    ]
+    pilot = pilot_suite(suite(*cells))
+    assert pilot.name == "mine-pilot" and len(pilot.cells) == 2 * len(RATES)
+    assert {cell.seed for cell in pilot.cells} == {100}
+    assert {cell.tokens for cell in pilot.cells} == {1200}
+    assert {cell.test_lengths for cell in pilot.cells} == {(24,)}
+    with pytest.raises(ValueError, match=r"no table \[pilot\]"):
+        pilot_suite(Suite("mine", "", tuple(cells)))
+
+
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, quality: dict[str, dict[float, int]]):
+    """Run a pilot in which models score as said, of 100, at each rate, and fail at others."""
+
+    def measure(self: Runner, cell: AnyCell, *rest: object) -> Outcome:
+        correct = quality[cell.model].get(cell.learning_rate)
+        if correct is None:
+            return Outcome(status="nan", message="the loss is nan", task=FACTS)
+        learned = score(24, correct)
+        from tests.records import learn_record
+
+        numbers = learn_record(cell).outcome.learn.model_copy(
+            update={"validation": learned, "tests": (learned,)}
+        )
+        return Outcome(status="ok", task=FACTS, learn=numbers)
+
+    monkeypatch.setattr(Runner, "_in_own_process", measure)
+    cells = tuple(tiny(model) for model in quality)
+    pilot = pilot_suite(suite(*cells))
+    from lookback.benchmarks.record import Code, ResolvedOptions
+
+    runner = Runner(
+        folder,
+        pilot,
+        options={cell: ResolvedOptions() for cell in pilot.cells},
+        code={cell: Code(plugins={}, sources={}, suite="") for cell in pilot.cells},
+    )
+    assert run_pilot(runner) == 0
+    return runner
+
+
+def test_the_grid_is_extended_until_the_best_rate_is_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above for one model, below for the other; a rate that fails counts as the worst."""
+    quality = {
+        "rwkv": {1e-3: 30, 3e-3: 50, 1e-2: 70, 0.0333: 80},
+        "lstm": {0.000111: 40, 0.000333: 60, 1e-3: 55, 3e-3: 20, 1e-2: 10},
+    }
+    runner = run(tmp_path, monkeypatch, quality)
+    rates: dict[str, list[float]] = {"rwkv": [], "lstm": []}
+    for cell in runner.suite.cells:
+        rates[cell.model].append(cell.learning_rate)
+    assert sorted(rates["rwkv"]) == [1e-3, 3e-3, 1e-2, 0.0333, 0.111]
+    assert sorted(rates["lstm"]) == [0.000111, 0.000333, 1e-3, 3e-3, 1e-2]
+    lines = list(findings(runner))
+    assert "  rwkv: learning_rate = 0.0333, 0.800, floor 0.125" in lines
+    assert "  lstm: learning_rate = 0.000333, 0.600, floor 0.125" in lines
+
+
+@pytest.mark.parametrize(
+    ("scores", "state"), [((80, 60), "open: 2"), ((96, 60), "closed: 1"), ((20, 100), "closed: 0")]
+)
+def test_the_gate_is_open_if_two_models_are_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: tuple[int, int], state: str
+) -> None:
+    quality = {
+        model: {1e-3: 5, 3e-3: best, 1e-2: 6}
+        for model, best in zip(("rwkv", "lstm"), scores, strict=True)
+    }
+    lines = list(findings(run(tmp_path, monkeypatch, quality)))
+    assert any(line.startswith(f"  gate {state} models between") for line in lines)
+
+
+def test_equal_scores_do_not_extend_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = run(tmp_path, monkeypatch, {"rwkv": dict.fromkeys(RATES, 12)})
+    assert len(runner.suite.cells) == len(RATES)
