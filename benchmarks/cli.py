@@ -359,6 +359,54 @@ def _join_ray(address: str, device: Device) -> str:
 
 
 @app.command()
+def calibrate(
+    task: Annotated[str, typer.Argument(help="Name of a task scored by accuracy.")],
+    option: Annotated[
+        str, typer.Option(help="The option to vary, as NAME=VALUE,VALUE,... in JSON.")
+    ],
+    other: Annotated[
+        list[str] | None, typer.Option(help="Another option, as NAME=JSON; repeatable.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="The model to train: a cheap one.")] = "transformer",
+    length: Annotated[int, typer.Option(help="Tokens of a sequence.", min=1)] = 256,
+    tokens: Annotated[int, typer.Option(help="Tokens to train on, for each value.")] = 1_000_000,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3,
+    plugin: Plugins = None,
+    results: Results = RESULTS,
+) -> None:
+    """Train one model over a range of an option; say where floor and ceiling are."""
+    from lookback.benchmarks.describe.data_sets import read_options
+    from lookback.benchmarks.measure.cell import check, resolve_options
+    from lookback.benchmarks.measure.code import code_of
+    from lookback.benchmarks.plan.pilot import calibration, calibration_cell
+    from lookback.benchmarks.plugins import load_plugins
+    from lookback.benchmarks.run.process import default_jobs
+    from lookback.benchmarks.run.runner import Runner
+
+    load_plugins(plugin or [])
+    name, _, values = option.partition("=")
+    varied = read_options([f"{name}=[{values}]"])
+    fixed = read_options(other or [])
+    device = _device(Device.auto)
+    fields = {"task": task, "model": model, "length": length, "tokens": tokens, "device": device}
+    fields |= {"learning_rate": learning_rate}
+    cells = [calibration_cell({**fixed, name: value}, fields) for value in varied[name]]
+    for cell in cells:
+        check(cell)
+    runner = Runner(
+        results,
+        Suite(f"calibrate-{task}", f"{task} over {name}", tuple(cells)),
+        plugins=plugin or [],
+        jobs=default_jobs(device, 0),
+        options={cell: resolve_options(cell) for cell in cells},
+        code={cell: code_of(cell, "") for cell in cells},
+    )
+    code = runner.run()
+    print("\n".join(calibration(cells, runner, name)))
+    raise typer.Exit(code)
+
+
+@app.command()
 def report(
     suite: Annotated[
         list[str] | None,

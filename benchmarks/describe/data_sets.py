@@ -112,7 +112,7 @@ def prefetch(
     Raises ValueError if the task, the length or an option does not exist.
     """
     load_plugins(list(plugins))
-    task = get_task(name, dict(_parse_option(text) for text in options))
+    task = get_task(name, read_options(options))
     length = length or task.lengths[0]
     task.check_length(length)
     if task.fetch is None:
@@ -128,6 +128,11 @@ def prefetch(
     hashes = {split: list(_all_hashes(task, split, length)) for split in task.sizes}
     lines = [f"{name} at {length}: {sizes}", *facts, f"duplicates: {_duplicates_text(hashes)}"]
     return "\n".join(lines)
+
+
+def read_options(texts: Sequence[str]) -> dict[str, Any]:
+    """Return options from texts of the form NAME=JSON; raises ValueError for another form."""
+    return dict(map(_parse_option, texts))
 
 
 def _parse_option(text: str) -> tuple[str, Any]:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from lookback.benchmarks.record import AnyCell, LearnCell, Record, make_cell
 from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.suite import Pilot, Suite
+from lookback.tasks.task import get_task
 
 EXTENSIONS = 3  # rates that are added beyond each end of the grid, at most
 MARGIN = 0.1  # above the sighted floor: the gate's lower end
 CEILING = 0.95  # its upper end
+SHORTEST = 32  # tokens that a calibration begins with
 MODELS = 2  # that must lie between them
 
 Group = str  # JSON of what the cells of one curve of score against rate share
@@ -178,3 +181,43 @@ def score_and_floor(record: Record) -> tuple[float | None, float]:
     floors = [task.baseline_score, *(score for score in test.references.values() if score)]
     floor = max(floors) if task.score == "accuracy" else min(floors)
     return test.score, floor
+
+
+def calibration_cell(task_options: dict[str, Any], fields: dict[str, Any]) -> LearnCell:
+    """Return a small cell with these options and fields, whose lengths grow from the shortest."""
+    shortest = max(SHORTEST, get_task(fields["task"], task_options).shortest)
+    size = {"width": 64, "depth": 2, "batch_tokens": 8192}
+    start = {"start_length": min(shortest, fields["length"])}
+    made = make_cell({"kind": "learn", "task_options": task_options, **size, **start, **fields})
+    assert made.kind == "learn"
+    return made
+
+
+def calibration(cells: Sequence[AnyCell], runner: Runner, option: str) -> Iterator[str]:
+    """Yield a line for each setting of an option, and a last one that proposes some.
+
+    A setting is `at floor` up to the gate's lower end, `at ceiling` above its upper end; between
+    them, models can be told apart.
+    """
+    between = []
+    for cell in cells:
+        record = runner.recorded(cell)
+        if record is None:
+            continue
+        value = cell.task_options[option]
+        score, floor = score_and_floor(record)
+        if score is None:
+            yield f"{option} = {value}: {record.outcome.status}"
+            continue
+        state = "between"
+        if score < floor + MARGIN:
+            state = "at floor"
+        elif score > CEILING:
+            state = "at ceiling"
+        else:
+            between.append(str(value))
+        yield f"{option} = {value}: {score:.3f}, floor {floor:.3f}, {state}"
+    if between:
+        yield f"proposed: {option} = {' or '.join(between)}"
+    else:
+        yield "no setting is between floor and ceiling: try other values, or more --tokens"

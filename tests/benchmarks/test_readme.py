@@ -31,7 +31,7 @@ def commands() -> list[str]:
         {
             line
             for line in [*lines, *inline]
-            if line and not re.search(r"NAME|MACHINE|\.py|\bFILE\b", line)
+            if line and not re.search(r"NAME|MACHINE|SUITE|TASK|\.py|\bFILE\b", line)
         }
     )
 
@@ -61,7 +61,9 @@ def harmless(words: list[str], folder: Path) -> list[str]:
         return [*words, "--results", "results/published", "--reports", str(folder)]
     if verb == "compare":
         return ["compare", "results/published", "results/published"]
-    if verb in ("prefetch", "verify"):  # uses the network, or trains
+    if (
+        verb in ("prefetch", "verify", "calibrate") or "--pilot" in words
+    ):  # uses the network, or trains
         return [*words, "--help"]
     return words
 

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from lookback.benchmarks.plan.pilot import findings, pilot_suite, run_pilot
-from lookback.benchmarks.record import AnyCell, Outcome
+from lookback.benchmarks.record import AnyCell, Code, Outcome, ResolvedOptions
 from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.suite import Pilot, Suite
+from tests.command_line import lookback
 from tests.processes import tiny
-from tests.records import FACTS, score
+from tests.records import FACTS, learn_record, score
 
 RATES = (1e-3, 3e-3, 1e-2)
 
@@ -41,8 +42,6 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, quality: dict[str, dict[f
         if correct is None:
             return Outcome(status="nan", message="the loss is nan", task=FACTS)
         learned = score(24, correct)
-        from tests.records import learn_record
-
         numbers = learn_record(cell).outcome.learn.model_copy(
             update={"validation": learned, "tests": (learned,)}
         )
@@ -51,8 +50,6 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, quality: dict[str, dict[f
     monkeypatch.setattr(Runner, "_in_own_process", measure)
     cells = tuple(tiny(model) for model in quality)
     pilot = pilot_suite(suite(*cells))
-    from lookback.benchmarks.record import Code, ResolvedOptions
-
     runner = Runner(
         folder,
         pilot,
@@ -99,3 +96,24 @@ def test_the_gate_is_open_if_two_models_are_between(
 def test_equal_scores_do_not_extend_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = run(tmp_path, monkeypatch, {"rwkv": dict.fromkeys(RATES, 12)})
     assert len(runner.suite.cells) == len(RATES)
+
+
+def test_a_calibration_says_where_floor_and_ceiling_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    correct = {2: 99, 4: 60, 8: 15}
+
+    def measure(self: Runner, cell: AnyCell, *rest: object) -> Outcome:
+        tested = score(24, correct[cell.task_options["pairs"]])
+        numbers = learn_record(cell).outcome.learn.model_copy(update={"tests": (tested,)})
+        return Outcome(status="ok", task=FACTS, learn=numbers)
+
+    monkeypatch.setattr(Runner, "_in_own_process", measure)
+    done = lookback("calibrate", "recall", "--option", "pairs=2,4,8", "--results", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-4:] == [
+        "pairs = 2: 0.990, floor 0.125, at ceiling",
+        "pairs = 4: 0.600, floor 0.125, between",
+        "pairs = 8: 0.150, floor 0.125, at floor",
+        "proposed: pairs = 4",
+    ]
