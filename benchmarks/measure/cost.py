@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import re
 import signal
 import statistics
 import threading
@@ -55,7 +56,6 @@ OUT_OF_MEMORY = (
     "can't allocate memory",  # malloc
     "bad_alloc",  # C++
     "Cannot allocate memory",  # the operating system
-    "out of memory",  # CUDA, Triton
     "ALLOC_FAILED",  # cuBLAS, cuDNN
 )
 
@@ -158,8 +158,12 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device, or the machine, has no memory left."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    if not isinstance(error, RuntimeError | OSError):
+        return False
     message = str(error)
-    return any(words in message for words in OUT_OF_MEMORY)
+    # CUDA and Triton end a sentence with these words; in others they may mean anything.
+    ends_sentence = re.search(r"out of memory\s*($|[.:;,!])", message, re.MULTILINE)
+    return bool(ends_sentence) or any(words in message for words in OUT_OF_MEMORY)
 
 
 @dataclass

@@ -237,8 +237,8 @@ def sample_source_text(rows: Tensor, length: int, split: str) -> Batch:
         tokens    d e f \u2423 f ( x ) : \\n \u2423 \u2423 r e t u r n \u2423 x _ _
         target    1 if the lines are in the order of the file, 0 if they are shuffled
 
-    A passage fills an eighth of the length to all of it; the rest is padding. Every file belongs to
-    one split.
+    A passage has at least two different lines and fills at most the length, most often an eighth
+    of it or more; the rest is padding. Every file belongs to one split.
 
     Tests whether a model sees that lines far apart belong together, without a network. Does not
     test long reach alone: the indentation from line to line gives much away. Its scores say nothing
@@ -248,8 +248,12 @@ def sample_source_text(rows: Tensor, length: int, split: str) -> Batch:
     texts = []
     labels = []
     for label, random in labelled_randoms("source-text", rows, split, length):
-        lines = passage(files.lines[files.draw(random)], length, random)
-        if label == 0:
+        # Passages of one line, or of equal lines, have one order alone: neither label has them.
+        lines: list[bytes] = []
+        while len(set(lines)) < 2:
+            lines = passage(files.lines[files.draw(random)], length, random)
+        in_order = list(lines)
+        while label == 0 and lines == in_order:
             random.shuffle(lines)
         texts.append(b"".join(lines))
         labels.append(label)

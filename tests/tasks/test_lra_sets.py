@@ -69,6 +69,25 @@ def test_the_whole_test_set_can_be_scored(asked, scored):
     assert (score.examples, score.count) == (scored, scored)
 
 
+@pytest.mark.parametrize("length", [256, 1024])
+def test_shuffled_lines_are_in_another_order(length: int) -> None:
+    """Each passage labelled as shuffled is no run of lines of a file; each other one is.
+
+    A few short lines may be in the order of some other file, so that only longer passages count.
+    """
+    task = get_task("source-text")
+    files = [b"".join(lines) for lines in source_files("test").lines]
+    labels = []
+    for index in range(4):
+        batch = task.batch("test", 0, index, 32, length)
+        for tokens, label, size in zip(batch.tokens, batch.targets, batch.lengths, strict=True):
+            content = bytes(tokens[:size].tolist())
+            in_a_file = any(content in file for file in files)
+            assert in_a_file == bool(label) or (in_a_file and size < 100)
+            labels.append(int(label))
+    assert 40 < sum(labels) < 88
+
+
 @pytest.mark.parametrize(
     "name", ["listops", "pathfinder", "pathx", "source-text", "source-retrieval", "digit-image"]
 )

@@ -286,12 +286,16 @@ def test_an_error_of_the_cpu_allocator_is_out_of_memory() -> None:
         torch.empty(1 << 60)
     assert out_of_memory(error.value)
     assert not out_of_memory(RuntimeError("shapes cannot be multiplied"))
+    assert not out_of_memory(RuntimeError("cache slot out of memory table range"))
+    assert not out_of_memory(ValueError("the map ran out of memory"))
 
 
 @pytest.mark.parametrize(
     "message",
     [
         "CUDA error: out of memory",
+        "CUDA error: out of memory\nCUDA kernel errors might be reported later",
+        "CUDA out of memory. Tried to allocate 20.00 GiB",
         "Triton Error [CUDA]: out of memory",
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
