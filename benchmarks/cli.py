@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from lookback.benchmarks.run.runner import Runner
 
 app = typer.Typer(
-    help="How far back can a sequence model look, and what does it pay for it?",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -74,6 +75,24 @@ class Engine(StrEnum):
 
     local = "local"
     ray = "ray"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"lookback {version('lookback')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """How far back can a sequence model look, and what does it pay for it?"""
 
 
 SuiteArgument = Annotated[str, typer.Argument(help="Name of a suite, or path of a TOML file.")]
@@ -566,6 +585,9 @@ def doctor() -> None:
 
 def main() -> None:
     """Run the command line; wrong use is one line on the error stream and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may lack signs such as ≥
     command: Callable[..., Any] = typer.main.get_command(app)
     try:
         code = command(standalone_mode=False)

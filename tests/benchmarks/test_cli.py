@@ -1,8 +1,10 @@
 """Command lines: output, and for wrong use one clear line, exit code 2 and no file touched."""
 
 import json
+import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -199,3 +201,20 @@ def test_doctor_says_what_runs() -> None:
     assert (
         "scaled_dot_product" in said and "does not run" not in said and "in constraints.txt" in said
     )
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    done = lookback("--version")
+    assert done.returncode == 0 and done.stdout == f"lookback {version('lookback')}\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_without_our_signs_shows_others(encoding: str) -> None:
+    """The card of python shows spaces as a sign that neither encoding has."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "lookback.benchmarks.cli", "describe", "python"],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"?" in done.stdout
