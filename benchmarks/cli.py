@@ -322,7 +322,8 @@ def run(
         from lookback.benchmarks.plan.pilot import findings, run_pilot
 
         code = run_pilot(runner)
-        print("\n".join(findings(runner)))
+        if code == 0:  # half a pilot has no best rate
+            print("\n".join(findings(runner)))
     elif runner.suite.cells:
         code = runner.run()
         _print_next(runner, suite, scale, code)
