@@ -258,12 +258,10 @@ def run(
     if engine == Engine.local and (address or share < 1):
         raise ValueError("--address and --share are options of Ray: expected --engine ray too")
 
-    from lookback.benchmarks.measure.cell import absent_data, check, check_tasks, resolve_options
-    from lookback.benchmarks.measure.code import code_of
+    from lookback.benchmarks.measure.cell import absent_data, check, check_tasks
     from lookback.benchmarks.plan.match_widths import match_widths
     from lookback.benchmarks.plugins import load_plugins
     from lookback.benchmarks.run.process import default_jobs
-    from lookback.benchmarks.run.runner import Runner
 
     load_plugins(plugin or [])
     on_this_machine = engine == Engine.local and not dry_run
@@ -287,7 +285,7 @@ def run(
     _print_left_out(list(absent.values()))
     cells = tuple(cell for cell in chosen.cells if cell not in absent)
     check_tasks(cells)
-    runner = Runner(
+    runner = _runner(
         results,
         dataclasses.replace(chosen, cells=cells),
         plugins=plugin or [],
@@ -295,8 +293,6 @@ def run(
         jobs=jobs or default_jobs(cell_device, threads),
         deadline=deadline,
         share=share,
-        options={cell: resolve_options(cell) for cell in cells},
-        code={cell: code_of(cell, chosen.digest) for cell in cells},
     )
     if dry_run:
         from lookback.benchmarks.plan.dry_run import make_plan
@@ -328,6 +324,21 @@ def run(
         code = runner.run()
         _print_next(runner, suite, scale, code)
     raise typer.Exit(code or int(bool(absent)))
+
+
+def _runner(results: Path, suite: Suite, **settings: Any) -> Runner:
+    """Return the runner of a suite; it knows the options and the code that each cell has now."""
+    from lookback.benchmarks.measure.cell import resolve_options
+    from lookback.benchmarks.measure.code import code_of
+    from lookback.benchmarks.run.runner import Runner
+
+    return Runner(
+        results,
+        suite,
+        options={cell: resolve_options(cell) for cell in suite.cells},
+        code={cell: code_of(cell, suite.digest) for cell in suite.cells},
+        **settings,
+    )
 
 
 def _print_next(runner: Runner, suite: str, scale: str, code: int) -> None:
@@ -396,12 +407,10 @@ def calibrate(
 ) -> None:
     """Train one model over a range of an option; say where floor and ceiling are."""
     from lookback.benchmarks.describe.data_sets import read_options
-    from lookback.benchmarks.measure.cell import check, resolve_options
-    from lookback.benchmarks.measure.code import code_of
+    from lookback.benchmarks.measure.cell import check
     from lookback.benchmarks.plan.pilot import calibration, calibration_cell
     from lookback.benchmarks.plugins import load_plugins
     from lookback.benchmarks.run.process import default_jobs
-    from lookback.benchmarks.run.runner import Runner
 
     load_plugins(plugin or [])
     name, _, values = option.partition("=")
@@ -413,14 +422,8 @@ def calibrate(
     cells = [calibration_cell({**fixed, name: value}, fields) for value in varied[name]]
     for cell in cells:
         check(cell)
-    runner = Runner(
-        results,
-        Suite(f"calibrate-{task}", f"{task} over {name}", tuple(cells)),
-        plugins=plugin or [],
-        jobs=default_jobs(device, 0),
-        options={cell: resolve_options(cell) for cell in cells},
-        code={cell: code_of(cell, "") for cell in cells},
-    )
+    suite = Suite(f"calibrate-{task}", f"{task} over {name}", tuple(cells))
+    runner = _runner(results, suite, plugins=plugin or [], jobs=default_jobs(device, 0))
     code = runner.run()
     print("\n".join(calibration(cells, runner, name)))
     raise typer.Exit(code)

@@ -41,6 +41,7 @@ Status = Literal["ok", "oom", "nan", "timeout", "error", "killed"]
 FINAL = ("ok", "oom", "nan", "timeout")
 """Statuses that are results and are plotted as such; `error` and `killed` are tried again."""
 
+GROWING = 0.6  # part of training in which lengths grow, in a cell with `start_length`
 LARGEST = 1 << 53  # every JSON reader represents integers up to here exactly
 SHOWN = 100  # characters of an unexpected value that a message repeats
 
@@ -237,6 +238,11 @@ class TaskFacts(StrictModel):
     baseline_score: float
     source: str
     data: dict[str, Any] = {}
+
+    def sighted_floor(self, test: Score) -> float:
+        """Return the best score on a test without a model: a constant answer's or a reference's."""
+        known = [self.baseline_score, *(s for s in test.references.values() if s is not None)]
+        return max(known) if self.score == "accuracy" else min(known)
 
 
 class DistanceScore(StrictModel):

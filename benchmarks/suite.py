@@ -67,7 +67,8 @@ from lookback.benchmarks.record import (
 
 FOLDER = Path(__file__).parent / "suites"
 DEFAULT_SCALE = "small"
-KEYS = ("title", "defaults", "grid", "match", "endpoint", "pilot", "scales")
+SECTIONS = ("match", "endpoint", "pilot")  # tables that say nothing of a cell
+KEYS = ("title", "defaults", "grid", *SECTIONS, "scales")
 MOST_CELLS = 100_000  # per grid: a slip of the pen is an error, not a long wait
 
 Section = TypeVar("Section", bound=StrictModel)
@@ -232,7 +233,7 @@ def _check_types(path: Path, content: Mapping[str, Any]) -> None:
         raise ValueError(f"{path}: unknown key {unknown[0]!r}: expected one of {', '.join(KEYS)}")
     if not isinstance(content.get("title", ""), str):
         raise ValueError(f"{path}: title: expected a text")
-    for key in ("defaults", "match", "endpoint", "pilot", "scales"):
+    for key in ("defaults", *SECTIONS, "scales"):
         if not isinstance(content.get(key, {}), dict):
             raise ValueError(f"{path}: {key}: expected a table")
     for name, changes in content.get("scales", {}).items():
@@ -316,8 +317,7 @@ def _layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
         if "steps" in layer:
             fields.pop("tokens", None)
         fields |= layer
-    other = ("scales", "match", "endpoint", "pilot")
-    return {name: value for name, value in fields.items() if name not in other}
+    return {name: value for name, value in fields.items() if name not in (*SECTIONS, "scales")}
 
 
 def _of_kind(values: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, Any]:

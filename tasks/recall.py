@@ -267,10 +267,4 @@ def sample_induction(
     Tests the simplest lookup by content, at lengths beyond those of training. Each sequence asks
     one question. It is needle with the paper's vocabulary.
     """
-    tokens = torch.randint(alphabet - 1, (batch_size, length), generator=generator)
-    trigger_at = torch.randint(length - 2, (batch_size, 1), generator=generator)
-    tokens.scatter_(1, trigger_at, alphabet - 1)
-    tokens[:, -1] = alphabet - 1
-
-    value_at = trigger_at + 1
-    return ask(tokens, torch.tensor(length - 1), tokens.gather(1, value_at), value_at)
+    return sample_needle(batch_size, length, generator, alphabet=alphabet - 1)

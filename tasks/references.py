@@ -27,33 +27,23 @@ def value_references(
         first, last: the tokens that can be answers, inclusive, as functions of the options.
     """
 
-    def commonest(batch: Batch, options: Options) -> Tensor:
-        answers = []
-        for tokens, position in questions(batch):
-            values = tokens[: position + 1]
-            counts = torch.bincount(values[is_value(values, options)], minlength=1)
-            answers.append(int(counts.argmax()))
-        return torch.tensor(answers) == asked(batch)
+    def reference(choose: Callable[[Tensor], int]) -> Reference:
+        def is_right(batch: Batch, options: Options) -> Tensor:
+            length = batch.tokens.shape[-1]
+            answers = []
+            for index in batch.target_indices().tolist():
+                seen = batch.tokens[index // length, : index % length + 1]
+                answers.append(choose(seen[(seen >= first(options)) & (seen <= last(options))]))
+            return torch.tensor(answers) == asked(batch)
 
-    def latest(batch: Batch, options: Options) -> Tensor:
-        answers = []
-        for tokens, position in questions(batch):
-            values = tokens[: position + 1]
-            values = values[is_value(values, options)]
-            answers.append(int(values[-1]) if len(values) else -1)
-        return torch.tensor(answers) == asked(batch)
+        return is_right
 
-    def is_value(tokens: Tensor, options: Options) -> Tensor:
-        return (tokens >= first(options)) & (tokens <= last(options))
-
-    return {"commonest value in sight": commonest, "last value": latest}
-
-
-def questions(batch: Batch) -> list[tuple[Tensor, int]]:
-    """Return the sequence and the position of each target that is asked."""
-    length = batch.tokens.shape[-1]
-    indices = batch.target_indices().tolist()
-    return [(batch.tokens[index // length], index % length) for index in indices]
+    return {
+        "commonest value in sight": reference(
+            lambda values: int(values.bincount(minlength=1).argmax())
+        ),
+        "last value": reference(lambda values: int(values[-1]) if len(values) else -1),
+    }
 
 
 def asked(batch: Batch) -> Tensor:

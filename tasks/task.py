@@ -204,13 +204,12 @@ class Task:
             if not is_range(value):
                 continue
             high = value["high"]
-            while high > value["low"] and self._shortest({**options, name: high}) > length:
+            while high > value["low"]:
+                if self.shortest_with(Options(**{**options, name: high})) <= length:
+                    break
                 high = max(value["low"], type(high)(0.95 * high))
             options[name] = draw_from(value["low"], high, generator)
         return options
-
-    def _shortest(self, options: Mapping[str, Any]) -> int:
-        return self.shortest_with(Options(**options))
 
 
 def is_range(value: object) -> bool:

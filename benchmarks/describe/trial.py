@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
+from lookback.benchmarks.measure.job import ignore_progress
 from lookback.benchmarks.measure.step import (
     logits_and_targets,
     make_model,
@@ -148,7 +149,7 @@ def trained(task: Task, name: str, length: int) -> str:
                 cell,
                 task,
                 Path(folder),
-                lambda done, total, description: None,
+                ignore_progress,
                 lambda: time.monotonic() > deadline,
             )
     except InterruptedRunError:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from lookback.benchmarks.measure.cost import cost, out_of_memory
+from lookback.benchmarks.measure.evaluate import tested_tasks
 from lookback.benchmarks.measure.memory import LiveBytes
 from lookback.benchmarks.measure.step import (
     Progress,
@@ -49,8 +50,7 @@ def check(cell: AnyCell) -> int:
     for length in _training_lengths(cell):
         task.check_length(length)
     if cell.kind == "learn":
-        for options in cell.test_options or ({},):
-            test_task = get_task(cell.task, {**cell.task_options, **options})
+        for options, test_task in tested_tasks(cell, task):
             if test_task.vocabulary != task.vocabulary:
                 raise ValueError(f"test_options {options}: expected the vocabulary of training")
             for length in cell.test_lengths or (cell.length,):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from lookback.benchmarks.record import (
     SequenceSums,
 )
 from lookback.models.model import SequenceModel
-from lookback.tasks.task import Batch, Options, Task
+from lookback.tasks.task import Batch, Options, Task, get_task
 
 EVALUATION_BATCH = 32  # sequences; fixed, so that every cell is tested on the same examples
 EVALUATION_TOKENS = 65536  # most tokens that go through a model at once
@@ -34,6 +35,15 @@ def fingerprints(tokens: Tensor) -> Tensor:
     tokens = tokens.flatten(1)
     powers = torch.full((tokens.shape[1],), HASH).cumprod(0)  # modulo 2**64, as intended
     return (tokens * powers).sum(1)
+
+
+def tested_tasks(cell: LearnCell, task: Task) -> Iterator[tuple[dict[str, Any], Task]]:
+    """Yield the options that each test has in place of those in training, and the task with them.
+
+    Raises ValueError for options that the task cannot have.
+    """
+    for options in cell.test_options or ({},):
+        yield options, get_task(task.name, {**task.options, **options}) if options else task
 
 
 class BatchResult(NamedTuple):
@@ -153,17 +163,14 @@ def _score(task: Task, length: int, examples: int, results: list[BatchResult]) -
 
 def sums_of_sequences(task: Task, results: list[BatchResult]) -> SequenceSums:
     """Sum correct answers, or nats to three decimals, over each sequence."""
+    decimals = 0 if task.score == "accuracy" else 3
     totals: list[str] = []
     counts: list[str] = []
     for result in results:
-        sequences = result.sequences
-        counts += map(str, torch.bincount(sequences).tolist())
-        if task.score == "accuracy":
-            sums = torch.bincount(sequences, weights=result.correct.double())
-            totals += [str(int(total)) for total in sums.tolist()]
-        else:
-            sums = torch.bincount(sequences, weights=result.losses.double())
-            totals += [f"{total:.3f}" for total in sums.tolist()]
+        values = result.correct if task.score == "accuracy" else result.losses
+        sums = torch.bincount(result.sequences, weights=values.double())
+        totals += [f"{total:.{decimals}f}" for total in sums.tolist()]
+        counts += map(str, torch.bincount(result.sequences).tolist())
     if len(set(counts)) == 1:
         counts = counts[:1]
     return SequenceSums(totals=" ".join(totals), counts=" ".join(counts))

@@ -6,9 +6,9 @@ A run can be stopped after any step, and resumes as if it had never been stopped
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +24,7 @@ from lookback.benchmarks.measure.evaluate import (
     evaluate,
     fingerprints,
     parallel_recurrent_difference,
+    tested_tasks,
 )
 from lookback.benchmarks.measure.gradient_reach import reach
 from lookback.benchmarks.measure.step import (
@@ -33,13 +34,12 @@ from lookback.benchmarks.measure.step import (
     make_optimizer,
     training_step,
 )
-from lookback.benchmarks.record import CurvePoint, LearnCell, LearnNumbers, Reached, Trial
+from lookback.benchmarks.record import GROWING, CurvePoint, LearnCell, LearnNumbers, Reached, Trial
 from lookback.models.model import SequenceModel, parameter_count
-from lookback.tasks.task import Batch, Task, draw_from, get_task, seeded_generator
+from lookback.tasks.task import Batch, Task, draw_from, seeded_generator
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints
 SAVING_SHARE = 0.1  # most of the time that checkpoints may take, on average
-GROWING = 0.6  # part of training in which lengths grow
 GOALS = (0.9, 0.99)  # accuracies whose training cost is recorded
 
 
@@ -69,10 +69,9 @@ class Run(NamedTuple):
             return False
         if other is None or other.validation is None:
             return True
-        if self.validation == other.validation:
-            return False
-        is_higher = self.validation > other.validation
-        return is_higher if task.score == "accuracy" else not is_higher
+        if task.score == "accuracy":
+            return self.validation > other.validation
+        return self.validation < other.validation
 
 
 def learn(
@@ -118,21 +117,18 @@ def learn(
     state = best.state
     began = time.perf_counter()
     tests = []
-    for options in cell.test_options or ({},):
-        test_task = get_task(task.name, {**task.options, **options}) if options else task
+    for options, test_task in tested_tasks(cell, task):
         for length in cell.test_lengths or (cell.length,):
             test = evaluate(model, cell, test_task, "test", length, cell.test_examples, state.seen)
             tests.append(test.model_copy(update={"options": options}))
     testing_seconds = time.perf_counter() - began
-    batches_trained = [batch_at(cell, task, step) for step in range(state.step)]
-    tokens = [size * length * task.sequences_per_example for size, length in batches_trained]
-    full = [length == cell.length for _, length in batches_trained]
+    trained = tokens_by_length(cell, task, state.step)
     return LearnNumbers(
         parameters=parameter_count(model),
         steps=state.step,
-        tokens_trained=sum(tokens),
-        tokens_at_full_length=sum(itertools.compress(tokens, full)),
-        longest_trained=max(length for _, length in batches_trained),
+        tokens_trained=trained.total(),
+        tokens_at_full_length=trained[cell.length],
+        longest_trained=max(trained),
         seconds=state.seconds,
         waiting=state.waiting,
         evaluating=state.evaluating + testing_seconds,
@@ -294,6 +290,15 @@ def batch_at(cell: LearnCell, task: Task, step: int) -> tuple[int, int]:
     return max(1, cell.batch_size * cell.length // length), length
 
 
+def tokens_by_length(cell: LearnCell, task: Task, steps: int) -> Counter[int]:
+    """Count the tokens of the first steps of training by the length of their sequences."""
+    tokens: Counter[int] = Counter()
+    for step in range(steps):
+        size, length = batch_at(cell, task, step)
+        tokens[length] += size * length * task.sequences_per_example
+    return tokens
+
+
 def goals_reached(state: State, cell: LearnCell, task: Task) -> tuple[Reached, ...]:
     """Return what training had cost at the first validation that met each accuracy in GOALS."""
     if task.score != "accuracy":
@@ -304,14 +309,12 @@ def goals_reached(state: State, cell: LearnCell, task: Task) -> tuple[Reached, .
         point = next((point for point in state.curve if point["validation"] >= goal), None)
         if point is None:
             continue
-        batches_trained = [batch_at(cell, task, step) for step in range(point["step"])]
-        tokens = sum(size * length for size, length in batches_trained)
         reached.append(
             Reached(
                 score=goal,
                 step=point["step"],
                 seconds=point["seconds"],
-                tokens=tokens * task.sequences_per_example,
+                tokens=tokens_by_length(cell, task, point["step"]).total(),
                 joules=point["joules"],
             )
         )

@@ -178,9 +178,7 @@ def score_and_floor(record: Record) -> tuple[float | None, float]:
     if task is None or numbers is None:
         return None, 0.0
     test = max(numbers.tests, key=lambda test: test.length)
-    floors = [task.baseline_score, *(score for score in test.references.values() if score)]
-    floor = max(floors) if task.score == "accuracy" else min(floors)
-    return test.score, floor
+    return test.score, task.sighted_floor(test)
 
 
 def calibration_cell(task_options: dict[str, Any], fields: dict[str, Any]) -> LearnCell:

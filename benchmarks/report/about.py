@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from lookback.benchmarks.record import LearnCell, Record
+from lookback.benchmarks.record import GROWING, LearnCell, Record
 from lookback.benchmarks.report.frames import APART, Labels, options, without_size
 from lookback.benchmarks.report.parts import Part
 from lookback.benchmarks.report.style import in_order
@@ -185,7 +185,7 @@ def _lengths(cell: LearnCell) -> str:
         return ""
     if cell.lengths == "draw":
         return f"lengths drawn from {cell.start_length} up"
-    return f"lengths growing from {cell.start_length} over the first 60 %"
+    return f"lengths growing from {cell.start_length} over the first {100 * GROWING:g} %"
 
 
 def _more_than_one(said: Iterable[str]) -> str:

@@ -207,7 +207,9 @@ def ranges(records: Sequence[Record]) -> pd.DataFrame:
     for record in records:
         for test in record.outcome.learn.tests if record.outcome.learn else ():
             assert record.outcome.task
-            found = effective_range(test, frames.sighted_floor(record, test)) if len(test.by_distance) > 1 else None
+            found = (
+                effective_range(test, record.outcome.task.sighted_floor(test)) if len(test.by_distance) > 1 else None
+            )
             if found:
                 fields = frames.fields_of_test(record, test, labels)
                 rows.append({**fields, "test_length": test.length, **found._asdict(), "learned": _learned(record)})
@@ -221,7 +223,7 @@ def _learned(record: Record) -> bool:
     at_home = next((test for test in learned.tests if test.length == record.cell.length), learned.validation)
     if at_home is None or at_home.score is None:
         return False
-    return at_home.score > halfway(frames.sighted_floor(record, at_home))
+    return at_home.score > halfway(task.sighted_floor(at_home))
 
 
 def median_range(rows: pd.DataFrame) -> str:

@@ -126,15 +126,8 @@ def fields_of_test(record: Record, test: Score, labels: Labels) -> dict[str, Any
     fields = run_fields(record, labels)
     if test.options:
         fields["task"] += f" tested with {options(test.options)}"
-    return {**fields, "constant": sighted_floor(record, test)}
-
-
-def sighted_floor(record: Record, test: Score) -> float:
-    """The best score on a test without a model: of a constant answer, and of the task's references."""
-    task = record.outcome.task
-    assert task
-    known = [task.baseline_score, *(score for score in test.references.values() if score is not None)]
-    return max(known) if task.score == "accuracy" else min(known)
+    assert record.outcome.task
+    return {**fields, "constant": record.outcome.task.sighted_floor(test)}
 
 
 def distances(records: Sequence[Record]) -> pd.DataFrame:

@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lookback.benchmarks.record import AnyCell, Job, Outcome
-from lookback.benchmarks.run.cell_server import CellServer, ForkedProcess
+from lookback.benchmarks.run.cell_server import POLL_SECONDS, CellServer, ForkedProcess
 
 CellProcess = subprocess.Popen[bytes] | ForkedProcess
 
 GRACE_SECONDS = 20.0  # between asking a process to stop and killing it
-POLL_SECONDS = 0.2
 MESSAGE = "lookback: "  # begins each line of a cell's output that its user should see
 SHOWN_OUTPUT = 2000  # characters of the output that the record of a failed cell keeps
 

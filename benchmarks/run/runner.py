@@ -33,10 +33,9 @@ from lookback.benchmarks.record import (
     Record,
     ResolvedOptions,
 )
-from lookback.benchmarks.run.cell_server import CellServer
+from lookback.benchmarks.run.cell_server import POLL_SECONDS, CellServer
 from lookback.benchmarks.run.process import (
     ALLOCATOR,
-    POLL_SECONDS,
     allocator,
     default_threads,
     measure_in_process,
