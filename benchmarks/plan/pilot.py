@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ def run_pilot(runner: Runner) -> int:
     """Measure a pilot, with more rates where the best is at an end of its grid; the exit code."""
     while True:
         code = runner.run()
-        added = tuple(beyond_the_grid(learned(runner)))
+        added = tuple(beyond_the_grid(runner))
         if code or not added:
             return code
         cells = (*runner.suite.cells, *added)
@@ -99,72 +100,70 @@ def rate_of(record: Record) -> float:
 
 
 def best_of(records: Sequence[Record]) -> Record:
-    """Return the record with the best validation; a rate at which training failed is the worst."""
-
-    def quality(record: Record) -> float:
-        numbers, task = record.outcome.learn, record.outcome.task
-        if numbers is None or task is None or numbers.validation is None:
-            return float("-inf")
-        score = numbers.validation.score
-        if score is None:
-            return float("-inf")
-        return score if task.score == "accuracy" else -score
-
+    """Return the record with the best validation."""
     return max(records, key=quality)
 
 
-def beyond_the_grid(groups: dict[Group, list[Record]]) -> Iterator[LearnCell]:
-    """Yield a cell at the next rate for each group whose best rate is the first or the last."""
-    for records in groups.values():
+def quality(record: Record) -> float:
+    """Return a number that is larger for a better validation; -inf where training failed."""
+    numbers, task = record.outcome.learn, record.outcome.task
+    if numbers is None or task is None or numbers.validation is None:
+        return -math.inf
+    score = numbers.validation.score
+    if score is None:
+        return -math.inf
+    return score if task.score == "accuracy" else -score
+
+
+def beyond_the_grid(runner: Runner) -> Iterator[LearnCell]:
+    """Yield a cell at the next rate for each curve whose best rate is the first or the last.
+
+    At most EXTENSIONS rates lie beyond each end of the suite's grid. A curve on which all scores
+    are equal, or on which every rate failed, is not extended.
+    """
+    assert runner.suite.pilot is not None
+    grid = runner.suite.pilot.learning_rates
+    for records in learned(runner).values():
         rates = [rate_of(record) for record in records]
         best = best_of(records)
-        numbers = best.outcome.learn
-        if len(rates) < 2 or numbers is None:
+        if len(rates) < 2 or quality(best) == quality(min(records, key=quality)):
             continue
-        if best is records[-1] and rates[-1] / rates[0] < 1e6:
+        if best is records[-1] and sum(rate > max(grid) for rate in rates) < EXTENSIONS:
             rate = rates[-1] * rates[-1] / rates[-2]
-        elif best is records[0]:
+        elif best is records[0] and sum(rate < min(grid) for rate in rates) < EXTENSIONS:
             rate = rates[0] * rates[0] / rates[1]
         else:
             continue
-        if is_worth_more(records):
-            assert best.cell.kind == "learn"
-            yield best.cell.model_copy(update={"learning_rate": float(f"{rate:.3g}")})
-
-
-def is_worth_more(records: Sequence[Record]) -> bool:
-    """Return whether a curve may be extended: not beyond its end often, nor where all are equal."""
-    scores = {
-        record.outcome.learn.validation.score
-        for record in records
-        if record.outcome.learn and record.outcome.learn.validation
-    }
-    return len(scores) > 1 and len(records) < 5 + 2 * EXTENSIONS
+        assert best.cell.kind == "learn"
+        yield best.cell.model_copy(update={"learning_rate": float(f"{rate:.3g}")})
 
 
 def findings(runner: Runner) -> Iterator[str]:
-    """Yield the rate of each model as a line of the suite's file, and whether each gate is open."""
+    """Yield the rate of each model, and for each task whether its gate is open.
+
+    Matched models differ in width, so that a gate is of all widths of a task.
+    """
     tasks: dict[str, list[Record]] = {}
     for records in learned(runner).values():
-        best = best_of(records)
-        cell = best.cell
-        assert cell.kind == "learn"
-        place = f"{cell.task} {options_text(cell.task_options)} @{cell.length}".replace("  ", " ")
-        tasks.setdefault(f"{place}, width {cell.width}, depth {cell.depth}", []).append(best)
+        cell = records[0].cell
+        place = f"{cell.task} {options_text(cell.task_options)} @{cell.length}, depth {cell.depth}"
+        tasks.setdefault(place, []).append(best_of(records))
 
     for place, bests in tasks.items():
         yield f"{place}:"
-        between = 0
+        between = set()
         for best in bests:
             score, floor = score_and_floor(best)
             model = f"{best.cell.model} {options_text(best.cell.model_options)}".strip()
             told = "failed" if score is None else f"{score:.3f}"
-            yield f"  {model}: learning_rate = {rate_of(best):g}, {told}, floor {floor:.3f}"
+            line = f"learning_rate = {rate_of(best):g}, {told}, floor {floor:.3f}"
+            yield f"  {model}, width {best.cell.width}: {line}"
             task = best.outcome.task
             is_accuracy = task is not None and task.score == "accuracy"
-            between += is_accuracy and score is not None and floor + MARGIN <= score <= CEILING
-        state = "open" if between >= MODELS else "closed"
-        yield f"  gate {state}: {between} models between floor + {MARGIN:g} and {CEILING:g}"
+            if is_accuracy and score is not None and floor + MARGIN <= score <= CEILING:
+                between.add(model)
+        state = "open" if len(between) >= MODELS else "closed"
+        yield f"  gate {state}: {len(between)} models between floor + {MARGIN:g} and {CEILING:g}"
 
 
 def options_text(options: dict[str, object]) -> str:

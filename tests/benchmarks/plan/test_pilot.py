@@ -1,5 +1,6 @@
 """A pilot finds each model's rate, goes on where the best is at an end, and judges the gate."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,8 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, quality: dict[str, dict[f
         return Outcome(status="ok", task=FACTS, learn=numbers)
 
     monkeypatch.setattr(Runner, "_in_own_process", measure)
-    cells = tuple(tiny(model) for model in quality)
+    # Matched models differ in width.
+    cells = tuple(tiny(model, width=8 + number) for number, model in enumerate(quality))
     pilot = pilot_suite(suite(*cells))
     runner = Runner(
         folder,
@@ -75,8 +77,8 @@ def test_the_grid_is_extended_until_the_best_rate_is_inside(
     assert sorted(rates["rwkv"]) == [1e-3, 3e-3, 1e-2, 0.0333, 0.111]
     assert sorted(rates["lstm"]) == [0.000111, 0.000333, 1e-3, 3e-3, 1e-2]
     lines = list(findings(runner))
-    assert "  rwkv: learning_rate = 0.0333, 0.800, floor 0.125" in lines
-    assert "  lstm: learning_rate = 0.000333, 0.600, floor 0.125" in lines
+    assert "  rwkv, width 8: learning_rate = 0.0333, 0.800, floor 0.125" in lines
+    assert "  lstm, width 9: learning_rate = 0.000333, 0.600, floor 0.125" in lines
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,18 @@ def test_the_gate_is_open_if_two_models_are_between(
     }
     lines = list(findings(run(tmp_path, monkeypatch, quality)))
     assert any(line.startswith(f"  gate {state} models between") for line in lines)
+
+
+def test_a_grid_is_extended_three_times_at_an_end_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Rising(dict[float, int]):
+        def get(self, rate: float, default: object = None) -> int:  # type: ignore[override]
+            return int(50 + 10 * math.log10(rate / 1e-3))
+
+    runner = run(tmp_path, monkeypatch, {"rwkv": Rising()})
+    rates = sorted(cell.learning_rate for cell in runner.suite.cells)
+    assert rates[:3] == list(RATES) and len(rates) == len(RATES) + 3
 
 
 def test_equal_scores_do_not_extend_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
