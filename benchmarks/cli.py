@@ -272,11 +272,11 @@ def run(
     chosen = _select(
         read_suite(suite, scale, cell_device), task=task, model=model, length=length, seed=seed
     )
-    chosen = match_widths(chosen, tolerance)
     if pilot:
         from lookback.benchmarks.plan.pilot import pilot_suite
 
         chosen = pilot_suite(chosen)
+    chosen = match_widths(chosen, tolerance)
     for cell in chosen.cells:
         # The device need not exist here if the cells are measured elsewhere.
         check(cell if on_this_machine else cell.model_copy(update={"device": "cpu"}))

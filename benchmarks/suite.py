@@ -30,6 +30,7 @@ difference = 0.05
 
 [pilot]                        # how learning rates are found: `lookback run SUITE --pilot`
 learning_rates = [1e-3, 3e-3, 1e-2]
+only = { width = [64] }        # of these cells; without it, of all
 
 [scales.smoke]                 # what a scale changes in every cell
 steps = 3
@@ -51,7 +52,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from lookback.benchmarks.record import (
     CELL_TYPES,
@@ -121,6 +122,16 @@ class Pilot(StrictModel):
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 2e-2, 4e-2)
     share: float = Field(default=0.25, gt=0, le=1)  # of the suite's training tokens
     seed: int = 100
+    # Only cells whose fields have one of these values; the others share the rates found for them.
+    only: dict[str, list[Any]] = Field(default_factory=dict)
+
+    @field_validator("only")
+    @classmethod
+    def _check_fields(cls, only: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        unknown = sorted(set(only) - set(CELL_TYPES["learn"].model_fields))
+        if unknown:
+            raise ValueError(f"unknown field {unknown[0]!r}: expected fields of a cell")
+        return only
 
 
 @dataclass(frozen=True)

@@ -29,16 +29,23 @@ Group = str  # JSON of what the cells of one curve of score against rate share
 def pilot_suite(suite: Suite) -> Suite:
     """Return the pilot of a suite: one cell for each distinct learning cell and rate.
 
-    Raises ValueError if the suite has no `pilot`.
+    Raises ValueError if the suite has no `pilot`, or one that leaves no cell.
     """
     pilot = suite.pilot
     if pilot is None:
         raise ValueError(f"suite {suite.name!r} has no table [pilot]: expected the rates to try")
     cells: list[LearnCell] = []
     for cell in suite.cells:
-        if cell.kind == "learn":
+        if cell.kind == "learn" and is_piloted(cell, pilot):
             cells += [pilot_cell(cell, pilot, rate) for rate in pilot.learning_rates]
+    if not cells:
+        raise ValueError(f"suite {suite.name!r}: its pilot has no cells")
     return dataclasses.replace(suite, name=f"{suite.name}-pilot", cells=tuple(dict.fromkeys(cells)))
+
+
+def is_piloted(cell: LearnCell, pilot: Pilot) -> bool:
+    """Return whether a cell's fields have the values that a pilot is restricted to."""
+    return all(getattr(cell, field) in values for field, values in pilot.only.items())
 
 
 def pilot_cell(cell: LearnCell, pilot: Pilot, rate: float) -> LearnCell:

@@ -35,6 +35,19 @@ def test_a_pilot_has_a_cell_for_each_model_and_rate() -> None:
         pilot_suite(Suite("mine", "", tuple(cells)))
 
 
+def test_a_pilot_may_be_of_some_cells_only() -> None:
+    cells = (tiny("rwkv", depth=1), tiny("rwkv", depth=2), tiny("lstm", depth=2))
+    pilot = Pilot(learning_rates=RATES, only={"depth": [2], "model": ["rwkv"]})
+    chosen = pilot_suite(Suite("mine", "", cells, pilot=pilot))
+    assert {(cell.model, cell.depth) for cell in chosen.cells} == {("rwkv", 2)}
+
+    pilot = Pilot(learning_rates=RATES, only={"depth": [7]})
+    with pytest.raises(ValueError, match="its pilot has no cells"):
+        pilot_suite(Suite("mine", "", cells, pilot=pilot))
+    with pytest.raises(ValueError, match="unknown field 'deepth'"):
+        Pilot(learning_rates=RATES, only={"deepth": [2]})
+
+
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, quality: dict[str, dict[float, int]]):
     """Run a pilot in which models score as said, of 100, at each rate, and fail at others."""
 
