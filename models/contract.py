@@ -25,7 +25,11 @@ def check_contract(
     The check builds a block of its own, with fresh weights.
     """
     architecture = find_architecture(name)
-    is_full_stack = architecture.spec.is_full_stack
+    spec = architecture.spec_with(options)
+    of_parts: Any = options.get("options") or {}
+    for part in spec.parts:
+        check_contract(part, width, 1, of_parts.get(part, {}), device)
+    is_full_stack = spec.is_full_stack
     if architecture.block.__module__.startswith("lookback.models.") and not is_full_stack:
         return
 

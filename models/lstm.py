@@ -7,19 +7,34 @@ of the other models' blocks. In one layer:
     x_t <- x_t + W_2 gelu(W_1 norm(x_t) + b_1) + b_2
 """
 
+from __future__ import annotations
+
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
+from lookback.models.block import Block
 from lookback.models.model import register_model
+from lookback.models.short_conv import ShortConvolution
 
-LSTMState = tuple[Tensor, Tensor]  # hidden and cell, each (1, batch, width) as torch has them
+
+class LSTMState(NamedTuple):
+    """What a layer remembers: hidden and cell, each (1, batch, width) as torch has them."""
+
+    hidden: Tensor
+    cell: Tensor
+    inputs: Tensor | None  # of the short convolution
 
 
 @register_model("lstm")
-class LSTMBlock(nn.Module):
-    """One layer: the recurrence, then the GELU layer, each after its norm. It has no options."""
+class LSTMBlock(Block):
+    """One layer: the recurrence, then the GELU layer, each after its norm.
 
-    def __init__(self, width: int, layer: int, depth: int) -> None:
+    short_conv: whether a causal convolution of width 4 comes ahead of the recurrence.
+    """
+
+    def __init__(self, width: int, layer: int, depth: int, *, short_conv: bool = False) -> None:
         super().__init__()
         self.recurrence_norm = nn.LayerNorm(width)
         self.mlp_norm = nn.LayerNorm(width)
@@ -32,28 +47,26 @@ class LSTMBlock(nn.Module):
         with torch.no_grad():
             forget_bias = self.recurrence.get_parameter("bias_ih_l0")[width : 2 * width]
             forget_bias.fill_(1.0)  # remember at first (Jozefowicz et al. 2015)
-
-    def forward(self, x: Tensor) -> Tensor:  # (batch, length, width) -> same
-        return self.prefill(x)[0]
-
-    def prefill(self, x: Tensor) -> tuple[Tensor, LSTMState]:
-        return self.read(x, None)
-
-    def step(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
-        y, state = self.read(x[:, None], state)
-        return y[:, 0], state
+        self.convolution = ShortConvolution(width) if short_conv else None
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LSTMState:
         hidden = torch.zeros(1, batch_size, self.recurrence.hidden_size, device=device, dtype=dtype)
-        return hidden, hidden.clone()
+        inputs = None
+        if self.convolution is not None:
+            inputs = self.convolution.initial_state(batch_size, device, dtype)
+        return LSTMState(hidden, hidden.clone(), inputs)
 
-    def read(self, x: Tensor, state: LSTMState | None) -> tuple[Tensor, LSTMState]:
-        """Read x, (batch, length, width), after what the state has seen; None for nothing."""
+    def read(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
+        h = self.recurrence_norm(x)
+        inputs = None
+        if self.convolution is not None:
+            h, inputs = self.convolution(h, state.inputs)
         # CUDA's autocast would make the recurrence float16, whatever dtype it was asked for, and
         # the loss is not scaled for float16.
         with torch.autocast(x.device.type, enabled=False):
-            h = self.recurrence_norm(x).to(self.recurrence.weight_ih_l0.dtype)
-            hidden, state = self.recurrence(h, state)
+            dtype = next(self.recurrence.parameters()).dtype
+            before = state.hidden.to(dtype), state.cell.to(dtype)
+            mixed, (hidden, cell) = self.recurrence(h.to(dtype), before)
 
-        x = x + hidden
-        return x + self.mlp(self.mlp_norm(x)), state
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x)), LSTMState(hidden, cell, inputs)

@@ -43,15 +43,28 @@ class ArchitectureSpec:
         embedding_norm: put a LayerNorm behind the embedding.
         embedding_init: initialises the embedding's weight, (vocabulary, width), in place.
         head_init: initialises the head's weight, (outputs, inputs), in place.
+        norm: makes the norm ahead of the head, from its width.
         learning_rate_scale: factors on the learning rate, by the last name of a parameter.
+        no_weight_decay: last names of matrices that weight decay leaves alone.
         is_full_stack: one block holds all layers and the last norm.
+        has_side_input: a second tensor goes from layer to layer beside x, None before the first.
+            The blocks' methods take it last, and return it behind y: `forward(x, side)` returns y
+            and side, `prefill(x, side)` and `step(x, state, side)` return y, side and the state.
+        parts: other models whose blocks this one is made of.
     """
 
     embedding_norm: bool = False
     embedding_init: Callable[[Tensor], None] = small_normal
     head_init: Callable[[Tensor], None] = small_normal
+    norm: Callable[[int], nn.Module] = nn.LayerNorm
     learning_rate_scale: Mapping[str, float] = field(default_factory=dict)
+    no_weight_decay: frozenset[str] = frozenset()
     is_full_stack: bool = False
+    has_side_input: bool = False
+    parts: tuple[str, ...] = ()
+
+
+Spec = ArchitectureSpec | Callable[..., ArchitectureSpec]  # or a function of the model's options
 
 
 @dataclass(frozen=True)
@@ -59,8 +72,22 @@ class Architecture:
     """A registered architecture: its block, its declarations, and its options' defaults."""
 
     block: type[nn.Module]
-    spec: ArchitectureSpec
+    spec: Spec
     defaults: Mapping[str, Any]
+
+    def spec_with(self, options: Mapping[str, Any]) -> ArchitectureSpec:
+        """Return the declarations of the model with these options."""
+        return self.spec if isinstance(self.spec, ArchitectureSpec) else self.spec(**options)
+
+    def checked(self, options: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+        """Return the options; raises ValueError if the model of this name lacks one of them."""
+        for option in sorted(set(options) - set(self.defaults)):
+            names = sorted(self.defaults)
+            similar = difflib.get_close_matches(option, names) or names or ["none"]
+            raise ValueError(
+                f"model {name!r} has no option {option!r}: expected {' or '.join(similar)}"
+            )
+        return options
 
 
 class SequenceModel(nn.Module):
@@ -102,7 +129,7 @@ class SequenceModel(nn.Module):
         self.embedding_norm = nn.LayerNorm(width) if spec.embedding_norm else nn.Identity()
         self.blocks = make_blocks()
         self.backward_blocks = make_blocks() if bidirectional else nn.ModuleList()
-        self.norm = nn.Identity() if spec.is_full_stack else nn.LayerNorm(width)
+        self.norm = nn.Identity() if spec.is_full_stack else spec.norm(width)
         self.head = nn.Linear(*(head_shape or (width, vocabulary)), bias=False)
         spec.embedding_init(self.embedding.weight)
         spec.head_init(self.head.weight)
@@ -129,8 +156,12 @@ class SequenceModel(nn.Module):
     def run_blocks(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
         """Run a stack of blocks, in training with dropout: (batch, length, width) -> same."""
         drops = self.training and self.dropout.p > 0
+        side = None
         for block in blocks:
-            y = block(x)
+            if self.spec.has_side_input:
+                y, side = block(x, side)
+            else:
+                y = block(x)
             x = x + self.dropout(y - x) if drops else y
         return x
 
@@ -153,10 +184,14 @@ class SequenceModel(nn.Module):
         A state can be used only once, because blocks may overwrite it.
         """
         x = self.embed(token)
+        side = None
         next_state = []
         block: Any
         for block, block_state in zip(self.blocks, state, strict=True):
-            x, block_state = block.step(x, block_state)
+            if self.spec.has_side_input:
+                x, side, block_state = block.step(x, block_state, side)
+            else:
+                x, block_state = block.step(x, block_state)
             next_state.append(block_state)
         return self.logits(x), next_state
 
@@ -166,10 +201,13 @@ class SequenceModel(nn.Module):
         Blocks without a `prefill(x) -> (y, state)` of their own are stepped through the prompt.
         """
         x = self.embed(tokens)
+        side = None
         state = []
         block: Any
         for block in self.blocks:
-            if hasattr(block, "prefill"):
+            if self.spec.has_side_input:
+                x, side, block_state = block.prefill(x, side)
+            elif hasattr(block, "prefill"):
                 x, block_state = block.prefill(x)
             else:
                 x, block_state = step_through(block, x)
@@ -186,7 +224,8 @@ class SequenceModel(nn.Module):
         for name, parameter in self.named_parameters():
             last_name = name.rpartition(".")[2]
             scale = self.spec.learning_rate_scale.get(last_name, 1.0)
-            is_exempt = getattr(parameter, "_no_weight_decay", False)
+            is_exempt = last_name in self.spec.no_weight_decay
+            is_exempt = is_exempt or getattr(parameter, "_no_weight_decay", False)
             decay = parameter.ndim >= 2 and not is_exempt
             groups.setdefault((scale, decay), []).append(parameter)
 
@@ -254,7 +293,7 @@ _architectures: dict[str, Architecture] = {}
 _families: dict[str, Family] = {}
 
 
-def register_model(name: str, spec: ArchitectureSpec | None = None) -> Callable[[Block], Block]:
+def register_model(name: str, spec: Spec | None = None) -> Callable[[Block], Block]:
     """Register a block under a name.
 
     A block is an nn.Module with the weights of one layer, made as
@@ -380,14 +419,8 @@ def build_model(
     from lookback.models.classifier import SequenceClassifier  # that module imports this one
 
     architecture = find_architecture(name)
-    for option in sorted(set(options) - set(architecture.defaults)):
-        names = sorted(architecture.defaults)
-        similar = difflib.get_close_matches(option, names) or names or ["none"]
-        raise ValueError(
-            f"model {name!r} has no option {option!r}: expected {' or '.join(similar)}"
-        )
-
-    block, spec = architecture.block, architecture.spec
+    spec = architecture.spec_with(architecture.checked(options, name))
+    block = architecture.block
     if classes is not None:
         return SequenceClassifier(
             block,

@@ -43,6 +43,7 @@ from lookback.models.rwkv import (
     orthogonal,
     previous_inputs,
 )
+from lookback.models.short_conv import Convolved
 from lookback.models.wkv import empty_state, wkv, wkv_step
 
 Interval = int | str  # tokens, or "sqrt" or "none"
@@ -361,7 +362,8 @@ class RRWKVBlock(RWKVBlock):
     interval: tokens per segment; "sqrt" for the square root of the length, rounded up; "none" for
     plain RWKV-4. squeeze: weigh the channels of a medium by a gate; an extension of ours.
     time_mix, channel_mix: add mediums to the inputs of that mix. retrospection: "recurrent"
-    (linear in length, constant state), "attention" (length^2 / interval) or "none".
+    (linear in length, constant state), "attention" (length^2 / interval) or "none". short_conv:
+    whether a causal convolution of width 4 comes ahead of the time-mix.
     """
 
     def __init__(
@@ -375,6 +377,7 @@ class RRWKVBlock(RWKVBlock):
         time_mix: bool = True,
         channel_mix: bool = True,
         retrospection: str = "recurrent",
+        short_conv: bool = False,
     ) -> None:
         super().__init__(width, layer, depth)
         is_length = isinstance(interval, int) and not isinstance(interval, bool) and interval >= 1
@@ -388,10 +391,11 @@ class RRWKVBlock(RWKVBlock):
                 f"expected one of {', '.join(RETROSPECTIONS)}"
             )
 
-        if interval == "none":
-            return
-        if time_mix or retrospection != "none":
+        has_mediums = interval != "none"
+        if has_mediums and (time_mix or retrospection != "none"):
             time_mix_type = RETROSPECTIONS[retrospection]
             self.time_mix = time_mix_type(width, layer, depth, interval, squeeze, time_mix)
-        if channel_mix:
+        if has_mediums and channel_mix:
             self.channel_mix = MediumChannelMix(width, layer, depth, interval, squeeze)
+        if short_conv:
+            self.time_mix = Convolved(width, self.time_mix)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lookback.models.model import ArchitectureSpec, register_model
+from lookback.models.short_conv import Convolved
 from lookback.models.wkv import WKVState, empty_state, wkv, wkv_step
 
 
@@ -176,14 +177,22 @@ RWKVState = tuple[Any, Any]  # of the time-mix and of the channel-mix
 
 @register_model("rwkv", SPEC)
 class RWKVBlock(nn.Module):
-    """One layer: time-mix, then channel-mix, each after its norm. It has no options."""
+    """One layer: time-mix, then channel-mix, each after its norm.
 
-    def __init__(self, width: int, layer: int, depth: int) -> None:
+    short_conv: whether a causal convolution of width 4 comes ahead of the time-mix.
+    """
+
+    time_mix: Any
+    channel_mix: Any
+
+    def __init__(self, width: int, layer: int, depth: int, *, short_conv: bool = False) -> None:
         super().__init__()
         self.time_norm = nn.LayerNorm(width)
         self.channel_norm = nn.LayerNorm(width)
         self.time_mix = TimeMix(width, layer, depth)
         self.channel_mix = ChannelMix(width, layer, depth)
+        if short_conv:
+            self.time_mix = Convolved(width, self.time_mix)
 
     def forward(self, x: Tensor) -> Tensor:  # (batch, length, width) -> same
         return self.prefill(x)[0]

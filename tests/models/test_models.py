@@ -46,6 +46,16 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("transformer", {"short_conv": True}),
     ("transformer", {"window": 30, "short_conv": True}),
     ("transformer", {"window": 5}),
+    ("rwkv", {"short_conv": True}),
+    ("rrwkv", {"interval": 4, "short_conv": True}),
+    ("lstm", {"short_conv": True}),
+    ("rwkv7", {"heads": 1, "short_conv": True}),
+    ("gated_deltanet", {"heads": 1, "negative_eigenvalues": True}),
+    ("gated_deltanet", {"decay": False, "short_conv": False}),
+    ("mamba2", {"short_conv": False, "state_size": 3}),
+    ("hybrid", {"pattern": "transformer+rwkv7"}),
+    ("hybrid", {"pattern": "rwkv7"}),
+    ("hybrid", {"pattern": "mamba2+transformer", "options": {"transformer": {"window": 30}}}),
 ]
 
 
@@ -495,7 +505,7 @@ def test_learning_rates_are_those_the_architecture_declares() -> None:
         ("rwkw", {}, "unknown model 'rwkw': expected .*rwkv"),
         ("rrwkv", {"intervall": 3}, "no option 'intervall': expected interval"),
         ("rrwkv", {"heads": 3}, "no option 'heads': expected channel_mix or interval or retrosp"),
-        ("lstm", {"interval": 3}, "no option 'interval': expected none"),
+        ("lstm", {"interval": 3}, "no option 'interval': expected short_conv"),
         ("rrwkv", {"interval": 0}, "interval 0: expected an integer of at least 1"),
         ("rrwkv", {"interval": True}, "interval True"),
         ("rrwkv", {"retrospection": "some"}, "expected one of recurrent, attention, none"),
@@ -516,4 +526,4 @@ def test_sqrt_interval_needs_a_length() -> None:
 def test_a_taken_name_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"'rwkv' is already registered by lookback.models\.rwkv"):
         register_model("rwkv")(nn.Identity)
-    assert model_options("lstm") == {}
+    assert model_options("lstm") == {"short_conv": False}
