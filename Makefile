@@ -131,6 +131,16 @@ gpu: $(READY) ## run SUITES on the GPU for BUDGET seconds; the same command cont
 	        { failed=$$?; test $$failed -eq 1 || break; }; \
 	done; exit $$failed
 
+.PHONY: fla-evening
+MODELS ?= fla:gla fla:rwkv7
+DEVICE ?= cuda
+fla-evening: $(READY) ## MODELS of flash-linear-attention beside ours, through the small suites on a GPU
+	@for suite in distance copying capacity tracking aggregation; do \
+	    $(BIN)/lookback run $$suite --device $(DEVICE) --scale $(SCALE) --tolerance 0.1 \
+	        --model transformer --model rwkv7 $(MODELS:%=--model %) || exit 1; \
+	    $(BIN)/lookback report $$suite --scale $(SCALE); \
+	done
+
 report: $(READY) ## make reports/ from your records in results/
 	@$(BIN)/lookback report
 

@@ -404,18 +404,22 @@ def select(cells: Sequence[AnyCell], field: str, values: Sequence[Any]) -> tuple
 
     A value that no cell has replaces the value of every cell: `--model rwkv` selects, and `--model
     mine` runs a user's own model wherever the suite runs others. The options of a replaced task or
-    model are dropped.
+    model are dropped, and so are learning rates that the suite chose for each model.
     """
+    rates = {cell.learning_rate for cell in cells if cell.kind == "learn"}
+    dropped = ("learning_rate",) if field == "model" and len(rates) > 1 else ()
     chosen: list[AnyCell] = []
     for value in values:
         matching = [cell for cell in cells if getattr(cell, field) == value]
-        chosen += matching or [_replace(cell, field, value) for cell in cells]
+        chosen += matching or [_replace(cell, field, value, dropped) for cell in cells]
     return tuple(dict.fromkeys(chosen))
 
 
-def _replace(cell: AnyCell, field: str, value: Any) -> AnyCell:
-    """Return the cell with another task, model, length or seed."""
+def _replace(cell: AnyCell, field: str, value: Any, dropped: Sequence[str]) -> AnyCell:
+    """Return the cell with another task, model, length or seed, and defaults for what is dropped."""
     fields = {**cell.model_dump(), field: value}
+    for name in dropped:
+        fields.pop(name, None)
     if field in ("task", "model"):
         fields[f"{field}_options"] = {}
     if (fields.get("start_length") or 0) > fields["length"]:

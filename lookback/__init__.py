@@ -3,7 +3,7 @@
 This folder is the import name. The code lies beside it, where a reader of the repository sees it:
 `lookback.tasks` in tasks/, `lookback.models` in models/ and `lookback.benchmarks` in benchmarks/.
 
-    from lookback import register_model, register_task, wkv
+    from lookback import matrix_state, register_model, register_task, wkv
 
 `import lookback` alone loads neither torch nor pandas: each name brings what it needs.
 """
@@ -18,13 +18,15 @@ __path__ = [
 ]  # tasks/, models/ and benchmarks/ lie beside this folder
 
 if TYPE_CHECKING:
+    from lookback.models.matrix_state import matrix_state
     from lookback.models.model import register_model
     from lookback.models.wkv import wkv
     from lookback.tasks.task import register_task
 
-__all__ = ["register_model", "register_task", "wkv"]
+__all__ = ["matrix_state", "register_model", "register_task", "wkv"]
 
 _HOME = {
+    "matrix_state": "lookback.models.matrix_state",
     "register_model": "lookback.models.model",
     "register_task": "lookback.tasks.task",
     "wkv": "lookback.models.wkv",

@@ -313,5 +313,5 @@ def library_architecture(name: str, configuration: Any, language_model: Any) -> 
         f"made from a {configuration.__name__}.",
     }
     block = type("LibraryStack", (LibraryStack,), attributes)
-    spec = ArchitectureSpec(is_full_stack=True)
+    spec = ArchitectureSpec(is_full_stack=True, needs_gpu=name.startswith("fla:"))
     return Architecture(block, spec, option_defaults(configuration))

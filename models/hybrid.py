@@ -53,6 +53,7 @@ def hybrid_spec(pattern: str = PATTERN, options: Options | None = None) -> Archi
         is_full_stack=False,
         has_side_input=True,
         parts=tuple(dict.fromkeys(names)),
+        needs_gpu=any(spec.needs_gpu for spec in specs),
     )
 
 

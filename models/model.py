@@ -51,6 +51,7 @@ class ArchitectureSpec:
             The blocks' methods take it last, and return it behind y: `forward(x, side)` returns y
             and side, `prefill(x, side)` and `step(x, state, side)` return y, side and the state.
         parts: other models whose blocks this one is made of.
+        needs_gpu: its kernels do not run on a CPU.
     """
 
     embedding_norm: bool = False
@@ -62,6 +63,7 @@ class ArchitectureSpec:
     is_full_stack: bool = False
     has_side_input: bool = False
     parts: tuple[str, ...] = ()
+    needs_gpu: bool = False
 
 
 Spec = ArchitectureSpec | Callable[..., ArchitectureSpec]  # or a function of the model's options

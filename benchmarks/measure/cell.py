@@ -32,7 +32,7 @@ from lookback.benchmarks.record import (
     TaskFacts,
 )
 from lookback.models.contract import check_contract
-from lookback.models.model import model_options, parameter_count
+from lookback.models.model import find_architecture, model_options, parameter_count
 from lookback.tasks.contract import check_task
 from lookback.tasks.task import AbsentCorpusError, Task, get_task
 
@@ -43,8 +43,7 @@ TRACEBACK_CHARACTERS = 2000  # of an error's traceback in a record
 def check(cell: AnyCell) -> int:
     """Return the number of parameters of a cell's model.
 
-    Raises ValueError if the cell asks for a task, model, option, length or device that does not
-    exist.
+    Raises ValueError if the cell asks for a task, model, option or length that does not exist.
     """
     task = get_task(cell.task, cell.task_options)
     for length in _training_lengths(cell):
@@ -55,8 +54,6 @@ def check(cell: AnyCell) -> int:
                 raise ValueError(f"test_options {options}: expected the vocabulary of training")
             for length in cell.test_lengths or (cell.length,):
                 test_task.check_length(length)
-    if cell.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("the torch installed here sees no CUDA GPU: use --device cpu")
 
     if cell.kind == "cost" and task.sequences_per_example > 1:
         raise ValueError(
@@ -66,6 +63,18 @@ def check(cell: AnyCell) -> int:
         _check_processes(cell)
 
     return parameter_count(meta_model(cell, task))
+
+
+def check_device(cell: AnyCell) -> None:
+    """Raise ValueError if this machine lacks a cell's device, or its model cannot run on it."""
+    if cell.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("the torch installed here sees no CUDA GPU: use --device cpu")
+    spec = find_architecture(cell.model).spec_with(cell.model_options)
+    if cell.device == "cpu" and spec.needs_gpu:
+        raise ValueError(
+            f"model {cell.model!r} needs a GPU, which its library's kernels are written for; "
+            "--dry-run and describe work without one"
+        )
 
 
 def _training_lengths(cell: AnyCell) -> list[int]:
@@ -105,6 +114,7 @@ def can_measure(cell: AnyCell) -> bool:
     """Whether a cell can be measured here, with this version, these devices and these data."""
     try:
         check(cell)
+        check_device(cell)
     except ValueError:
         return False
     return not absent_data([cell])

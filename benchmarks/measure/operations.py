@@ -49,7 +49,12 @@ def _cudnn_lstm_backward(*args: Any, **kwargs: Any) -> int:
     return 2 * _cudnn_lstm(*args, **kwargs)
 
 
+def _triangular_solve(matrix: Shape, right: Shape, *_: Any, **__: Any) -> int:
+    return prod(right) * matrix[-1]  # half of a product of these shapes
+
+
 FORMULAS: dict[Any, Any] = {
+    ATEN.linalg_solve_triangular: _triangular_solve,
     ATEN._scaled_dot_product_flash_attention_for_cpu: _attention,
     ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     ATEN.mkldnn_rnn_layer: _lstm,

@@ -19,6 +19,7 @@ from lookback.models.model import build_model
 from lookback.tasks.task import Batch
 
 VOCABULARY = 256
+MODELS = ("rwkv", "rrwkv", "transformer", "lstm", "rwkv7", "gated_deltanet", "mamba2")
 LIBRARY = "transformers RwkvForCausalLM"
 LONGEST_LIBRARY = 1024 if ON_GPU else 256  # its loop over positions takes minutes beyond
 PROFILED_OPERATORS = 12
@@ -40,6 +41,7 @@ SHAPES = {
         StepShape(32, 64, 64, 2, "float32"),
         StepShape(8, 256, 64, 2, "float32"),
         StepShape(2, 1024, 128, 2, "float32"),
+        StepShape(4, 256, 256, 2, "float32"),
     ],
     "cuda": [StepShape(8, 1024, 768, 12, "bfloat16"), StepShape(1, 16384, 768, 12, "bfloat16")],
 }[os.environ.get("SPEED_SCALE", DEVICE)]
@@ -71,9 +73,7 @@ class LibraryModel(torch.nn.Module):
         return [{"params": list(self.parameters()), "learning_rate_scale": 1.0, "decay": True}]
 
 
-@pytest.mark.parametrize(
-    "name", ["rwkv", "rrwkv", "transformer", "lstm", LIBRARY], ids=parameter_id
-)
+@pytest.mark.parametrize("name", [*MODELS, LIBRARY], ids=parameter_id)
 @pytest.mark.parametrize("shape", SHAPES, ids=parameter_id)
 def test_training_step(benchmark: BenchmarkFixture, name: str, shape: StepShape) -> None:
     """The trainer's step on random bytes: loss, gradients, clipping and AdamW."""

@@ -267,19 +267,25 @@ class HeadDecay:
         self.last = last.exp().to(w.dtype)
 
     def total(self) -> Tensor:
+        """e^{g_C}, which a state decays by."""
         return self.last
 
     def scores(self, x: Tensor, y: Tensor) -> Tensor:
+        """P(x, y), (batch x heads, n, C, C)."""
         return (x @ y.mT) * self.pairs
 
     def scores_before(self, x: Tensor, y: Tensor) -> Tensor:
+        """P(x, y) of an x that reads the state before its decay."""
         return (x @ y.mT) * self.pairs_before
 
     def from_start(self, x: Tensor) -> Tensor:
+        """x e^g, which reads the incoming state."""
         return x * self.start
 
     def from_start_before(self, x: Tensor) -> Tensor:
+        """x e^{g-}, which reads the incoming state before its decay."""
         return x * self.start_before
 
     def to_end(self, y: Tensor) -> Tensor:
+        """y e^{g_C - g}, which goes into the outgoing state."""
         return y * self.end

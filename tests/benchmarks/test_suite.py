@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from lookback.benchmarks.measure.cell import check
-from lookback.benchmarks.record import Cell
+from lookback.benchmarks.record import Cell, LearnCell
 from lookback.benchmarks.suite import Match, multiply, read_suite, select, suite_names, suite_path
+from tests.processes import tiny
 
 GOOD = """
 title = "A suite"
@@ -186,6 +187,10 @@ def test_select_selects_known_values_and_substitutes_others(tmp_path: Path) -> N
     )
     assert len(mine) == 4 + 1  # each task and length once, and the other grid's
     assert {cell.length for cell in select(cells, "length", [512, 64])} == {512, 64}
+    rates = {"transformer": 1e-3, "rwkv": 2e-3}
+    tuned = [tiny(model, learning_rate=rate) for model, rate in rates.items()]
+    (once,) = select(tuned, "model", ["mine"])  # not once for each rate of the others
+    assert once.learning_rate == LearnCell.model_fields["learning_rate"].default
     with pytest.raises(ValueError, match="task: "):
         select(cells, "task", ["../copy"])
 

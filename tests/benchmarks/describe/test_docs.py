@@ -155,7 +155,8 @@ def test_the_page_of_tasks_is_made_from_them(
         assert new == old or not same_python, f"{old.split()[0]}: run `make cards`"
 
 
-BLOCK_METHODS = ("forward", "prefill", "initial_state", "step")  # documented by `register_model`
+# Documented by `register_model` and `Block`.
+BLOCK_METHODS = ("forward", "prefill", "initial_state", "step", "read")
 UNDOCUMENTED = ("parts", "main")  # a report's sections, and the entry point of a module
 PUBLIC_FILES = [
     path

@@ -2,6 +2,7 @@
 one line.
 """
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from lookback.benchmarks.plan.match_widths import match_widths, nearest
 from lookback.benchmarks.record import Cell, make_cell
-from lookback.benchmarks.suite import Match, Suite, read_suite, select
+from lookback.benchmarks.suite import Match, Suite, read_suite, select, suite_names, suite_path
 from lookback.models.model import build_model, parameter_count, state_bytes
 
 OTHERS = ("rwkv", "rrwkv", "lstm")
@@ -156,3 +157,12 @@ def test_models_of_a_users_own_are_matched(tmp_path: Path) -> None:
         parameters("transformer", 64), rel=0.02
     )
     assert [c.batch_size for c in cells] == [4, 2]  # the rest of a cell stays
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_every_suite_of_ours_can_be_matched_at_every_scale(name: str) -> None:
+    """A changed default of a model must not make a suite of hours unmeasurable."""
+    content = tomllib.loads(suite_path(name).read_text(encoding="utf-8"))
+    for scale in ("small", *content.get("scales", {})):
+        suite = read_suite(name, scale)
+        assert len(match_widths(suite).cells) == len(suite.cells)
