@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,11 +123,18 @@ def measured(records: Sequence[Record]) -> str:
 
 
 def all_records(results: Path, suites: Sequence[str] = (), published: bool = False) -> Iterator[Record]:
-    """Yield the records below a folder, and if wanted the published ones."""
+    """Yield the records below a folder, and if wanted the published ones.
+
+    Pilots and calibrations choose settings and compare nothing: only a report that names them shows them.
+    """
+    records: list[Iterator[Record]] = []
     if results.is_dir():
-        yield from read_records(results, suites)
+        records.append(read_records(results, suites))
     if published:
-        yield from read_published(suites)
+        records.append(read_published(suites))
+    for record in itertools.chain(*records):
+        if suites or not (record.suite.endswith("-pilot") or record.suite.startswith("calibrate-")):
+            yield record
 
 
 def make_reports(results: Path, reports: Path, suites: Sequence[str], published: bool = False) -> list[Made]:
