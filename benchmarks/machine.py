@@ -81,6 +81,9 @@ def versions() -> dict[str, str]:
     return installed
 
 
+CODE = ("lookback", "tasks", "models", "benchmarks", "pyproject.toml", "constraints.txt")
+
+
 def commit() -> tuple[str | None, bool | None]:
     """Return the commit of Lookback's code, and whether the code has uncommitted changes.
 
@@ -89,7 +92,7 @@ def commit() -> tuple[str | None, bool | None]:
     """
     try:
         if Path(_git("rev-parse", "--show-toplevel")).samefile(ROOT):
-            changes = _git("status", "--porcelain", "--", ".", ":!results", ":!reports")
+            changes = _git("status", "--porcelain", "--", *CODE)  # a log beside it changes nothing
             return _git("rev-parse", "HEAD"), bool(changes)
     except FileNotFoundError:  # git is not installed
         pass

@@ -416,7 +416,7 @@ def select(cells: Sequence[AnyCell], field: str, values: Sequence[Any]) -> tuple
 
 
 def _replace(cell: AnyCell, field: str, value: Any, dropped: Sequence[str]) -> AnyCell:
-    """Return the cell with another task, model, length or seed, and defaults for what is dropped."""
+    """Return the cell with another task, model, length or seed, and defaults for `dropped`."""
     fields = {**cell.model_dump(), field: value}
     for name in dropped:
         fields.pop(name, None)

@@ -68,7 +68,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with one commit, whose root is taken for Lookback's."""
     monkeypatch.delenv("LOOKBACK_COMMIT", raising=False)
     monkeypatch.setattr(machine, "ROOT", tmp_path)
-    (tmp_path / "code.py").write_text("")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "code.py").write_text("")
     git(tmp_path, "init")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "First")
@@ -80,8 +81,12 @@ def test_the_commit_is_that_of_the_checkout(checkout: Path) -> None:
     assert commit() == (head, False)
     (checkout / "results").mkdir()
     (checkout / "results" / "record.json").write_text("{}")
+    (checkout / "run.log").write_text("a log beside the code")
     assert commit() == (head, False)
-    (checkout / "code.py").write_text("changed")
+    (checkout / "models" / "code.py").write_text("changed")
+    assert commit() == (head, True)
+    git(checkout, "checkout", "models/code.py")
+    (checkout / "models" / "new.py").write_text("which registers a model")
     assert commit() == (head, True)
 
 
