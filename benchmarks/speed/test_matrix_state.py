@@ -47,7 +47,8 @@ def operator_call(name: str, model: str, shape: tuple[int, int, int]) -> Callabl
         if name == "wkv":
             return wkv(*inputs)[0]
         if name == "lookback":
-            return matrix_state(*inputs, lowest=-0.6)[0]
+            q, k, v, w, a, b = inputs
+            return matrix_state(q, k, v, w, a, b, lowest=-0.6)[0]
         state = empty_state(BATCH, heads, size, size, torch.device(DEVICE))
         return compute_segment(inputs, state, CHUNK)[0]
 
