@@ -43,7 +43,8 @@ TRACEBACK_CHARACTERS = 2000  # of an error's traceback in a record
 def check(cell: AnyCell) -> int:
     """Return the number of parameters of a cell's model.
 
-    Raises ValueError if the cell asks for a task, model, option or length that does not exist.
+    Raises ValueError if the cell asks for a task, model, option, length or device that does not
+    exist.
     """
     task = get_task(cell.task, cell.task_options)
     for length in _training_lengths(cell):
@@ -55,6 +56,8 @@ def check(cell: AnyCell) -> int:
             for length in cell.test_lengths or (cell.length,):
                 test_task.check_length(length)
 
+    if cell.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("the torch installed here sees no CUDA GPU: use --device cpu")
     if cell.kind == "cost" and task.sequences_per_example > 1:
         raise ValueError(
             f"task {task.name!r} asks about pairs: a `cost` cell measures one sequence at a time"
@@ -66,9 +69,7 @@ def check(cell: AnyCell) -> int:
 
 
 def check_device(cell: AnyCell) -> None:
-    """Raise ValueError if this machine lacks a cell's device, or its model cannot run on it."""
-    if cell.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("the torch installed here sees no CUDA GPU: use --device cpu")
+    """Raise ValueError if a cell's model cannot run on its device."""
     spec = find_architecture(cell.model).spec_with(cell.model_options)
     if cell.device == "cpu" and spec.needs_gpu:
         raise ValueError(
