@@ -258,12 +258,7 @@ def run(
     if engine == Engine.local and (address or share < 1):
         raise ValueError("--address and --share are options of Ray: expected --engine ray too")
 
-    from lookback.benchmarks.measure.cell import (
-        absent_data,
-        check,
-        check_device,
-        check_tasks,
-    )
+    from lookback.benchmarks.measure.cell import absent_data, check, check_tasks
     from lookback.benchmarks.plan.match_widths import match_widths
     from lookback.benchmarks.plugins import load_plugins
     from lookback.benchmarks.run.process import default_jobs
@@ -283,10 +278,7 @@ def run(
         chosen = pilot_suite(chosen)
     chosen = match_widths(chosen, tolerance)
     for cell in chosen.cells:
-        # The device need not exist here if the cells are measured elsewhere.
-        check(cell if on_this_machine else cell.model_copy(update={"device": "cpu"}))
-        if on_this_machine:
-            check_device(cell)
+        check(cell, here=on_this_machine)
 
     absent = absent_data(chosen.cells)
     _print_left_out(list(absent.values()))
@@ -414,7 +406,7 @@ def calibrate(
 ) -> None:
     """Train one model over a range of an option; say where floor and ceiling are."""
     from lookback.benchmarks.describe.data_sets import read_options
-    from lookback.benchmarks.measure.cell import check, check_device
+    from lookback.benchmarks.measure.cell import check
     from lookback.benchmarks.plan.pilot import calibration, calibration_cell
     from lookback.benchmarks.plugins import load_plugins
     from lookback.benchmarks.run.process import default_jobs
@@ -429,7 +421,6 @@ def calibrate(
     cells = [calibration_cell({**fixed, name: value}, fields) for value in varied[name]]
     for cell in cells:
         check(cell)
-        check_device(cell)
     suite = Suite(f"calibrate-{task}", f"{task} over {name}", tuple(cells))
     runner = _runner(results, suite, plugins=plugin or [], jobs=default_jobs(device, 0))
     code = runner.run()

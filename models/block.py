@@ -44,13 +44,21 @@ class GatedLayer(nn.Module):
         return self.output(silu(gate) * value)
 
 
+def last_position(x: Tensor) -> Tensor:
+    """Copy the last position, (batch, length, width) -> (batch, width).
+
+    A view would keep all of x alive for as long as the state lives.
+    """
+    return x[:, -1].clone()
+
+
 def shift(x: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
     """Return the input one position earlier, (batch, length, width), and the last of x.
 
     `last` is the input before x, (batch, width).
     """
     previous = torch.cat([last[:, None].to(x.dtype), x[:, :-1]], dim=1)
-    return previous, x[:, -1].clone()  # a view would keep all of x alive
+    return previous, last_position(x)
 
 
 def inverse_softplus(x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch.nn.functional import normalize, silu, softplus
 from lookback.models.block import Block, GatedLayer, time_steps
 from lookback.models.matrix_state import empty_state, matrix_state
 from lookback.models.model import ArchitectureSpec, register_model
-from lookback.models.short_conv import ShortConvolution
+from lookback.models.short_conv import optional_convolution
 
 EPSILON = 1e-5  # of the norms
 MULTIPLE = 8  # of the gated layer's width
@@ -91,7 +91,7 @@ class GatedDeltaNetBlock(Block):
         self.widths = [key_width, key_width, value_width]
         self.mixer_norm = rms_norm(width)
         self.query_key_value = nn.Linear(width, sum(self.widths), bias=False)
-        self.convolution = ShortConvolution(sum(self.widths)) if short_conv else None
+        self.convolution = optional_convolution(short_conv, sum(self.widths))
         self.beta = nn.Linear(width, self.heads, bias=False)
         self.gate = nn.Linear(width, value_width, bias=False)
         self.output_norm = rms_norm(self.value_size)
@@ -109,9 +109,7 @@ class GatedDeltaNetBlock(Block):
     def initial_state(
         self, batch_size: int, device: torch.device, dtype: torch.dtype
     ) -> DeltaNetState:
-        inputs = None
-        if self.convolution is not None:
-            inputs = self.convolution.initial_state(batch_size, device, dtype)
+        inputs = self.convolution.initial_state(batch_size, device, dtype)
         sizes = (self.heads, self.key_size, self.value_size)
         return DeltaNetState(inputs, empty_state(batch_size, *sizes, device, dtype))
 
@@ -122,10 +120,7 @@ class GatedDeltaNetBlock(Block):
 
     def mix(self, h: Tensor, state: DeltaNetState) -> tuple[Tensor, DeltaNetState]:
         """Apply the delta rule to h, (batch, length, width)."""
-        projected = self.query_key_value(h)
-        inputs = None
-        if self.convolution is not None:
-            projected, inputs = self.convolution(projected, state.inputs)
+        projected, inputs = self.convolution(self.query_key_value(h), state.inputs)
         query, key, value = silu(projected).split(self.widths, dim=-1)
         query = normalize(self.per_head(query), dim=-1) * self.key_size**-0.5
         key = normalize(self.per_head(key), dim=-1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lookback.models.block import Block
 from lookback.models.model import register_model
-from lookback.models.short_conv import ShortConvolution
+from lookback.models.short_conv import optional_convolution
 
 
 class LSTMState(NamedTuple):
@@ -47,20 +47,15 @@ class LSTMBlock(Block):
         with torch.no_grad():
             forget_bias = self.recurrence.get_parameter("bias_ih_l0")[width : 2 * width]
             forget_bias.fill_(1.0)  # remember at first (Jozefowicz et al. 2015)
-        self.convolution = ShortConvolution(width) if short_conv else None
+        self.convolution = optional_convolution(short_conv, width)
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> LSTMState:
         hidden = torch.zeros(1, batch_size, self.recurrence.hidden_size, device=device, dtype=dtype)
-        inputs = None
-        if self.convolution is not None:
-            inputs = self.convolution.initial_state(batch_size, device, dtype)
+        inputs = self.convolution.initial_state(batch_size, device, dtype)
         return LSTMState(hidden, hidden.clone(), inputs)
 
     def read(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
-        h = self.recurrence_norm(x)
-        inputs = None
-        if self.convolution is not None:
-            h, inputs = self.convolution(h, state.inputs)
+        h, inputs = self.convolution(self.recurrence_norm(x), state.inputs)
         # CUDA's autocast would make the recurrence float16, whatever dtype it was asked for, and
         # the loss is not scaled for float16.
         with torch.autocast(x.device.type, enabled=False):

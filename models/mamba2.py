@@ -24,7 +24,7 @@ from lookback.models.block import Block, time_steps
 from lookback.models.gated_deltanet import SPEC, rms_norm
 from lookback.models.matrix_state import empty_state, matrix_state
 from lookback.models.model import register_model
-from lookback.models.short_conv import ShortConvolution
+from lookback.models.short_conv import optional_convolution
 
 HEAD_SIZE = 64
 LARGEST_STATE = 128  # as published; narrower models have as many channels of state as of width
@@ -68,7 +68,7 @@ class Mamba2Block(Block):
         self.widths = [inner, self.state_size, self.state_size]
         self.norm = rms_norm(width)
         self.input = nn.Linear(width, inner + sum(self.widths) + self.heads, bias=False)
-        self.convolution = ShortConvolution(sum(self.widths), bias=True) if short_conv else None
+        self.convolution = optional_convolution(short_conv, sum(self.widths), bias=True)
         self.dt_bias = nn.Parameter(time_steps(self.heads))
         self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(self.heads))
@@ -79,9 +79,7 @@ class Mamba2Block(Block):
     def initial_state(
         self, batch_size: int, device: torch.device, dtype: torch.dtype
     ) -> Mamba2State:
-        inputs = None
-        if self.convolution is not None:
-            inputs = self.convolution.initial_state(batch_size, device, dtype)
+        inputs = self.convolution.initial_state(batch_size, device, dtype)
         sizes = (self.heads, self.state_size, self.widths[0] // self.heads)
         return Mamba2State(inputs, empty_state(batch_size, *sizes, device, dtype))
 
@@ -90,9 +88,7 @@ class Mamba2Block(Block):
         gate, mixer_inputs, step = projected.split(
             [self.widths[0], sum(self.widths), self.heads], dim=-1
         )
-        inputs = None
-        if self.convolution is not None:
-            mixer_inputs, inputs = self.convolution(mixer_inputs, state.inputs)
+        mixer_inputs, inputs = self.convolution(mixer_inputs, state.inputs)
         value, key, query = silu(mixer_inputs).split(self.widths, dim=-1)
         value = value.unflatten(-1, (self.heads, -1))  # x, (batch, length, heads, head size)
         key = key[:, :, None].expand(-1, -1, self.heads, -1)  # B, (batch, length, heads, state)

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from lookback.models.block import last_position
 from lookback.models.model import register_model
 from lookback.models.rwkv import (
     SPEC,
@@ -39,7 +40,6 @@ from lookback.models.rwkv import (
     RWKVBlock,
     TimeMix,
     TimeMixState,
-    last_position,
     orthogonal,
     previous_inputs,
 )

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lookback.models.block import last_position
 from lookback.models.model import ArchitectureSpec, register_model
 from lookback.models.short_conv import Convolved
 from lookback.models.wkv import WKVState, empty_state, wkv, wkv_step
@@ -32,14 +33,6 @@ class TimeMixState(NamedTuple):
 def previous_inputs(x: Tensor) -> Tensor:
     """Shift each sequence by one position, zeros first: (batch, length, width) -> same."""
     return nn.functional.pad(x, (0, 0, 1, -1))
-
-
-def last_position(x: Tensor) -> Tensor:
-    """Copy the last position, (batch, length, width) -> (batch, width).
-
-    A view would keep all of x alive for as long as the state lives.
-    """
-    return x[:, -1].clone()
 
 
 def orthogonal(linear: nn.Linear) -> None:

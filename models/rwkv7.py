@@ -22,6 +22,7 @@ the token shift, and for each head of the time-mix:
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -30,8 +31,9 @@ from torch.nn.functional import normalize
 
 from lookback.models.block import shift
 from lookback.models.matrix_state import empty_state, matrix_state
-from lookback.models.model import ArchitectureSpec, register_model
-from lookback.models.short_conv import ShortConvolution
+from lookback.models.model import register_model
+from lookback.models.rwkv import SPEC as RWKV4_SPEC
+from lookback.models.short_conv import optional_convolution
 
 HEAD_SIZE = 64
 SLOWEST = -math.exp(-0.5)  # what no log decay is below
@@ -109,7 +111,7 @@ class TimeMix(nn.Module):
         nn.init.zeros_(self.output.weight)
         self.head_norm = nn.GroupNorm(heads, width, eps=1e-5 * size)
         nn.init.constant_(self.head_norm.weight, ((1 + layer) / depth) ** 0.7)
-        self.convolution = ShortConvolution(width) if short_conv else None
+        self.convolution = optional_convolution(short_conv, width)
 
     @staticmethod
     def low_rank(width: int, inner: int) -> tuple[nn.Parameter, nn.Parameter]:
@@ -121,9 +123,7 @@ class TimeMix(nn.Module):
     ) -> TimeMixState:
         width = len(self.w0)
         size = width // self.heads
-        inputs = None
-        if self.convolution is not None:
-            inputs = self.convolution.initial_state(batch_size, device, dtype)
+        inputs = self.convolution.initial_state(batch_size, device, dtype)
         last_input = torch.zeros(batch_size, width, device=device, dtype=dtype)
         matrix = empty_state(batch_size, self.heads, size, size, device, dtype)
         return TimeMixState(last_input, matrix, inputs)
@@ -132,9 +132,7 @@ class TimeMix(nn.Module):
         self, h: Tensor, state: TimeMixState, first_value: Tensor | None
     ) -> tuple[Tensor, TimeMixState, Tensor]:
         """Return the output, the state, and the first layer's value; (batch, length, width)."""
-        inputs = None
-        if self.convolution is not None:
-            h, inputs = self.convolution(h, state.inputs)
+        h, inputs = self.convolution(h, state.inputs)
         previous, last_input = shift(h, state.last_input)
 
         def shifted(share: Tensor) -> Tensor:
@@ -197,19 +195,8 @@ class ChannelMix(nn.Module):
         return self.value(hidden.relu().square()), last_input
 
 
-def _embedding_init(weight: Tensor) -> None:
-    nn.init.uniform_(weight, -1e-4, 1e-4)  # nearly zero: the norm behind it scales it up
-
-
-def _head_init(weight: Tensor) -> None:
-    outputs, inputs = weight.shape
-    nn.init.orthogonal_(weight, gain=0.5 * max(1.0, outputs / inputs) ** 0.5)
-
-
-SPEC = ArchitectureSpec(
-    embedding_norm=True,
-    embedding_init=_embedding_init,
-    head_init=_head_init,
+SPEC = replace(
+    RWKV4_SPEC,  # embedding, its norm, and head are the same
     learning_rate_scale={"w0": 2.0},
     no_weight_decay=frozenset({*LOW_RANK, "r_k"}),
     has_side_input=True,

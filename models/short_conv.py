@@ -45,6 +45,22 @@ class ShortConvolution(nn.Module):
         return y, padded[:, length:].clone()  # a view would keep all inputs alive
 
 
+class NoConvolution(nn.Module):
+    """In place of a short convolution that is switched off: its output is its input."""
+
+    def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
+        """Return no state."""
+
+    def forward(self, x: Tensor, state: None = None) -> tuple[Tensor, None]:
+        """Return the input, and no state."""
+        return x, None
+
+
+def optional_convolution(is_on: bool, width: int, bias: bool = False) -> Any:
+    """Return a short convolution, or what stands in its place."""
+    return ShortConvolution(width, bias) if is_on else NoConvolution()
+
+
 class Convolved(nn.Module):
     """A mixer that reads its input through a short convolution.
 

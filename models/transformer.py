@@ -21,10 +21,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention, silu
+from torch.nn.functional import pad, scaled_dot_product_attention
 
+from lookback.models.block import GatedLayer
 from lookback.models.model import register_model, small_normal
-from lookback.models.short_conv import TAPS, ShortConvolution
+from lookback.models.short_conv import optional_convolution
 
 CACHE_PAGE = 256  # positions
 QUERY_CHUNK = 512  # queries whose biases are in memory at once
@@ -191,16 +192,15 @@ class TransformerBlock(nn.Module):
                 "expected an even width a head"
             )
         self.attention_norm = nn.LayerNorm(width)
-        self.short_conv = ShortConvolution(width) if short_conv else None
+        self.short_conv = optional_convolution(short_conv, width)
         self.mlp_norm = nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
         self.attention_output = nn.Linear(width, width, bias=False)
-        self.gate_and_value = nn.Linear(width, 6 * width, bias=False)
-        self.mlp_output = nn.Linear(3 * width, width, bias=False)
+        self.mlp = GatedLayer(width, 3 * width)
 
         small_normal(self.query_key_value.weight)
-        small_normal(self.gate_and_value.weight)
-        for output in (self.attention_output, self.mlp_output):
+        small_normal(self.mlp.gate_and_value.weight)
+        for output in (self.attention_output, self.mlp.output):
             small_normal(output.weight)
             # the residual stream is the sum of 2 depth such outputs
             output.weight.data.div_((2 * depth) ** 0.5)
@@ -223,9 +223,7 @@ class TransformerBlock(nn.Module):
         width = self.attention_output.in_features
         shape = (batch_size, 2, self.heads, 0, width // self.heads)
         cache = KeyValueCache(torch.empty(shape, device=device, dtype=dtype), 0)
-        inputs = None
-        if self.short_conv is not None:
-            inputs = torch.zeros(batch_size, TAPS - 1, width, device=device, dtype=dtype)
+        inputs = self.short_conv.initial_state(batch_size, device, dtype)
         return TransformerState(cache, inputs)
 
     def step(self, x: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
@@ -267,9 +265,7 @@ class TransformerBlock(nn.Module):
 
         The first three are (batch, heads, length, head width) each, rotated if positions are.
         """
-        h = self.attention_norm(x)
-        if self.short_conv is not None:
-            h, inputs = self.short_conv(h, inputs)
+        h, inputs = self.short_conv(self.attention_norm(x), inputs)
         per_head = self.query_key_value(h).unflatten(-1, (3, self.heads, -1))  # (b, t, 3, h, d)
         query, key, value = per_head.permute(2, 0, 3, 1, 4)  # each (b, h, t, d)
         if self.positions == "rope":
@@ -279,5 +275,4 @@ class TransformerBlock(nn.Module):
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """Add the output of attention, (batch, heads, length, head width), and the gated layer."""
         x = x + self.attention_output(mixed.transpose(1, 2).flatten(2))
-        gate, value = self.gate_and_value(self.mlp_norm(x)).chunk(2, dim=-1)
-        return x + self.mlp_output(silu(gate) * value)
+        return x + self.mlp(self.mlp_norm(x))

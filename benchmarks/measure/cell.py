@@ -24,7 +24,6 @@ from lookback.benchmarks.measure.train import InterruptedRunError, NotFiniteErro
 from lookback.benchmarks.record import (
     AnyCell,
     CostNumbers,
-    LearnCell,
     LearnNumbers,
     Outcome,
     ResolvedOptions,
@@ -40,8 +39,10 @@ KERNEL_TOKENS = 1024  # most tokens read to see which operators a cost cell call
 TRACEBACK_CHARACTERS = 2000  # of an error's traceback in a record
 
 
-def check(cell: AnyCell) -> int:
+def check(cell: AnyCell, here: bool = True) -> int:
     """Return the number of parameters of a cell's model.
+
+    If the cell is to be measured `here`, this machine must have its device.
 
     Raises ValueError if the cell asks for a task, model, option, length or device that does not
     exist.
@@ -56,20 +57,31 @@ def check(cell: AnyCell) -> int:
             for length in cell.test_lengths or (cell.length,):
                 test_task.check_length(length)
 
-    if cell.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("the torch installed here sees no CUDA GPU: use --device cpu")
+    if here:
+        _check_device(cell)
     if cell.kind == "cost" and task.sequences_per_example > 1:
         raise ValueError(
             f"task {task.name!r} asks about pairs: a `cost` cell measures one sequence at a time"
         )
-    if cell.kind == "learn":
-        _check_processes(cell)
+    if cell.kind == "learn" and cell.processes > cell.batch_size:
+        raise ValueError(
+            f"processes = {cell.processes}: expected at most one for each of the "
+            f"{cell.batch_size} sequences of a batch"
+        )
 
     return parameter_count(meta_model(cell, task))
 
 
-def check_device(cell: AnyCell) -> None:
-    """Raise ValueError if a cell's model cannot run on its device."""
+def _check_device(cell: AnyCell) -> None:
+    """Raise ValueError if this machine lacks a cell's device, or its model cannot run on it."""
+    if cell.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("the torch installed here sees no CUDA GPU: use --device cpu")
+    gpus = torch.cuda.device_count()
+    if cell.device == "cuda" and cell.kind == "learn" and cell.processes > gpus:
+        raise ValueError(
+            f"processes = {cell.processes}: expected at most one for each of the {gpus} GPUs "
+            "that torch sees here"
+        )
     spec = find_architecture(cell.model).spec_with(cell.model_options)
     if cell.device == "cpu" and spec.needs_gpu:
         raise ValueError(
@@ -83,16 +95,6 @@ def _training_lengths(cell: AnyCell) -> list[int]:
     if cell.kind == "learn" and cell.start_length:
         return [cell.length, cell.start_length]
     return [cell.length]
-
-
-def _check_processes(cell: LearnCell) -> None:
-    """Raise ValueError if this many processes cannot train the cell together."""
-    message = f"processes = {cell.processes}: expected at most one"
-    if cell.processes > cell.batch_size:
-        raise ValueError(f"{message} for each of the {cell.batch_size} sequences of a batch")
-    gpus = torch.cuda.device_count()
-    if cell.device == "cuda" and cell.processes > gpus:
-        raise ValueError(f"{message} for each of the {gpus} GPUs that torch sees here")
 
 
 def check_tasks(cells: Iterable[AnyCell]) -> None:
@@ -115,7 +117,6 @@ def can_measure(cell: AnyCell) -> bool:
     """Whether a cell can be measured here, with this version, these devices and these data."""
     try:
         check(cell)
-        check_device(cell)
     except ValueError:
         return False
     return not absent_data([cell])

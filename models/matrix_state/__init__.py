@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lookback.models.matrix_state.chunked import run_segments
 
-__all__ = ["empty_state", "matrix_state", "matrix_state_step"]
+__all__ = ["empty_state", "matrix_state"]
 
 CHUNK = 32
 LARGEST_EXPONENT = 80.0  # e^80 is far from float32's largest number, e^88
@@ -69,16 +69,16 @@ def matrix_state(
     if state is None:
         state = empty_state(v.shape[0], v.shape[2], k.shape[3], v.shape[3], v.device, dtype)
     if v.shape[1] == 1:
-        return matrix_state_step(q, k, v, w, a, b, state)
+        return _step(q, k, v, w, a, b, state.to(dtype))
 
     per_head = w.shape[3] == 1
     if not per_head:
         chunk = _safe_chunk(w, chunk, lowest)
     w = w.clamp(min=LOWEST_OF_HEAD if per_head else LOWEST)
-    return run_segments(q, k, v, w, a, b, state.to(dtype), chunk)
+    return run_segments((q, k, v, w, a, b), state.to(dtype), chunk)
 
 
-def matrix_state_step(
+def _step(
     q: Tensor,
     k: Tensor,
     v: Tensor,

@@ -36,19 +36,13 @@ SEGMENT_ROWS = 2048  # batch x heads x positions
 
 
 def run_segments(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    w: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    state: Tensor,
-    chunk: int,
+    inputs: Sequence[Tensor | None], state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """Return o and the last state, as `matrix_state` does; its state is given, its w is clamped."""
-    batch_size, length, heads, _ = v.shape
+    """Return o and the last state, as `matrix_state` does; inputs are q, k, v, w, a and b."""
+    values: Any = inputs[2]
+    batch_size, length, heads, _ = values.shape
     chunks = max(1, SEGMENT_ROWS // (batch_size * heads * chunk))
-    return Segments.apply(q, k, v, w, a, b, state, min(chunk, length), chunks * chunk)
+    return Segments.apply(*inputs, state, min(chunk, length), chunks * chunk)
 
 
 class Segments(torch.autograd.Function):

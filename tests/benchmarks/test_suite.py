@@ -1,5 +1,6 @@
 """TOML files are read into cells, and every suite of ours asks for tasks and models that exist."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from lookback.benchmarks.measure.cell import check
 from lookback.benchmarks.record import Cell, LearnCell
 from lookback.benchmarks.suite import Match, multiply, read_suite, select, suite_names, suite_path
+from lookback.models import model
+from lookback.models.model import ArchitectureSpec, find_architecture
 from tests.processes import tiny
 
 GOOD = """
@@ -226,3 +229,18 @@ def test_check_tells_what_a_cell_cannot_have(cell: Cell) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             check(cell.model_copy(update=change))
+
+
+def test_a_model_that_needs_a_gpu_is_refused_on_a_cpu_unless_it_runs_elsewhere(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a model of flash-linear-attention is, also inside a hybrid."""
+    kernels = dataclasses.replace(find_architecture("rwkv"), spec=ArchitectureSpec(needs_gpu=True))
+    monkeypatch.setitem(model._architectures, "kernels", kernels)
+    alone = cell.model_copy(update={"model": "kernels"})
+    options = {"pattern": "rwkv+kernels"}
+    inside = cell.model_copy(update={"model": "hybrid", "model_options": options})
+    for refused in (alone, inside):
+        assert check(refused, here=False) > 0
+        with pytest.raises(ValueError, match="needs a GPU"):
+            check(refused)

@@ -417,8 +417,8 @@ def test_transformer_attends_by_the_formula() -> None:
             share = torch.stack(scores).softmax(0)
             mixed[t, head] = (share[:, None] * value[: t + 1, head]).sum(0)
     after = x + block.attention_output(mixed.flatten(1))
-    gate, up = block.gate_and_value(block.mlp_norm(after)).chunk(2, -1)
-    by_hand = after + block.mlp_output(gate * torch.sigmoid(gate) * up)
+    gate, up = block.mlp.gate_and_value(block.mlp_norm(after)).chunk(2, -1)
+    by_hand = after + block.mlp.output(gate * torch.sigmoid(gate) * up)
     assert torch.allclose(block(x[None])[0], by_hand, atol=1e-5)  # angles are float32
 
 
