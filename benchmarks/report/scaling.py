@@ -137,12 +137,17 @@ def _line(x: Array, y: Array, degrees: int, scatter: float | None = None) -> Est
     u, v = np.log(x) - np.log(x).mean(), np.log(y)
     slope = float(u @ v / (u @ u))
     if degrees < 1:
-        return Estimate(slope)
+        return _slope(slope, math.nan, math.nan)
     rest = v - v.mean() - slope * u
     reach = (
         _student(degrees) * (scatter if scatter is not None else math.sqrt(rest @ rest / degrees)) / math.sqrt(u @ u)
     )
-    return Estimate(slope, slope - reach, slope + reach)
+    return _slope(slope, slope - reach, slope + reach)
+
+
+def _slope(*values: float) -> Estimate:
+    """Slope and bounds, rounded: beyond ten decimals they are the order in which a processor sums."""
+    return Estimate(*(round(value, 10) + 0.0 for value in values))  # + 0.0 makes -0.0 positive
 
 
 def _student(degrees: int) -> float:

@@ -115,7 +115,12 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
 
 def csv(frame: pd.DataFrame) -> str:
     """As a file: the same bytes on every system, and nothing that a spreadsheet would run."""
-    return safe(frame).to_csv(index=False, lineterminator="\n")
+    return safe(frame).map(_rounded).to_csv(index=False, lineterminator="\n")
+
+
+def _rounded(value: object) -> object:
+    """A number with ten digits: further ones depend on the order in which a processor sums."""
+    return float(f"{value:.10g}") if isinstance(value, float) else value
 
 
 def safe(frame: pd.DataFrame) -> pd.DataFrame:
