@@ -228,6 +228,17 @@ class ResolvedOptions(StrictModel):
     task: dict[str, Any] = {}
     model: dict[str, Any] = {}
 
+    def repeat(self, earlier: ResolvedOptions) -> bool:
+        """Return whether a cell with these options is the same measurement as an earlier one.
+
+        An option that the earlier one lacks was added since; its default keeps what was before.
+        """
+        return all(
+            name in now and now[name] == value
+            for now, before in ((self.task, earlier.task), (self.model, earlier.model))
+            for name, value in before.items()
+        )
+
 
 class TaskFacts(StrictModel):
     """Facts of the task that a reader of the numbers needs; see `lookback.tasks.task.Task`."""

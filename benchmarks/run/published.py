@@ -41,7 +41,7 @@ def compare_with_published(runner: Runner, folder: Path = PUBLISHED_RECORDS) -> 
             published = _record_of(path)
             if published is None or published.outcome.status != "ok":
                 continue
-            if published.options == own.options:
+            if own.options.repeat(published.options):
                 pairs.setdefault(published.machine.device, []).append((own, published))
     return [_compare(device, records) for device, records in sorted(pairs.items())]
 

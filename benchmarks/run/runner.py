@@ -146,17 +146,11 @@ class Runner:
     def _is_result(self, record: Record) -> bool:
         """Return whether a record's cell need not be measured again.
 
-        A record made with other defaults or another plug-in does not count. An option that the
-        record does not hold was added later; its default keeps the earlier behaviour.
+        A record made with other defaults or another plug-in does not count.
         """
-        options = self.options.get(record.cell, ResolvedOptions())
-        recorded_options = [
-            (record.options.model, options.model),
-            (record.options.task, options.task),
-        ]
-        for recorded, current in recorded_options:
-            if any(current.get(name, value) != value for name, value in recorded.items()):
-                return False
+        options = self.options.get(record.cell)
+        if options is not None and not options.repeat(record.options):
+            return False
 
         code = self.code.get(record.cell)
         recorded_plugins = record.code.plugins if record.code is not None else {}

@@ -65,6 +65,16 @@ def test_times_of_other_numbers_of_threads_and_other_options_are_not_compared(
     assert line == "published records of Some Machine had other numbers of threads"
 
 
+def test_an_option_that_was_added_since_does_not_make_another_measurement(tmp_path: Path) -> None:
+    """Its default keeps what was before; a published record cannot hold it."""
+    published = learn_record(tiny(), 80)
+    put(tmp_path / "published", published)
+    options = ResolvedOptions(model={"short_conv": False})
+    own = published.model_copy(update={"options": options})
+    (line,) = compare_with_published(runner_with(tmp_path / "own", own), tmp_path / "published")
+    assert line.startswith("scores: 1 of 1 equal")
+
+
 # --- measuring again
 
 
