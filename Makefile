@@ -57,7 +57,7 @@ test-oldest: $(TOOLS) ## run tests with the oldest versions that pyproject.toml 
 	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable '.[dev]'
 	.venv-oldest/bin/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu" tests/benchmarks/test_cli.py \
 	    tests/benchmarks/test_record.py tests/benchmarks/test_suite.py tests/benchmarks/run/test_run.py \
-	    tests/benchmarks/report/test_report.py tests/benchmarks/measure/test_train.py tests/tasks/test_tasks.py
+	    tests/benchmarks/report/test_page.py tests/benchmarks/measure/test_train.py tests/tasks/test_tasks.py
 
 lint: $(TOOLS) ## check style, formatting and types
 	$(BIN)/ruff check .
@@ -83,30 +83,31 @@ distance copying capacity tracking aggregation ladder language cost paper-zoolog
 	$(BIN)/lookback run $@ --scale $(SCALE)
 	@$(BIN)/lookback report $@ --scale $(SCALE)
 
+# The page `papers` sets published tables beside our runs; smoke runs are none.
+PAPERS = @test $(SCALE) = smoke || $(BIN)/lookback report papers
+
 paper-rwkv-lra: $(READY) ## the RWKV paper's Long Range Arena table beside our runs (SCALE=smoke, small or paper)
 	@test $(SCALE) = smoke || $(BIN)/lookback prefetch pathfinder
 	$(BIN)/lookback run lra --scale $(SCALE) || test $$? -eq 1
-	@$(BIN)/lookback report lra-table --scale $(SCALE)
+	@$(BIN)/lookback report lra --scale $(SCALE)
+	$(PAPERS)
 
 paper-rwkv-enwik8: $(READY) ## the RWKV paper's table of enwik8 beside our runs (SCALE=smoke, small or paper)
 	@test $(SCALE) = smoke || $(BIN)/lookback prefetch enwik8
 	$(BIN)/lookback run paper-rwkv-enwik8 --scale $(SCALE)
-	@$(BIN)/lookback report enwik8 --scale $(SCALE)
+	@$(BIN)/lookback report paper-rwkv-enwik8 --scale $(SCALE)
+	$(PAPERS)
 
-.PHONY: paper-rwkv-complexity paper-rwkv-generation test-oldest
-paper-rwkv-complexity: $(READY) ## the RWKV paper's complexities beside measured exponents (SCALE=smoke, small or paper)
+.PHONY: paper-rwkv-complexity paper-rwkv-generation test-oldest claims
+paper-rwkv-complexity paper-rwkv-generation: $(READY) ## the RWKV paper's complexities and generation beside ours (SCALE=smoke, small or paper)
 	$(BIN)/lookback run cost --scale $(SCALE) || test $$? -eq 1
-	@$(BIN)/lookback report complexity --scale $(SCALE)
-
-paper-rwkv-generation: $(READY) ## the RWKV paper's figure of generation beside ours (SCALE=smoke, small or paper)
-	$(BIN)/lookback run cost --scale $(SCALE) || test $$? -eq 1
-	@$(BIN)/lookback report generation --scale $(SCALE)
+	@$(BIN)/lookback report cost --scale $(SCALE)
+	$(PAPERS)
 
 paper-rrwkv-reach: $(READY) ## the RRWKV paper's path lengths as reach of gradients, measured (SCALE=smoke, small or paper)
 	$(BIN)/lookback run reach --scale $(SCALE) || test $$? -eq 1
 	@$(BIN)/lookback report reach --scale $(SCALE)
 
-.PHONY: claims
 claims: $(READY) ## each claim of the RWKV and RRWKV papers on range and cost beside what the records say, on one page
 	@$(BIN)/lookback report claims
 

@@ -10,8 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from functools import partial
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,7 +41,7 @@ app = typer.Typer(
 RESULTS = Path("results")
 REPORTS = Path("reports")
 PAPER = Path("paper")
-TOPICS = "claims, complexity, generation, rrwkv, lra-table or enwik8"  # pages of several suites
+TOPICS = "claims, rrwkv or papers"  # pages that look at several suites
 TOO_BIG = "predicted to need more memory than this machine has; --attempt-all measures them anyway"
 WIDE = 10_000  # columns of output that no terminal shows, so that nothing is wrapped
 
@@ -102,6 +101,8 @@ Plugins = Annotated[
     typer.Option("--plugin", help="Python file that registers tasks or models; repeatable."),
 ]
 Results = Annotated[Path, typer.Option(help="Folder of records.")]
+Models = Annotated[list[str] | None, typer.Option("--model", help="Only this model; repeatable.")]
+Tasks = Annotated[list[str] | None, typer.Option("--task", help="Only this task; repeatable.")]
 
 
 @app.command("list")
@@ -343,6 +344,7 @@ def _runner(results: Path, suite: Suite, **settings: Any) -> Runner:
 def _print_next(runner: Runner, suite: str, scale: str, code: int) -> None:
     """Compare what a run recorded with the published records, and say what to type next."""
     from lookback.benchmarks.run.published import compare_with_published
+    from lookback.benchmarks.storage import read_published
 
     for line in compare_with_published(runner):
         print(line)
@@ -354,6 +356,8 @@ def _print_next(runner: Runner, suite: str, scale: str, code: int) -> None:
     options = "" if scale == DEFAULT_SCALE else f" --scale {scale}"
     if runner.results != RESULTS:
         options += f" --results {runner.results}"
+    if any(read_published([runner.suite.name])):
+        options += " --published"  # baselines beside a model of one's own
     print(f"records: {folder}\nnext: lookback report {suite}{options}")
 
 
@@ -437,10 +441,6 @@ def report(
         ),
     ] = None,
     scale: Scale = DEFAULT_SCALE,
-    of: Annotated[
-        str,
-        typer.Option(help=f"Suite whose records make one of the pages {TOPICS}."),
-    ] = "",
     results: Results = RESULTS,
     reports: Annotated[
         Path | None,
@@ -453,36 +453,77 @@ def report(
         Style,
         typer.Option(
             help="`paper`: figures for the columns and in the type of a paper, also as PDF and "
-            "PNG of 300 dpi; tables also as LaTeX and CSV."
+            "PNG of 300 dpi; tables also as LaTeX."
         ),
     ] = Style.page,
+    model: Models = None,
+    task: Tasks = None,
+    title: Annotated[str, typer.Option(help="Title of the pages.")] = "",
+    plugin: Plugins = None,
 ) -> None:
     """Make pages with tables and figures from the records."""
-    from lookback.benchmarks.report import make_all, make_named
-    from lookback.benchmarks.report.style import using
+    from lookback.benchmarks.report.make import TOPICS, Selection, make_pages
 
-    names = [Path(name).stem if name.endswith(".toml") else name for name in suite or []]
-    folder = reports or (PAPER if style == Style.paper else REPORTS)
-    with using(style.value):
-        if names:
-            pages = make_named(
-                results,
-                folder,
-                names=names,
-                at_scale=partial(scaled, scale=scale),
-                of=of,
-                published=published,
-            )
-        else:
-            pages = make_all(results, folder, published)
+    _load_sections(plugin or [])
+    names = []
+    for name in suite or []:
+        stem = Path(name).stem if name.endswith(".toml") else name
+        names.append(stem if stem in TOPICS else scaled(stem, scale))
+    pages = make_pages(
+        results,
+        reports or (PAPER if style == Style.paper else REPORTS),
+        names,
+        published,
+        style.value,
+        Selection(task or [], model or [], title),
+    )
     for page in pages:
-        print(f"{page.table}\n\n{page.path}, and as one file {page.path.with_name('index.html')}")
+        unchanged = "" if page.is_new else " (unchanged)"
+        html = page.path.with_name("index.html")
+        print(f"{page.table}\n\n{page.path}, and as one file {html}{unchanged}\n")
+
+
+def _load_sections(plugins: Sequence[str]) -> None:
+    """Load plug-ins, which may bring sections; without any, nothing of torch is imported."""
+    if plugins or entry_points(group="lookback.plugins"):
+        from lookback.benchmarks.plugins import load_plugins
+
+        load_plugins(plugins)
+
+
+@app.command("plot")
+def plot_(
+    output: Annotated[Path, typer.Argument(help="The figure: a file name in .png, .svg or .pdf.")],
+    x: Annotated[str, typer.Option(help="Column of a frame, such as distance or test_length.")],
+    y: Annotated[str, typer.Option(help="Column of the same frame.")] = "score",
+    of: Annotated[
+        str, typer.Option("--frame", help="The frame; by default one with x and y.")
+    ] = "",
+    suite: Annotated[
+        list[str] | None, typer.Option(help="Only records of this suite; repeatable.")
+    ] = None,
+    model: Models = None,
+    task: Tasks = None,
+    results: Results = RESULTS,
+    style: Annotated[Style, typer.Option(help="`page` or `paper`.")] = Style.page,
+    title: Annotated[str, typer.Option(help="Title of the figure.")] = "",
+) -> None:
+    """Draw one figure from the records, in the colours of the pages."""
+    from lookback.benchmarks.report.figure import draw_figure
+    from lookback.benchmarks.report.make import Selection, all_records
+
+    selection = Selection(task or [], model or [], title)
+    records = [r for r in all_records(results, suite or []) if selection.keep(r)]
+    draw_figure(records, x, y, output, frame_name=of, style=style.value, title=title)
+    print(output)
 
 
 @app.command("compare")
 def compare_(
-    a: Annotated[Path, typer.Argument(help="Folder of records: before, or theirs.")],
-    b: Annotated[Path, typer.Argument(help="Folder of records: after, or ours.")],
+    a: Annotated[Path, typer.Argument(help="Folder of records: before, or theirs.")] = RESULTS,
+    b: Annotated[Path | None, typer.Argument(help="Folder of records: after, or ours.")] = None,
+    model: Annotated[str, typer.Option(help="Compare this model within one folder.")] = "",
+    against: Annotated[str, typer.Option(help="The model to compare it with.")] = "rwkv",
     tolerance: Annotated[
         float, typer.Option(help="Relative difference that medians of times may have.")
     ] = 0.1,
@@ -490,10 +531,19 @@ def compare_(
         bool, typer.Option("--json", help="Print every comparison as JSON.")
     ] = False,
 ) -> None:
-    """Show what changed from A to B beyond its interval; exit code 1 if anything did."""
-    from lookback.benchmarks.report.compare import compare
+    """Show what changed from A to B beyond its interval; exit code 1 if anything did.
 
-    comparison = compare(a, b, tolerance)
+    With --model, compare two models in one folder, paired by seed; exit code 1 if it is worse.
+    """
+    from lookback.benchmarks.report.compare import compare_folders, compare_models
+
+    if model:
+        models = compare_models(b or a, model, against)
+        print(models.as_json() if as_json else models)
+        raise typer.Exit(int(models.is_worse))
+    if b is None:
+        raise ValueError("compare: expected two folders of records, or --model NAME")
+    comparison = compare_folders(a, b, tolerance)
     print(comparison.as_json() if as_json else comparison)
     raise typer.Exit(int(comparison.changed))
 

@@ -14,7 +14,7 @@ DESCRIBED = {"lookback.tasks", "lookback.models", f"{B}.plugins"}
 LIGHT = {f"{B}.record", f"{B}.storage"}
 
 ALLOWED = {
-    "lookback": {"lookback.tasks", "lookback.models"},
+    "lookback": {"lookback.tasks", "lookback.models", f"{B}.report"},
     "lookback.tasks": set(),
     "lookback.models": set(),
     f"{B}.record": set(),
@@ -26,7 +26,7 @@ ALLOWED = {
     f"{B}.run": LIGHT | {f"{B}.suite", f"{B}.machine"},
     f"{B}.plan": MEASURED | {f"{B}.measure", f"{B}.run", f"{B}.suite"},
     f"{B}.describe": DESCRIBED | {f"{B}.record", f"{B}.machine", f"{B}.measure"},
-    f"{B}.report": LIGHT,
+    f"{B}.report": LIGHT | {f"{B}.suite"},  # for the endpoints
     f"{B}.speed": MEASURED | {f"{B}.measure", f"{B}.run", f"{B}.suite", f"{B}.report"},
     f"{B}.cli": {B},
 }
@@ -45,7 +45,9 @@ NO_TORCH = (
     "run.progress",
     "run.runner",
     "run.ray_engine",
-    "report",
+    "report.make",
+    "report.compare",
+    "report.figure",
     "cli",
 )
 

@@ -1,252 +1,307 @@
-"""Records -> data frames: a row for each thing measured, and for each mean over seeds."""
+"""Records -> typed data frames: one row per thing measured, behind the columns of its cell.
+
+Identity columns hold values (options as JSON), never the names that people read; those are made
+where something is drawn, in `names`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from lookback.benchmarks.record import AnyCell, Cell, LearnCell, Record, Score
-from lookback.benchmarks.report.statistics import t_interval, wilson_interval
+from lookback.benchmarks.record import AnyCell, DistanceScore, ReachBin, Record, Score
+from lookback.benchmarks.report.statistics import sequence_values
 
-RUN = ["task", "model", "parameters", "length"]  # what the seeds of one mean have in common
+IDENTITY = (
+    "suite",
+    "machine",
+    "task",
+    "task_options",
+    "data",
+    "model",
+    "model_options",
+    "width",
+    "depth",
+    "trained_length",
+    "batch",
+    "variant",
+)
+"""Columns that every frame has and that all seeds of one measurement share."""
+
+Row = dict[str, Any]
+NOT_MEASURED = ("device", "time_limit")  # fields of a cell that say where and how long, not what
 
 
-@dataclass(frozen=True)
-class Labels:
-    """What tasks and models are called on a page, so that cells of one name differ in nothing but length and seed.
+def frame(name: str, records: Iterable[Record]) -> pd.DataFrame:
+    """Return one of FRAMES, with a row for each thing that these records measured.
 
-    By name; with their options where a name has several sets of them; and with any other field (width, steps, ...) in
-    which cells of some model differ that are otherwise the same.
+    Raises ValueError if there is no frame of that name.
     """
-
-    several: frozenset[str]
-    varied: frozenset[str]
-    threads: Mapping[AnyCell, int] = field(default_factory=dict)  # where cells of one kind differ in them
-
-    @classmethod
-    def of(cls, records: Iterable[Record]) -> Labels:
-        records = list(records)
-        sets: dict[str, set[str]] = {}
-        same: dict[tuple[str, ...], list[AnyCell]] = {}
-        for cell in (record.cell for record in records):
-            names = options(cell.task_options), options(settings(cell))
-            sets.setdefault(cell.task, set()).add(names[0])
-            sets.setdefault(cell.model, set()).add(names[1])
-            key = (cell.kind, cell.task, cell.model, *names, str(cell.length), str(cell.seed))
-            same.setdefault(key, []).append(cell)
-        several = frozenset(name for name, found in sets.items() if len(found) > 1)
-        varied = frozenset(field for cells in same.values() for field in _differing(cells))
-        return cls(several, varied, _threads(records))
-
-    def task(self, cell: AnyCell) -> str:
-        return self._label(cell.task, cell.task_options)
-
-    def model(self, cell: AnyCell) -> str:
-        threads = f"threads={self.threads[cell]}" if cell in self.threads else ""
-        return " ".join(filter(None, [self._label(cell.model, settings(cell)), self.setting(cell), threads]))
-
-    def setting(self, cell: Cell) -> str:
-        """The fields that tell apart cells of the same model with the same options; empty where nothing has to."""
-        return options({field: getattr(cell, field) for field in self.varied & TOLD_APART[cell.kind]})
-
-    def _label(self, name: str, given: dict[str, Any]) -> str:
-        return f"{name} {options(given)}".rstrip() if name in self.several else name
+    if name not in FRAMES:
+        raise ValueError(f"no frame {name!r}: expected one of {', '.join(FRAMES)}")
+    rows = []
+    for record in records:
+        cell = cell_columns(record)
+        rows += [{**cell, **row} for row in FRAMES[name](record)]
+    return pd.DataFrame(rows)
 
 
-def _threads(records: Sequence[Record]) -> dict[AnyCell, int]:
-    """Return the threads of each cell whose kind was measured with several numbers of them."""
-    found = [(record.cell, int(record.machine.facts.get("threads", 0))) for record in records]
-    numbers: dict[str, set[int]] = {}
-    for cell, threads in found:
-        numbers.setdefault(cell.kind, set()).add(threads)
-    return {cell: threads for cell, threads in found if len(numbers[cell.kind]) > 1}
+def cell_columns(record: Record) -> Row:
+    """Return what identifies a run, with the options of its task and model as columns too."""
+    cell = record.cell
+    numbers = record.outcome.learn or record.outcome.cost
+    task = record.outcome.task
+    row: Row = {
+        "suite": record.suite,
+        "machine": record.machine.slug,
+        "device": record.machine.device,
+        "task": cell.task,
+        "task_options": as_json(cell.task_options),
+        "data": as_json(task.data) if task else "{}",
+        "model": cell.model,
+        "model_options": as_json({**cell.model_options, **reading(cell)}),
+        "width": cell.width,
+        "depth": cell.depth,
+        "trained_length": cell.length,
+        "batch": batch_of(cell),
+        "variant": variant(record),
+        "seed": cell.seed,
+        "learning_rate": getattr(cell, "learning_rate", None),
+        "parameters": numbers.parameters if numbers else None,
+        "unit": task.score if task else "",
+        "status": record.outcome.status,
+    }
+    row |= {f"task.{name}": plain(value) for name, value in cell.task_options.items()}
+    return row | {f"model.{name}": plain(value) for name, value in cell.model_options.items()}
 
 
-def tuned(records: Iterable[Record]) -> bool:
-    """Whether each model was trained at the best of several learning rates: one rate may suit one of two models."""
-    return all(record.cell.learning_rates for record in records if record.cell.kind == "learn")
+def reading(cell: AnyCell) -> Row:
+    """Return how a model reads a sequence, where that is not the usual way."""
+    if cell.kind == "cost":
+        return {}
+    usual = {"direction": "causal", "pooling": "last"}
+    return {name: getattr(cell, name) for name in usual if getattr(cell, name) != usual[name]}
 
 
-def measurement(record: Record, *without: str) -> str:
-    """What was measured, wherever it was: the canonical cell but for `device`, `time_limit` and the fields named."""
-    cell = json.loads(record.cell.canonical())
-    return json.dumps({key: cell[key] for key in cell if key not in ("device", "time_limit", *without)})
-
-
-TOLD_APART = {
-    "learn": frozenset(LearnCell.model_fields) - {"batch_tokens", "time_limit", "reach"},
-    "cost": frozenset({"width", "depth", "precision", "compile"}),  # batches and the like are for the report of costs
-}
-
-
-def _differing(cells: Sequence[Cell]) -> set[str]:
-    """Fields in which these cells are not all equal."""
-    return {
-        field for field in TOLD_APART[cells[0].kind]
-        if any(getattr(cell, field) != getattr(cells[0], field) for cell in cells)
-    }  # fmt: skip
-
-
-def protocol_of(cell: Cell) -> str:
-    """What a `cost` cell holds while the length grows."""
+def batch_of(cell: AnyCell) -> str:
+    """Return what a cell holds while the length grows: its tokens or its sequences per batch."""
     if cell.batch_tokens:
         return f"{cell.batch_tokens:,} tokens a batch"
     return f"{cell.batch_size} sequence{'' if cell.batch_size == 1 else 's'} a batch"
 
 
-def settings(cell: AnyCell) -> dict[str, Any]:
-    """A model's options, and how it reads where that is not the common way."""
-    reading = {"direction": cell.direction, "pooling": cell.pooling}
-    return {**cell.model_options, **{k: v for k, v in reading.items() if v != LearnCell.model_fields[k].default}}
+def as_json(options: Row) -> str:
+    """Return options as JSON with sorted keys, so that equal options are equal texts."""
+    return json.dumps(options, sort_keys=True)
 
 
-def options(given: dict[str, Any]) -> str:
-    """As they stand in labels; what Markdown, HTML or the figures' formulas would obey becomes a question mark."""
-    shown = " ".join(f"{key}={value}" for key, value in sorted(given.items()))
-    return re.sub(r"[^\w \[\]{}.,:;'=+/*%-]", "?", shown)
+def plain(value: Any) -> Any:
+    """Return an option as a cell of a frame: a number or a text; JSON of a list or a table."""
+    return value if isinstance(value, int | float | str) else json.dumps(value)
 
 
-def scores(records: Sequence[Record]) -> pd.DataFrame:
-    """A row for each test of each `learn` cell that ended well."""
-    labels, rows = Labels.of(records), []
+def measurement(record: Record, *without: str) -> str:
+    """Return what was measured, wherever it was: the cell but for NOT_MEASURED and `without`.
+
+    The batch counts as its number of sequences, and data of another revision are another
+    measurement.
+    """
+    fields = json.loads(record.cell.canonical())
+    fields["batch_size"] = record.cell.batch_size
+    fields.pop("batch_tokens", None)
+    for name in (*NOT_MEASURED, *without):
+        fields.pop(name, None)
+    data = record.outcome.task.data if record.outcome.task else {}
+    return json.dumps([fields, data], sort_keys=True)
+
+
+def variant(record: Record) -> str:
+    """Return a key of how a model was set up: equal for cells that differ in size, task and seed.
+
+    What tells two variants apart is told apart in tables and figures as well.
+    """
+    cell = record.cell
+    fields = {
+        "model": cell.model,
+        "options": cell.model_options,
+        "reading": reading(cell),
+        "threads": record.machine.facts.get("threads") if cell.kind == "cost" else None,
+    }
+    return json.dumps(fields, sort_keys=True)
+
+
+def distinct(records: Iterable[Record]) -> tuple[list[Record], int]:
+    """Return the newest record of each measurement on each machine, and how many were left out.
+
+    A copied folder, or a suite run again under another time limit, must not count as more seeds.
+    """
+    newest: dict[str, Record] = {}
+    count = 0
     for record in records:
-        if record.outcome.learn:
-            rows += [{**fields_of_test(record, test, labels), **_score(test)} for test in record.outcome.learn.tests]
-    return pd.DataFrame(rows)
+        count += 1
+        key = hashlib.sha256(measurement(record).encode()).hexdigest()
+        key += f" {record.machine.slug} {record.suite} {record.cell.device}"
+        if key not in newest or newest[key].ended < record.ended:
+            newest[key] = record
+    kept = sorted(newest.values(), key=lambda record: (record.suite, record.cell_id))
+    return kept, count - len(kept)
 
 
-def fields_of_test(record: Record, test: Score, labels: Labels) -> dict[str, Any]:
-    """Columns that tell what run and what test a row is of; tests with other options are tasks of their own."""
-    fields = run_fields(record, labels)
-    if test.options:
-        fields["task"] += f" tested with {options(test.options)}"
+# --- the frames
+
+
+def _tests(record: Record) -> Iterator[tuple[Row, Score]]:
+    """Yield the tests of a run, each with the columns that identify it."""
+    learn, task = record.outcome.learn, record.outcome.task
+    if learn is None or task is None:
+        return
+    for test in learn.tests:
+        row: Row = {"test_length": test.length, "test_options": as_json(test.options)}
+        row["floor"] = task.sighted_floor(test)
+        row |= {f"test.{name}": plain(value) for name, value in test.options.items()}
+        yield row, test
+
+
+def _scores(record: Record) -> Iterator[Row]:
+    learn = record.outcome.learn
+    for row, test in _tests(record):
+        assert learn is not None
+        row |= {"score": test.score, "loss": test.loss, "examples": test.examples}
+        row |= {"correct": test.correct, "count": test.count, "sequences": _sequences(test, record)}
+        row |= {"tokens_trained": learn.tokens_trained, "longest_trained": learn.longest_trained}
+        yield row | {"seen_in_training": test.seen_in_training}
+
+
+def _sequences(test: Score, record: Record) -> np.ndarray | None:
+    """Return a value per test sequence, in the unit of the score; None if no sums were kept."""
+    if test.by_sequence is None:
+        return None
+    totals = np.array(test.by_sequence.totals.split(), dtype=np.float64)
+    counts = np.array(test.by_sequence.counts.split(), dtype=np.float64)
     assert record.outcome.task
-    return {**fields, "constant": record.outcome.task.sighted_floor(test)}
+    scale = 1.0 if record.outcome.task.score == "accuracy" else 1 / math.log(2)
+    return scale * sequence_values(totals, np.broadcast_to(counts, totals.shape))
 
 
-def distances(records: Sequence[Record]) -> pd.DataFrame:
-    """A row for each bin of distance of each test."""
-    return _bins(records, "by_distance")
+def _references(record: Record) -> Iterator[Row]:
+    for row, test in _tests(record):
+        for name, score in test.references.items():
+            yield row | {"reference": name, "score": score}
 
 
-def positions(records: Sequence[Record]) -> pd.DataFrame:
-    """A row for each bin of position of each test, its loss (nats) also in bits."""
-    found = _bins(records, "by_position")
-    return found.assign(bits=found["loss"] / math.log(2)) if len(found) else found
+def _distances(record: Record) -> Iterator[Row]:
+    for row, test in _tests(record):
+        for part in test.by_distance:
+            if part.count:
+                row |= {"nearest": part.low, "farthest": part.high, "distance": middle(part)}
+                row |= {"count": part.count, "correct": part.correct}
+                yield row | {"score": part.correct / part.count}
 
 
-def _bins(records: Sequence[Record], name: str) -> pd.DataFrame:
-    labels = Labels.of(records)
-    return pd.DataFrame([
-        {**fields_of_test(record, test, labels), "test_length": test.length, **part.model_dump()}
-        for record in records if record.outcome.learn
-        for test in record.outcome.learn.tests
-        for part in getattr(test, name)
-    ])  # fmt: skip
+def middle(part: DistanceScore | ReachBin) -> float:
+    """Return the geometric middle of a bin of distances; a bin that begins at 0 begins at 1."""
+    return math.sqrt(max(part.low, 1) * max(part.high, 1))
 
 
-def curves(records: Sequence[Record]) -> pd.DataFrame:
-    """A row for each point of each learning curve."""
-    labels = Labels.of(records)
-    rows = [
-        {**run_fields(record, labels), **point.model_dump(exclude_none=True)}
-        for record in records if record.outcome.learn
-        for point in record.outcome.learn.curve
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
+def _positions(record: Record) -> Iterator[Row]:
+    for row, test in _tests(record):
+        for part in test.by_position:
+            columns = {"first": part.low, "last": part.high, "count": part.count}
+            yield row | columns | {"bits": part.loss / math.log(2)}
 
 
-def run_fields(record: Record, labels: Labels) -> dict[str, Any]:
-    """Columns that tell what run a row is of."""
-    cell, outcome = record.cell, record.outcome
-    numbers = outcome.learn or outcome.cost
-    assert numbers and outcome.task
-    return {
-        "task": labels.task(cell), "model": labels.model(cell), "setting": labels.setting(cell),
-        "parameters": numbers.parameters, "length": cell.length, "seed": cell.seed,
-        "steps": getattr(cell, "steps", None),
-        "score_unit": outcome.task.score,
-        "constant": outcome.task.baseline_score, "direction": cell.direction,
-        "pooling": cell.pooling if outcome.task.classes else "",
-    }  # fmt: skip
+def _curves(record: Record) -> Iterator[Row]:
+    if learn := record.outcome.learn:
+        for point in learn.curve:
+            tokens = point.step * record.cell.batch_size * record.cell.length
+            yield point.model_dump() | {"tokens": tokens}
 
 
-def _score(test: Score) -> dict[str, Any]:
-    return {
-        "test_length": test.length, "score": test.score, "loss": test.loss, "examples": test.examples,
-        "count": test.count, "correct": test.correct, "seen_in_training": test.seen_in_training,
-    }  # fmt: skip
+def _rates(record: Record) -> Iterator[Row]:
+    """A row per learning rate: of a pilot's cell its own, of a cell with several each trial."""
+    learn = record.outcome.learn
+    if learn is None or record.cell.kind != "learn":
+        return
+    for trial in learn.trials:
+        yield {"rate": trial.learning_rate, "validation": trial.validation}
+    if not learn.trials:
+        score = learn.validation.score if learn.validation else None
+        yield {"rate": record.cell.learning_rate, "validation": score}
 
 
-Failures = dict[tuple[str, int, str], int]
-"""How many runs of a task, training length and model ended without a score."""
+def _reached(record: Record) -> Iterator[Row]:
+    if learn := record.outcome.learn:
+        for goal in learn.reached:
+            yield goal.model_dump()
 
 
-def failures(records: Sequence[Record]) -> Failures:
-    """How many runs ended in nan, oom or timeout, by task, length and model."""
-    labels = Labels.of(records)
-    found: Failures = {}
+def _gradients(record: Record) -> Iterator[Row]:
+    if learn := record.outcome.learn:
+        for when, bins in (("untrained", learn.reach_before), ("trained", learn.reach_after)):
+            for part in bins:
+                yield {"when": when, "distance": middle(part), "share": part.share}
+
+
+def _costs(record: Record) -> Iterator[Row]:
+    cost = record.outcome.cost
+    if cost is None:
+        return
+    for name, phase in cost.phases.items():
+        seconds = phase.seconds
+        row = phase.model_dump(exclude={"seconds"}) | {"phase": name, "seconds": seconds.median}
+        yield row | {"q1": seconds.low, "q3": seconds.high, "noisy": seconds.noisy}
+    for name, status in cost.failed.items():
+        yield {"phase": name, "failed": status}
+    if cost.state_bytes is not None:
+        yield {"phase": "state", "state_bytes": cost.state_bytes}
+
+
+def _generation(record: Record) -> Iterator[Row]:
+    if cost := record.outcome.cost:
+        for point in cost.generation:
+            yield point.model_dump()
+
+
+def _runs(record: Record) -> Iterator[Row]:
+    lines = record.outcome.message.strip().splitlines()
+    row: Row = {
+        "kind": record.cell.kind,
+        "precision": record.cell.precision,
+        "started": record.started,
+    }
+    row |= {"ended": record.ended, "seconds": record.wall_seconds, "cell_id": record.cell_id}
+    yield row | {"message": lines[-1] if lines else ""}
+
+
+FRAMES: dict[str, Callable[[Record], Iterator[Row]]] = {
+    "runs": _runs,
+    "scores": _scores,
+    "references": _references,
+    "distances": _distances,
+    "positions": _positions,
+    "curves": _curves,
+    "rates": _rates,
+    "reached": _reached,
+    "gradients": _gradients,
+    "costs": _costs,
+    "generation": _generation,
+}
+"""By name: the rows of a record. `runs` has one row per record, whatever its status."""
+
+
+def without_pilots(records: Iterable[Record]) -> Iterator[Record]:
+    """Yield the records that compare: pilots and calibrations choose settings."""
     for record in records:
-        if record.cell.kind == "learn" and record.outcome.status in ("nan", "oom", "timeout"):
-            key = labels.task(record.cell), record.cell.length, labels.model(record.cell)
-            found[key] = found.get(key, 0) + 1
-    return found
+        if not (record.suite.endswith("-pilot") or record.suite.startswith("calibrate-")):
+            yield record
 
 
-def over_seeds(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
-    """Mean of a column over seeds with its interval: columns mean, low, high, seeds.
-
-    One seed's accuracy has Wilson's interval, of its answers; one seed's anything else has none.
-    """
-    rows = []
-    for keys, group in frame.groupby(list(by), sort=False, dropna=False):
-        values = [float(x) for x in group[value]]
-        low, high = t_interval(values)
-        if len(values) == 1 and "correct" in group and group["score_unit"].iloc[0] == "accuracy":
-            low, high = wilson_interval(int(group["correct"].iloc[0]), int(group["count"].iloc[0]))
-        elif "score_unit" in group and group["score_unit"].iloc[0] == "accuracy":
-            low, high = max(low, 0.0), min(high, 1.0)  # t knows nothing of the ends; nan stays nan
-        carried = {column: group[column].iloc[0] for column in ("score_unit", "constant") if column in group}
-        row = dict(zip(by, keys, strict=True)) | carried
-        rows.append(row | {"mean": math.fsum(values) / len(values), "low": low, "high": high, "seeds": len(values)})
-    return pd.DataFrame(rows)
-
-
-APART = 1.25  # of several sizes, those farther from each other than so many times are not a pair
-
-
-def differences(scores: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Score of each model minus the baseline's, paired by seed, with a t interval: columns mean, low, high, seeds.
-
-    Where models were measured at several settings, each is paired with the baseline at its own; of several sizes with
-    the nearest one in parameters, so that widths worked out to match find each other.
-    """
-    keys = ["task", "length", "test_length", "others", "seed"]
-    scores = scores.assign(others=scores["setting"].map(without_size))
-    own = scores["model"] == (f"{baseline} " + scores["setting"]).str.rstrip()
-    carried = [*keys, "score", "model", "parameters"]
-    pairs = scores[~own].merge(scores.loc[own, carried], on=keys, suffixes=("", "_of_baseline"))
-    pairs["ratio"] = (pairs["parameters"] / pairs["parameters_of_baseline"]).map(lambda r: max(r, 1 / r))
-    nearest = pairs["ratio"] == pairs.groupby([*keys, "model"])["ratio"].transform("min")
-    chosen = (pairs["ratio"] <= APART) | (pairs["setting"] == pairs["others"])
-    rows = []
-    of_models = [*keys[:3], "model", "model_of_baseline"]
-    for names, group in pairs[nearest & chosen].groupby(of_models, sort=False):
-        values = [float(x) for x in group["score"] - group["score_of_baseline"]]
-        low, high = t_interval(values)
-        row = dict(zip(["task", "trained at", "tested at", "model", "against"], names, strict=True))
-        row |= {column: group[column].iloc[0] for column in ("score_unit", "setting")}
-        row |= {column: group[column].mean() for column in ("score", "score_of_baseline")}
-        rows.append(row | {"mean": math.fsum(values) / len(values), "low": low, "high": high, "seeds": len(values)})
-    return pd.DataFrame(rows)
-
-
-def without_size(setting: str) -> str:
-    """A setting but for width and depth, which differ where sizes match."""
-    return re.sub(r"\b(width|depth)=\d+ ?", "", setting).rstrip()
+def values_of(table: pd.DataFrame, column: str) -> Sequence[Any]:
+    """Return the distinct values of a column, sorted; empty if there is no such column."""
+    return sorted(table[column].dropna().unique()) if column in table else []

@@ -1,180 +1,321 @@
-"""A page a suite and machine, as Markdown and as HTML: a summary and parts, figures as SVG, their numbers as CSV."""
+"""Pages: blocks of text, figure and table, written as Markdown and HTML, for a paper as LaTeX too.
+
+Numbers are formatted here and nowhere else, by the names of their columns.
+"""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+import base64
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import humanize
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markdown_it import MarkdownIt
+from markupsafe import Markup
 
 from lookback.benchmarks.record import Record
-from lookback.benchmarks.report import (
-    about,
-    costs,
-    distance,
-    extrapolation,
-    frames,
-    gaps,
-    html,
-    learning,
-    reach,
-    style,
-    tradeoff,
-    training,
-)
-from lookback.benchmarks.report.headline import headline
-from lookback.benchmarks.report.parts import Part
-from lookback.benchmarks.report.tables import markdown, plain, span
-from lookback.benchmarks.storage import read_published, read_records, write_atomically
+from lookback.benchmarks.report import plots
+from lookback.benchmarks.report.plots import Plot
+from lookback.benchmarks.storage import write_atomically
 
 TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=False,
-    trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True,
-)  # fmt: skip
-TEMPLATES.filters["markdown"] = markdown
-
-PARTS: tuple[Callable[[Sequence[Record]], list[Part]], ...] = (
-    learning.parts, distance.parts, extrapolation.parts, training.parts, reach.parts, costs.parts, tradeoff.parts,
-    gaps.parts, about.parts,
-)  # fmt: skip
-"""What a page is made of, in its order."""
-COLUMNS: tuple[Callable[[Sequence[Record]], dict[str, dict[str, str]]], ...] = (
-    learning.summary, distance.summary, reach.summary, costs.summary,
-)  # fmt: skip
-"""Columns of its first table, by model."""
-
-ONE_SEED = (
-    "One seed: intervals are of the answers to one trained model (Wilson), not of what another seed would have learned."
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=StrictUndefined,
+    keep_trailing_newline=True,
 )
-RECONSTRUCTION = (
-    "RRWKV here is this project's reconstruction: its paper (arXiv 2306.05176) was withdrawn, without code or results."
-)
-
-
-class NothingToReportError(ValueError):
-    """No records of what a page is about."""
+MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
+MOST_PANELS = 4  # of a figure; the others are shown to a reader who opens them
+MOST_ROWS = 12  # of a table
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a spreadsheet takes for a formula
 
 
 @dataclass(frozen=True)
-class Made:
-    """What was made of a suite: a table for the terminal, and the path of the page."""
+class Block:
+    """A part of a page: Markdown text, a figure, a table. Folded ones open at a click."""
 
-    table: str
-    path: Path
+    title: str
+    text: str = ""
+    figure: Plot | None = None
+    table: pd.DataFrame | None = None
+    folded: bool = False
+
+    @property
+    def file_name(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+
+    @property
+    def summary(self) -> str:
+        """First sentence of the text, for those who cannot see the figure."""
+        sentence = " ".join(self.text.split()).split(". ")[0].rstrip(".")
+        return f"{self.title}: {sentence}" if sentence else self.title
 
 
 @dataclass(frozen=True)
 class Page:
-    """All that a page holds, in whichever form it is written; records are of one suite and one machine."""
+    """A title, a line on where the numbers are from, sentences that say the result, and blocks."""
 
-    records: Sequence[Record]
-    summary: pd.DataFrame
-    parts: list[Part]
-
-    @classmethod
-    def of(cls, records: Sequence[Record]) -> Page:
-        labels = frames.Labels.of(records)
-        order = style.in_order(labels.model(record.cell) for record in records)
-        records = sorted(records, key=lambda r: (labels.task(r.cell), r.cell.length, r.cell.seed, r.cell.id))
-        records.sort(key=lambda record: order.index(labels.model(record.cell)))
-        found = [part for make in PARTS for part in make(records)]
-        return cls(records, summarise(records), [part for part in found if not part.empty])
-
-    @property
-    def failed(self) -> int:
-        return sum(record.outcome.status != "ok" for record in self.records)
-
-    @property
-    def seeds(self) -> int:
-        """How many seeds what was learned stands on."""
-        return len({record.cell.seed for record in self.records if record.outcome.learn})
-
-    @property
-    def made(self) -> str:
-        """Of how many records it is, and by what command."""
-        seeds = f", {self.seeds} seed{'' if self.seeds == 1 else 's'}" if self.seeds else ""
-        failed = f", {self.failed} of them not ok" if self.failed else ""
-        command = f"lookback report {self.records[0].suite}"
-        return f"{len(self.records)} records{seeds}{failed}. Made from the records alone by `{command}`."
-
-    @property
-    def notes(self) -> list[str]:
-        """What must be known before any number is read."""
-        found = [ONE_SEED] if self.seeds == 1 else []
-        return found + ([RECONSTRUCTION] if any(record.cell.model == "rrwkv" for record in self.records) else [])
-
-    @property
-    def document(self) -> html.Document:
-        first = self.records[0]
-        return html.Document(
-            f"{first.suite} on {first.machine.device}", measured(self.records), headline(self.records, self.parts),
-            " ".join([self.made, *self.notes]), self.summary,
-        )  # fmt: skip
+    title: str
+    source: str
+    lead: Sequence[str]
+    blocks: Sequence[Block]
+    home: str = "../../index.html"  # address of the overview
 
 
-def measured(records: Sequence[Record]) -> str:
-    """From which day to which, and on what."""
-    days = min(record.started for record in records)[:10], max(record.ended for record in records)[:10]
-    devices = sorted({record.machine.device for record in records})
-    return f"{' to '.join(dict.fromkeys(days))} on {', '.join(devices)}"
+@dataclass(frozen=True)
+class WrittenPage:
+    """A page on disk, with the table that a terminal shows."""
+
+    path: Path
+    table: str
+    is_new: bool = True
 
 
-def all_records(results: Path, suites: Sequence[str] = (), published: bool = False) -> Iterator[Record]:
-    """Yield the records below a folder, and if wanted the published ones.
+def write_page(page: Page, folder: Path, style: str = "page", key: str = "") -> WrittenPage:
+    """Write README.md, index.html, and the figures (SVG) and tables (CSV) of a page.
 
-    Pilots and calibrations choose settings and compare nothing: only a report that names them shows them.
+    In style `paper` figures are also PDF and PNG, and tables also LaTeX. `key` stands for all that
+    the page was made of: a page that has the same key already is left as it is.
     """
-    records: list[Iterator[Record]] = []
-    if results.is_dir():
-        records.append(read_records(results, suites))
-    if published:
-        records.append(read_published(suites))
-    for record in itertools.chain(*records):
-        if suites or not (record.suite.endswith("-pilot") or record.suite.startswith("calibrate-")):
-            yield record
+    tables = [block.table for block in page.blocks if block.table is not None]
+    shown = terminal_table(tables[0]) if tables else "no run ended well"
+    readme = folder / "README.md"
+    html = folder / "index.html"
+    if key and is_current(html, key):
+        return WrittenPage(readme, shown, is_new=False)
+
+    with plots.style(style):
+        for block in page.blocks:
+            _write_files(block, folder, style)
+    write_atomically(readme, _markdown(page))
+    with plots.style("page"):
+        write_atomically(html, _html(page, key))
+    return WrittenPage(readme, shown)
 
 
-def make_reports(results: Path, reports: Path, suites: Sequence[str], published: bool = False) -> list[Made]:
-    """Make the pages of all suites that have records below `results`, or of those named.
-
-    A record that cannot be read is left out, and named on the error stream. Raises ValueError when there is nothing
-    to report.
-    """
-    if not (results.is_dir() or published):
-        raise ValueError(f"no folder of records {results}: `lookback run` makes one, --results names another")
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in all_records(results, suites, published):
-        groups.setdefault((record.machine.slug, record.suite), []).append(record)
-    absent = set(suites) - {suite for _, suite in groups}
-    if absent or not groups:
-        raise ValueError(f"no records of suite {sorted(absent)[0] if absent else ''!r} in {results}: run it first")
-    made = [make_page(records, reports / slug / suite) for (slug, suite), records in groups.items()]
-    html.write_index(reports)
-    return made
-
-
-def make_page(records: Sequence[Record], folder: Path) -> Made:
-    """Write one page, its figures and its data into `folder`; records must be of one suite and one machine."""
-    page = Page.of(records)
-    for part in [Part("Summary", table=page.summary), *page.parts]:
-        part.write(folder)
-    write_atomically(folder / "README.md", TEMPLATES.get_template("suite.md").render(page=page))
-    html.write(page.document, page.parts, folder)
-    return Made(plain(page.summary), folder / "README.md")
-
-
-def summarise(records: Sequence[Record]) -> pd.DataFrame:
-    """A row a model: its size, and the columns that each kind of measurement has for it."""
-    labels = frames.Labels.of(records)
-    sizes: dict[str, list[int]] = {}
+def page_key(records: Iterable[Record], *settings: object) -> str:
+    """Return a digest of records, of the code of the report, and of whatever else a page needs."""
+    content = hashlib.sha256(repr(settings).encode())
+    for path in sorted(Path(__file__).parent.rglob("*")):
+        if path.suffix in (".py", ".toml", ".html", ".css"):
+            content.update(path.read_bytes())
     for record in records:
-        if numbers := record.outcome.learn or record.outcome.cost:
-            sizes.setdefault(labels.model(record.cell), []).append(numbers.parameters)
-    rows = {model: {"model": model, "parameters": span(pd.Series(sizes[model]))} for model in style.in_order(sizes)}
-    for columns in COLUMNS:
-        for model, found in columns(records).items():
-            rows[model].update(found)
-    return pd.DataFrame(list(rows.values())).fillna("")
+        content.update(f"{record.suite} {record.cell_id} {record.ended}".encode())
+        content.update(record.machine.slug.encode())
+    return content.hexdigest()[:16]
+
+
+def is_current(html: Path, key: str) -> bool:
+    """Return whether a page was made with this key."""
+    if not html.is_file():
+        return False
+    return f'<meta name="made-of" content="{key}">' in html.read_text(encoding="utf-8")
+
+
+def _write_files(block: Block, folder: Path, style: str) -> None:
+    if block.figure is not None:
+        endings = (".svg",) if style == "page" else (".svg", ".pdf", ".png")
+        for name, figure in _figures(block):
+            for ending in endings:
+                plots.save(figure.draw(style), folder / f"{name}{ending}")
+    if block.table is not None and not block.table.empty:
+        write_atomically(folder / f"{block.file_name}.csv", csv(block.table))
+        if style == "paper":
+            write_atomically(folder / f"{block.file_name}.tex", latex(block.table))
+
+
+def _figures(block: Block) -> list[tuple[str, Plot]]:
+    """Return the figures of a block by their file names: the first panels, and if more, all."""
+    figure = block.figure
+    if figure is None:
+        return []
+    first = Plot(figure.panels[:MOST_PANELS], figure.legend, figure.height)
+    if len(figure.panels) <= MOST_PANELS:
+        return [(block.file_name, first)]
+    return [(block.file_name, first), (f"{block.file_name}-all", figure)]
+
+
+def _markdown(page: Page) -> str:
+    return TEMPLATES.get_template("page.md").render(
+        page=page,
+        figures=_figures,
+        table=lambda block: Markup(markdown_table(block.table.head(MOST_ROWS))),
+        rows=MOST_ROWS,
+        raw=Markup,
+    )
+
+
+def _html(page: Page, key: str) -> str:
+    return TEMPLATES.get_template("page.html").render(
+        page=page,
+        key=key,
+        css=Markup((Path(__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")),
+        prose=lambda text: Markup(MARKDOWN.render(text)),
+        inline=lambda text: Markup(MARKDOWN.renderInline(text)),
+        panels=_panels,
+        table=html_table,
+        rows=MOST_ROWS,
+    )
+
+
+def _panels(block: Block) -> list[str]:
+    """Return the legend and the panels of a block's figure as addresses with the images inside."""
+    if block.figure is None:
+        return []
+    figures = [block.figure.draw_panel(number) for number in range(len(block.figure.panels))]
+    if block.figure.legend:
+        figures.insert(0, block.figure.draw_legend())
+    addresses = []
+    for figure in figures:
+        content = base64.b64encode(plots.svg(figure).encode()).decode()
+        addresses.append(f"data:image/svg+xml;base64,{content}")
+    return addresses
+
+
+# --- tables
+
+
+def formatted(table: pd.DataFrame, plus_minus: bool = False) -> pd.DataFrame:
+    """Return a table as texts: an interval joins its number, columns without content are left out.
+
+    `plus_minus` writes an interval as ± half of its width.
+    """
+    shown: dict[str, list[str]] = {}
+    for name in table.columns:
+        column = str(name)
+        if column.endswith(("_low", "_high")):
+            continue
+        texts = [format_value(column, value) for value in table[name]]
+        if f"{column}_low" in table:
+            ends = zip(table[f"{column}_low"], table[f"{column}_high"], strict=True)
+            for place, (low, high) in enumerate(ends):
+                texts[place] += format_interval(column, low, high, plus_minus)
+        if any(texts):
+            shown[heading(column)] = texts
+    return pd.DataFrame(shown)
+
+
+def heading(column: str) -> str:
+    """Return a column's name in words, without the unit that its values show."""
+    words = re.sub(r"_(bytes|seconds|name)$", "", column).replace("_", " ")
+    return words.replace(" per second", "/s")
+
+
+def format_value(column: str, value: Any) -> str:
+    """Return a value as people read it; empty for none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)) or value is pd.NA:
+        return ""
+    if isinstance(value, str):
+        return "" if value == "{}" else " ".join(value.split())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    number = float(value)
+    if column.endswith("_bytes"):
+        return str(humanize.naturalsize(number)).replace("kB", "KB").replace(" Bytes", " B")
+    if column.endswith("_seconds"):
+        return f"{number:,.3g} s" if number >= 1 else f"{1e3 * number:,.3g} ms"
+    if column.endswith("difference"):
+        return f"{number:+.3f}"
+    if number.is_integer() and (isinstance(value, int) or abs(number) >= 10):
+        return f"{int(number):,}"
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3f}"
+
+
+def format_interval(column: str, low: float, high: float, plus_minus: bool = False) -> str:
+    """Return an interval behind its number; empty if there is none."""
+    if math.isnan(low) or math.isnan(high):
+        return ""
+    if plus_minus:
+        return f" ± {(high - low) / 2:.3f}"
+    return f" ({format_value(column, low)} to {format_value(column, high)})"
+
+
+def is_text(name: str, texts: Sequence[str]) -> bool:
+    """Return whether a column of texts stands to the left: it holds words, not numbers."""
+    return any(text and not re.match(r"[-+]?[\d.]", text) for text in texts)
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """Return a Markdown table of a table's formatted values."""
+    shown = formatted(table)
+    sides = ["left" if is_text(name, list(shown[name])) else "right" for name in shown]
+    return str(
+        shown.map(escape_markdown).to_markdown(index=False, colalign=sides, disable_numparse=True)
+    )
+
+
+def escape_markdown(text: str) -> str:
+    """Return text that Markdown shows as it is: neither a tag nor a link nor another column."""
+    shown = "".join(letter if letter.isprintable() else " " for letter in text)
+    for letter, escaped in {"&": "&amp;", "<": "&lt;", "|": "\\|", "`": "\\`"}.items():
+        shown = shown.replace(letter, escaped)
+    return shown.replace("](", "]\\(")
+
+
+def terminal_table(table: pd.DataFrame) -> str:
+    """Return a table for a terminal."""
+    shown = formatted(table.head(MOST_ROWS))
+    sides = ["left" if is_text(name, list(shown[name])) else "right" for name in shown]
+    return str(
+        shown.to_markdown(index=False, tablefmt="plain", colalign=sides, disable_numparse=True)
+    )
+
+
+def html_table(table: pd.DataFrame) -> Markup:
+    """Return an HTML table; columns of words carry the class `text`."""
+    shown = formatted(table)
+    sides = ["text" if is_text(name, list(shown[name])) else "number" for name in shown]
+    return Markup(TEMPLATES.get_template("table.html").render(table=shown, sides=sides))
+
+
+def latex(table: pd.DataFrame) -> str:
+    """Return a booktabs `tabular`: intervals as ±, the best score of each group in bold."""
+    shown = formatted(table, plus_minus=True)
+    bold = pd.DataFrame("", index=shown.index, columns=shown.columns)
+    for place in best_rows(table):
+        bold.iloc[place, shown.columns.get_loc("score")] = "font-weight: bold;"
+    sides = "".join("l" if is_text(name, list(shown[name])) else "r" for name in shown)
+    styler = shown.style.format(escape="latex").format_index(escape="latex", axis=1)
+    styler = styler.hide(axis="index").apply(lambda _: bold, axis=None)
+    text = styler.to_latex(hrules=True, convert_css=True, column_format=sides)
+    return "% \\usepackage{booktabs}\n" + text.replace("±", "$\\pm$")
+
+
+def best_rows(table: pd.DataFrame) -> list[int]:
+    """Return the places of the best accuracy of each task and lengths, if there are several."""
+    if "score" not in table or "model_name" not in table:
+        return []
+    keys = [name for name in ("task_name", "trained_length", "test_length") if name in table]
+    scores = table.reset_index(drop=True)
+    groups = scores.groupby(keys, dropna=False) if keys else [((), scores)]
+    places = []
+    for _, group in groups:
+        if len(group) > 1 and group["score"].notna().any():
+            best = group["score"].max()
+            places += [int(place) for place in group.index[group["score"] == best]]
+    return places
+
+
+def csv(table: pd.DataFrame) -> str:
+    """Return a table as CSV: numbers with six digits, and no text that a spreadsheet would run.
+
+    Further digits depend on the order in which a processor sums.
+    """
+    return table.map(_csv_value).to_csv(index=False, lineterminator="\n")
+
+
+def _csv_value(value: object) -> object:
+    if isinstance(value, float) and not math.isnan(value):
+        return float(f"{value:.6g}")
+    if isinstance(value, str) and value.startswith(FORMULA):
+        return f"'{value}"
+    return value

@@ -1,41 +1,251 @@
-"""Intervals. Over seeds: Student's t (measured coverage 94 to 96 % at n = 3 to 5). Of one run: Wilson's."""
+"""Intervals, paired differences and verdicts: the only place of the report with an interval.
+
+All seeds are tested on the same sequences, and the answers of one sequence are not independent:
+seeds and sequences are the two units of an interval.
+"""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from scipy import stats
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import optimize, stats
 
 LEVEL = 0.95
+POWER = 0.8
+MARGIN = 0.1  # above the sighted floor: a model below has not learned
+CEILING = 0.95
+Numbers = NDArray[np.float64]
+NEAREST = 1.25  # largest ratio of parameters of two models that are compared
 
 
-def t_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Bounds of the mean of two values or more; (nan, nan) below that."""
+def t_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+    """Return the bounds of the mean of at least two values; (nan, nan) of fewer."""
     n = len(values)
     if n < 2:
         return math.nan, math.nan
     mean = math.fsum(values) / n
-    error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * error
+    reach = float(stats.t.ppf((1 + level) / 2, n - 1)) * standard_error(values)
     return mean - reach, mean + reach
 
 
-def widened(low: float, high: float, n: int, means: int) -> tuple[float, float]:
-    """The t interval of one of several means of `n` values, so wide that those of all hold together (Bonferroni)."""
+def standard_error(values: Sequence[float]) -> float:
+    """Return the standard error of the mean; nan of fewer than two values."""
+    n = len(values)
     if n < 2:
-        return math.nan, math.nan
-    wide, narrow = (float(stats.t.ppf(1 - (1 - LEVEL) / 2 / count, n - 1)) for count in (max(means, 1), 1))
-    middle, reach = (low + high) / 2, (high - low) / 2 * wide / narrow
-    return middle - reach, middle + reach
+        return math.nan
+    mean = math.fsum(values) / n
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
 
 
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:
-    """Bounds of the probability behind `correct` of `count` (Wilson 1927)."""
+    """Return the bounds of the probability behind `correct` of `count` (Wilson 1927)."""
     if not count:
         return math.nan, math.nan
     low, high = stats.binomtest(correct, count).proportion_ci(LEVEL, method="wilson")
     return float(low), float(high)
 
 
-def halfway(constant: float) -> float:
-    """The accuracy half-way between that of a constant answer and one: above it, something was learned."""
-    return constant + (1 - constant) / 2
+def sequence_values(totals: Numbers, counts: Numbers) -> Numbers:
+    """Return a value per test sequence, whose mean is sum(totals) / sum(counts).
+
+    The linearised ratio of sums (Cochran 1977, section 6.4): the scatter of these values is that of
+    the score when other sequences are drawn.
+    """
+    score = totals.sum() / counts.sum()
+    return score + (totals - score * counts) / counts.mean()
+
+
+def interval(
+    values: Sequence[float], sequences: Sequence[Numbers] | None = None, level: float = LEVEL
+) -> tuple[float, float]:
+    """Return the bounds of a mean over seeds; (nan, nan) if neither seeds nor sequences give one.
+
+    `sequences` are the values per test sequence of each seed. All seeds are tested on the same
+    sequences, so both are random: Var = S_seeds / n + S_sequences / m - S_rest / (n m), the moment
+    estimator of two-way random effects (Owen 2007). Of one seed, over its sequences alone.
+    """
+    if sequences is None or len({len(row) for row in sequences}) != 1 or len(sequences[0]) < 2:
+        return t_interval(values, level)
+    error, freedom = crossed_error(np.stack(sequences))
+    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * error
+    mean = math.fsum(values) / len(values)
+    return mean - reach, mean + reach
+
+
+def crossed_error(table: Numbers) -> tuple[float, float]:
+    """Return the standard error of the mean of a table of seeds by sequences; see `interval`.
+
+    Beside it the degrees of freedom, by Satterthwaite's approximation (1946).
+    """
+    n, m = table.shape
+    mean = table.mean()
+    columns = table.mean(axis=0) - mean
+    of_sequences = float((columns**2).sum()) / (m - 1) / m
+    if n == 1:
+        return math.sqrt(of_sequences), float(m - 1)
+    rows = table.mean(axis=1) - mean
+    rest = table - rows[:, None] - columns[None, :] - mean
+    of_seeds = float((rows**2).sum()) / (n - 1) / n
+    of_rest = float((rest**2).sum()) / ((n - 1) * (m - 1)) / (n * m)
+    variance = max(of_seeds + of_sequences - of_rest, of_seeds)
+    spread = of_seeds**2 / (n - 1) + of_sequences**2 / (m - 1)
+    freedom = variance**2 / spread if spread > 0 else float(n - 1)
+    return math.sqrt(variance), max(freedom, 1.0)
+
+
+def summarise(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+    """Return the mean of a column over the seeds of each group, with its 95 % interval.
+
+    Columns: `by`, mean, low, high, seeds. A column `sequences` holds the values per test sequence.
+    One seed without them has the interval of its answers (columns `correct`, `count`) if it is an
+    accuracy, and none otherwise.
+    """
+    rows = []
+    for key, group in frame.groupby(list(by), sort=False, dropna=False):
+        group = group[group[value].notna()]
+        values = [float(number) for number in group[value]]
+        if not values:
+            continue
+        low, high = interval(values, sequences_of(group))
+        if math.isnan(low) and _is_accuracy(group) and "correct" in group:
+            run = group.iloc[0]
+            low, high = wilson_interval(int(run["correct"]), int(run["count"]))
+        if _is_accuracy(group):
+            low, high = max(low, 0.0), min(high, 1.0)
+        row = dict(zip(by, key, strict=True))
+        row |= {"mean": math.fsum(values) / len(values), "low": low, "high": high}
+        rows.append(row | {"seeds": len(values)})
+    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "seeds"])
+
+
+def sequences_of(group: pd.DataFrame) -> list[Numbers] | None:
+    """Return the values per test sequence of every row; None if one has none."""
+    if "sequences" not in group or group["sequences"].isna().any():
+        return None
+    return list(group["sequences"])
+
+
+def _is_accuracy(group: pd.DataFrame) -> bool:
+    return "unit" in group and (group["unit"] == "accuracy").all()
+
+
+def paired(
+    frame: pd.DataFrame, keys: Sequence[str], value: str, model: str, against: str
+) -> pd.DataFrame:
+    """Return `value` of one model minus that of another, for each seed that both have.
+
+    `keys` are the columns that a pair shares, `seed` apart. Of several sizes, a run is paired with
+    the nearest in parameters, and with none that is more than NEAREST times larger or smaller.
+    Columns: keys, seed, difference, value, baseline, parameters, and `sequences` with the
+    differences per test sequence where both kept them.
+    """
+    shared = [*keys, "seed"]
+    columns = [*shared, value, "parameters", *(["sequences"] if "sequences" in frame else [])]
+    ours = frame[frame["variant"] == model][columns]
+    theirs = frame[frame["variant"] == against][columns]
+    pairs = ours.merge(theirs, on=shared, suffixes=("", "_baseline"))
+    ratio = pairs["parameters"] / pairs["parameters_baseline"]
+    pairs = pairs.assign(ratio=np.maximum(ratio, 1 / ratio))
+    nearest = pairs.groupby([*shared, "parameters"], dropna=False)["ratio"].transform("min")
+    pairs = pairs[(pairs["ratio"] == nearest) & (pairs["ratio"] <= NEAREST)]
+    pairs = pairs.assign(difference=pairs[value] - pairs[f"{value}_baseline"])
+    if "sequences" in pairs:
+        ends = zip(pairs["sequences"], pairs["sequences_baseline"], strict=True)
+        pairs = pairs.assign(sequences=[subtract(ours, theirs) for ours, theirs in ends])
+    return pairs.rename(columns={f"{value}_baseline": "baseline"}).dropna(subset=["difference"])
+
+
+def subtract(ours: Numbers | None, theirs: Numbers | None) -> Numbers | None:
+    """Return differences per test sequence; None unless both are of as many sequences."""
+    if not (isinstance(ours, np.ndarray) and isinstance(theirs, np.ndarray)):
+        return None
+    return ours - theirs if len(ours) == len(theirs) else None
+
+
+def smallest_difference(values: Sequence[float]) -> float:
+    """Return the difference that so many pairs, scattered so, show with a power of 80 %.
+
+    Two-sided at 5 %, by the noncentral t distribution. Nan of fewer than two values.
+    """
+    n = len(values)
+    error = standard_error(values)
+    if math.isnan(error):
+        return math.nan
+    critical = float(stats.t.ppf((1 + LEVEL) / 2, n - 1))
+
+    def missing_power(effect: float) -> float:
+        return float(stats.nct.sf(critical, n - 1, effect)) - POWER
+
+    return float(optimize.brentq(missing_power, 0.0, 50.0)) * error
+
+
+def verdict(pairs: pd.DataFrame, matters: float) -> str:
+    """Return better, worse, equivalent or inconclusive of `paired` rows; larger is better.
+
+    Equivalent: two one-sided tests at 5 % reject a difference of `matters` or more (Schuirmann
+    1987). Better and worse: the 95 % interval excludes zero. One seed shows nothing.
+    """
+    differences = [float(value) for value in pairs["difference"]]
+    if len(differences) < 2:
+        return "inconclusive"
+    sequences = sequences_of(pairs)
+    low, high = interval(differences, sequences, 1 - 2 * (1 - LEVEL))
+    if -matters < low and high < matters:
+        return "equivalent"
+    low, high = interval(differences, sequences)
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else "inconclusive"
+
+
+def standing(score: float, floor: float, unit: str) -> str:
+    """Return `at floor`, `learned` or `at ceiling` for an accuracy; empty for other units."""
+    if unit != "accuracy" or math.isnan(score):
+        return ""
+    if score < floor + MARGIN:
+        return "at floor"
+    return "at ceiling" if score >= CEILING else "learned"
+
+
+def two_terms(lengths: Sequence[float], values: Sequence[float]) -> dict[str, float]:
+    """Fit y = c + a T + b T^2 with equal relative errors; attention's cost has this form.
+
+    Returns b with its 95 % interval (columns b, b_low, b_high), the share of b T^2 in the fitted
+    value at the longest length, and the length at which both terms are equal. Needs four lengths;
+    all are nan below.
+    """
+    names = ("b", "b_low", "b_high", "quadratic_share", "crossover")
+    result = dict.fromkeys(names, math.nan)
+    if len(lengths) < 4 or min(values) <= 0:
+        return result
+    t = np.asarray(lengths, float) / max(lengths)
+    y = np.asarray(values, float)
+    matrix = np.stack([np.ones_like(t), t, t * t], axis=1) / y[:, None]
+    coefficients, _, _, _ = np.linalg.lstsq(matrix, np.ones_like(y), rcond=None)
+    residuals = 1 - matrix @ coefficients
+    freedom = len(y) - 3
+    covariance = np.linalg.inv(matrix.T @ matrix) * (residuals @ residuals) / freedom
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(covariance[2, 2])
+    c, a, b = (float(number) for number in coefficients)
+    result |= {"b": b, "b_low": b - reach, "b_high": b + reach}
+    if b - reach > 0:
+        result["quadratic_share"] = b / (c + a + b)
+        result["crossover"] = a / b * max(lengths) if a > 0 else math.nan
+    return result
+
+
+def slope(lengths: Sequence[float], values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the slope of log y over log T with its 95 % interval; nan where there is none."""
+    if len(lengths) < 2 or min(values) <= 0:
+        return math.nan, math.nan, math.nan
+    x = np.log2(np.asarray(lengths, float))
+    y = np.log2(np.asarray(values, float))
+    if len(x) == 2:
+        return float((y[1] - y[0]) / (x[1] - x[0])), math.nan, math.nan
+    fit = stats.linregress(x, y)
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, len(x) - 2)) * float(fit.stderr)
+    return float(fit.slope), float(fit.slope) - reach, float(fit.slope) + reach

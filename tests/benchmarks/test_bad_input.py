@@ -20,7 +20,7 @@ from lookback.benchmarks.measure import checkpoint
 from lookback.benchmarks.measure.step import make_model, make_optimizer
 from lookback.benchmarks.plugins import load_plugins
 from lookback.benchmarks.record import LearnCell, Machine, Record, make_cell
-from lookback.benchmarks.report import make_reports
+from lookback.benchmarks.report.make import make_pages
 from lookback.benchmarks.storage import read_record, read_records, write_record
 from lookback.benchmarks.suite import read_suite, scaled
 from lookback.models.model import model_names
@@ -568,10 +568,10 @@ def test_a_strangers_records_run_no_script(tmp_path: Path) -> None:
     text = " ".join(EVIL)
     for record in strangers(text):
         write_record(tmp_path / "results", Record.model_validate_json(record.model_dump_json()))
-    (made,) = make_reports(tmp_path / "results", tmp_path / "reports", [])
+    make_pages(tmp_path / "results", tmp_path / "reports", style="paper")
     files = [
         path
-        for path in made.path.parent.rglob("*")
+        for path in (tmp_path / "reports").rglob("*")
         if path.suffix in (".md", ".csv", ".html", ".svg")
     ]
     assert len(files) > 5

@@ -59,8 +59,12 @@ def harmless(words: list[str], folder: Path) -> list[str]:
         return [*words, *scale, "--dry-run", "--results", str(folder)]
     if verb == "report":
         return [*words, "--results", "results/published", "--reports", str(folder)]
+    if verb == "compare" and "--model" in words:
+        return ["compare", "--model", "rrwkv", "results/published", "--help"]
     if verb == "compare":
         return ["compare", "results/published", "results/published"]
+    if verb == "plot":
+        return ["plot", str(folder / words[1]), *words[2:], "--results", "results/published"]
     if (
         verb in ("prefetch", "verify", "calibrate") or "--pilot" in words
     ):  # uses the network, or trains
@@ -81,9 +85,10 @@ def test_files_and_links_exist(page: str) -> None:
 
 def test_examples_run(tmp_path: Path) -> None:
     """The task and the model of CONTRIBUTING are plug-ins, and the model trains on the task."""
-    task, model = blocks("CONTRIBUTING.md", "python")
+    task, model, section = blocks("CONTRIBUTING.md", "python")
     (tmp_path / "echo.py").write_text(task)
     (tmp_path / "averages.py").write_text(model)
+    (tmp_path / "section.py").write_text(section)
     assert sum(bool(line.strip()) for line in task.splitlines()) <= 26
     assert sum(bool(line.strip()) for line in model.splitlines()) <= 40
     arguments = [
@@ -113,6 +118,12 @@ def test_examples_run(tmp_path: Path) -> None:
     records = [read_record(path) for path in record_files(tmp_path / "results")]
     assert {record.cell.kind for record in records} == {"learn", "cost"}
     assert all(record.outcome.status == "ok" and record.cell.task == "echo" for record in records)
+
+    folders = ["--results", str(tmp_path / "results"), "--reports", str(tmp_path / "reports")]
+    done = lookback("report", "--plugin", str(tmp_path / "section.py"), *folders)
+    assert done.returncode == 0, done.stderr
+    (page,) = (tmp_path / "reports").rglob("quick-smoke/README.md")
+    assert "Time of a run" in page.read_text()
 
 
 def test_the_model_of_contributing_keeps_the_contract(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """The documents agree with the code: links, commands, names, the page of tasks, docstrings, CI."""
 
 import ast
+import json
 import os
 import re
 import shlex
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -86,7 +88,8 @@ def check(words: list[str]) -> None:
     names = {"--model": model_names(), "--task": task_names()}
     for word, value in pairwise([*words[1:], ""]):
         assert not word.startswith("--") or word in options, word
-        if word in names and "--plugin" not in words:
+        # Reports and comparisons read records of any model, also of a plug-in.
+        if word in names and words[0] in ("run", "calibrate") and "--plugin" not in words:
             assert value in names[word] or ":" in value, value
 
     if words[0] == "run" and words[1:] and not words[1].startswith("--"):
@@ -198,3 +201,17 @@ def test_the_workflow_calls_targets_that_exist() -> None:
     scripts = "\n".join(step.get("run", "") for step in steps)
     called = set(" ".join(re.findall(r"\bmake ([a-z -]+)", scripts)).split())
     assert {"lint", "test", "smoke"} <= called <= targets()
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cells run in their order, and the last one compares two models."""
+    notebook = json.loads(text("docs/reports.ipynb"))
+    sources = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    for source in sources:
+        exec(source, scope)
+    assert len(scope["scores"]) > 0
+    assert (tmp_path / "accuracy-against-distance.png").stat().st_size > 2000
+    rows = eval(sources[-1].splitlines()[-1], scope)
+    assert {"difference", "verdict"} <= set(rows)

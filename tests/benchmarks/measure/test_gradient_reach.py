@@ -18,13 +18,11 @@ from lookback.benchmarks.measure.gradient_reach import (
     reach,
     squared_gradients,
 )
-from lookback.benchmarks.record import Cell, LearnCell, ReachBin, Record
-from lookback.benchmarks.report.reach import parts, path, reach_table, shares_of, summary
+from lookback.benchmarks.record import Cell, LearnCell, ReachBin
 from lookback.benchmarks.storage import read_record, record_files
 from lookback.models.classifier import SequenceClassifier
 from lookback.models.model import ArchitectureSpec, SequenceModel, build_model, model_names
 from lookback.tasks.task import IGNORE, Batch, Task, get_task
-from tests.records import learn_record
 
 ROOT = Path(__file__).parents[3]
 WIDTH = 8
@@ -246,87 +244,6 @@ def test_outputs_without_one_position_are_refused(fields: dict[str, Any]) -> Non
         reach(toy(Decay), cell(**fields), task)
 
 
-def measured(model: str, shares: tuple[float, ...], seed: int = 0) -> Record:
-    """A record of a cell of which nothing arrived before training, and these shares after."""
-    options = {"interval": 8} if model == "rrwkv" else {}
-    made = learn_record(cell(6, model=model, seed=seed, model_options=options))
-    ranges = ((0, 0), (1, 1), (2, 2), (3, 3), (4, 5))
-
-    def parts_of(shares: tuple[float, ...]) -> tuple[ReachBin, ...]:
-        return tuple(
-            ReachBin(low=low, high=high, share=s)
-            for (low, high), s in zip(ranges, shares, strict=True)
-        )
-
-    assert made.outcome.learn
-    numbers = made.outcome.learn.model_copy(
-        update={"reach_before": parts_of((1, 0, 0, 0, 0)), "reach_after": parts_of(shares)}
-    )
-    return made.model_copy(update={"outcome": made.outcome.model_copy(update={"learn": numbers})})
-
-
-def test_reach_ends_behind_the_last_bin_that_holds_a_thousandth() -> None:
-    records = [
-        measured("rwkv", (1, 1e-2, 9e-4, 1e-3, 1e-4)),  # a dip, and 3 still holds it
-        measured("rwkv", (1, 1e-2, 1e-5, 1e-6, 0), seed=1),
-        measured("rwkv", (1, 1e-2, 1e-2, 1e-2, 1e-3), seed=2),
-        measured("rrwkv", (1, 1e-2, 1e-4, 1e-5, 1e-5)),
-    ]
-    table = reach_table(shares_of(records)).set_index("model")
-    assert table.loc["rwkv", "below 1/1000, trained"] == "4 (2 to beyond 5)"
-    assert table.loc["rwkv", "below 1/1000, untrained"] == "1"
-    assert table.loc["rrwkv", "below 1/1000, trained"] == "2"
-    assert table.loc["rrwkv", "path"] == "1 step, through 8 decays of a token and n/8 of a segment"
-    assert table.loc["rrwkv", "share at 4"] == "1e-05"
-    assert table.loc["rwkv", "share at 1"] == "0.01" and table.loc["rwkv", "share at 4"] == "0"
-    assert summary(records)["rrwkv"] == {"copy reach @6": "2"}
-
-
-def test_means_of_shares_are_geometric() -> None:
-    shares = shares_of(
-        [
-            measured("rwkv", (1, 1e-2, 1e-4, 1e-5, 1e-6)),
-            measured("rwkv", (1, 1e-4, 1e-4, 1, 1), seed=1),
-        ]
-    )
-    assert reach_table(shares).loc[0, "share at 1"] == "0.001"
-
-
-def test_parts_show_every_model_and_say_of_which_nothing_arrives() -> None:
-    figure, table = parts(
-        [measured("rwkv", (1, 1e-2, 1e-3, 1e-5, 1e-9)), measured("mine", (1, 0.5, 0.1, 0.1, 0.1))]
-    )
-    assert figure.figure is not None and figure.has_data and table.has_table
-    untrained, trained = figure.figure.axes
-    assert [text.get_text() for text in untrained.texts] == [
-        "0 from 1 on: rwkv, mine"
-    ] and not trained.texts
-    assert len(trained.lines) == 3 and trained.get_yscale() == trained.get_xscale() == "log"
-    assert "answers from the present token alone" in table.text
-
-
-def test_where_no_reach_was_measured_nothing_is_said_of_it() -> None:
-    records = [learn_record(cell(6, reach=False))]
-    assert parts(records) == [] and summary(records) == {}
-
-
-@pytest.mark.parametrize(
-    ("model", "options", "words"),
-    [
-        ("transformer", {}, "1 step"),
-        ("rwkv", {}, "through n decays"),
-        ("lstm", {}, "n steps"),
-        ("mine", {}, ""),
-        ("rrwkv", {}, "16 decays of a token and n/16 of a segment"),
-        ("rrwkv", {"interval": "none"}, "through n decays"),
-        ("rrwkv", {"interval": 4, "retrospection": "attention"}, "to a mean of 4 tokens"),
-        ("rrwkv", {"interval": "sqrt"}, "sqrt(T) decays of a token and n/sqrt(T) of a segment"),
-    ],
-)
-def test_paths_are_those_of_theory(model: str, options: dict[str, Any], words: str) -> None:
-    assert path(cell(model=model, model_options=options)).endswith(words)
-
-
 SUITE = """
 [defaults]
 kind = "learn"
@@ -355,7 +272,8 @@ def test_a_suite_measures_and_reports_it(tmp_path: Path) -> None:
     report = [*lookback, "report", "tiny", *results, "--reports", str(tmp_path / "reports")]
     done = subprocess.run(report, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert "copy reach @24" in done.stdout
+    page = tmp_path / "reports" / next((tmp_path / "results").iterdir()).name / "tiny" / "README.md"
+    assert "Reach of gradients" in page.read_text()
     (file,) = record_files(tmp_path / "results")
     numbers = read_record(file).outcome.learn
     assert numbers and numbers.reach_before[-1].high == numbers.reach_after[-1].high == 23

@@ -27,7 +27,7 @@ from lookback.benchmarks.measure.checkpoint import NAMES, State
 from lookback.benchmarks.measure.step import make_model, make_optimizer
 from lookback.benchmarks.measure.train import learn
 from lookback.benchmarks.record import FINAL, Cell, Outcome
-from lookback.benchmarks.report import Made, make_reports, page
+from lookback.benchmarks.report.make import make_pages
 from lookback.benchmarks.run import process
 from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.storage import read_record, read_records, record_files, write_record
@@ -530,9 +530,8 @@ def test_what_may_be_somebodys_result_is_never_written_over(
 
 
 def test_a_report_leaves_out_what_cannot_be_read_and_says_so(
-    tmp_path: Path, cell: Cell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, cell: Cell, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(page, "make_page", lambda records, folder: Made(records[0].cell_id, folder))
     folder = tmp_path / "results" / "some-machine" / "suite"
     good = [
         write_record(folder, learn_record(cell.model_copy(update={"seed": seed})))
@@ -540,13 +539,12 @@ def test_a_report_leaves_out_what_cannot_be_read_and_says_so(
     ]
     good[1].write_bytes(good[1].read_bytes()[:100])
     good[2].write_text(good[2].read_text().replace('"schema_version": 1', '"schema_version": 7'))
-    for suites in ([], ["suite"]):
-        (made,) = make_reports(tmp_path / "results", tmp_path / "reports", suites)
-        output = capsys.readouterr().err.splitlines()
-        assert [line.startswith("lookback: left out: ") for line in output] == [True, True]
-        assert good[1].name in output[0]
-        assert good[2].name in output[1] and "schema_version" in output[1]
-        assert made.table == good[0].stem
+    (made,) = make_pages(tmp_path / "results", tmp_path / "reports", ["suite"])
+    output = capsys.readouterr().err.splitlines()
+    assert [line.startswith("lookback: left out: ") for line in output] == [True, True]
+    assert good[1].name in output[0]
+    assert good[2].name in output[1] and "schema_version" in output[1]
+    assert "1 records" in made.path.read_text()
 
 
 def test_what_a_kill_leaves_beside_a_record_is_no_record(tmp_path: Path, cell: Cell) -> None:

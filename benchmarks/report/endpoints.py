@@ -1,0 +1,201 @@
+"""The primary endpoint of a suite: its value for each run, and the verdicts between models."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pandas as pd
+
+from lookback.benchmarks.report import statistics
+from lookback.benchmarks.report.section import Frames
+from lookback.benchmarks.report.statistics import Numbers, sequences_of, subtract
+from lookback.benchmarks.suite import Endpoint
+
+RUN = [
+    "suite",
+    "machine",
+    "task",
+    "task_options",
+    "data",
+    "model",
+    "model_options",
+    "variant",
+    "width",
+    "depth",
+    "trained_length",
+    "seed",
+]
+PAIR = ["suite", "machine", "task", "task_options", "data", "depth", "trained_length"]
+"""Columns that two runs share which are compared by their seed."""
+
+
+def endpoint_values(frames: Frames, endpoint: Endpoint) -> pd.DataFrame:
+    """Return a row per run with its `value` of the endpoint, and the `score` and `floor` behind it.
+
+    Larger values are better, whatever the quantity. Runs without one are left out.
+    """
+    rows = frames["distances" if endpoint.quantity == "area" else "scores"]
+    if rows.empty:
+        return rows
+    chosen = rows["task"] == endpoint.task
+    if endpoint.quantity != "area" or endpoint.lengths:
+        chosen &= rows["test_length"].isin(endpoint.lengths)
+    if endpoint.quantity == "score" and endpoint.first_distance:
+        rows = _far_scores(frames["distances"], endpoint)
+        chosen = rows["score"].notna()
+    rows = rows[chosen]
+    if rows.empty:
+        return rows
+    return pd.DataFrame(_values(rows, endpoint))
+
+
+def _values(rows: pd.DataFrame, endpoint: Endpoint) -> Iterable[dict[str, object]]:
+    measure = QUANTITIES[endpoint.quantity]
+    for key, run in rows.groupby(RUN, sort=False, dropna=False):
+        value, sequences = measure(run, endpoint)
+        if math.isnan(value):
+            continue
+        weights = run["count"]
+        yield dict(zip(RUN, key, strict=True)) | {
+            "value": value,
+            "sequences": sequences,
+            "score": float(np.average(run["score"], weights=weights)),
+            "floor": float(np.average(run["floor"], weights=weights)),
+            "parameters": run["parameters"].iloc[0],
+            "unit": run["unit"].iloc[0],
+        }
+
+
+def _far_scores(distances: pd.DataFrame, endpoint: Endpoint) -> pd.DataFrame:
+    """Return the accuracy of answers at least `first_distance` back, one row per test."""
+    if distances.empty:
+        return distances
+    far = distances[
+        (distances["task"] == endpoint.task)
+        & distances["test_length"].isin(endpoint.lengths)
+        & (distances["nearest"] >= endpoint.first_distance)
+    ]
+    keys = [*RUN, "test_length", "test_options", "floor", "parameters", "unit"]
+    sums = far.groupby(keys, sort=False, dropna=False)[["correct", "count"]].sum().reset_index()
+    return sums.assign(score=sums["correct"] / sums["count"])
+
+
+Value = tuple[float, Numbers | None]  # of a run, and per test sequence if the record kept them
+
+
+def _score(run: pd.DataFrame, endpoint: Endpoint) -> Value:
+    """The mean over tests; bits per byte count downwards."""
+    sign = 1.0 if run["unit"].iloc[0] == "accuracy" else -1.0
+    sequences = sequences_of(run)
+    if sequences is not None and len({len(row) for row in sequences}) == 1:
+        # The n-th sequences of all tests are one draw: tests do not share sequences.
+        return sign * float(run["score"].mean()), sign * np.mean(sequences, axis=0)
+    return sign * float(run["score"].mean(skipna=False)), None
+
+
+def _area(run: pd.DataFrame, endpoint: Endpoint) -> Value:
+    """Accuracy above the sighted floor, averaged over log2 distance."""
+    octaves = np.log2(run["farthest"] + 1.0) - np.log2(run["nearest"].clip(lower=1))
+    weights = octaves.clip(lower=1e-9)
+    return float(np.average(run["score"] - run["floor"], weights=weights)), None
+
+
+def _halfway(run: pd.DataFrame, endpoint: Endpoint) -> Value:
+    """Log2 of the option's value at which accuracy is half-way from the floor to one.
+
+    Interpolated between tests; the first or the last value where accuracy never crosses.
+    """
+    run = run.assign(at=[json.loads(text)[endpoint.option] for text in run["test_options"]])
+    run = run.sort_values("at")
+    x = np.log2(run["at"].to_numpy(float))
+    above = ((run["score"] - run["floor"]) / (1 - run["floor"])).to_numpy(float) - 0.5
+    if np.isnan(above).any():
+        return math.nan, None
+    if above[0] <= 0:
+        return float(x[0]), None
+    for left in range(len(x) - 1):
+        if above[left + 1] <= 0:
+            share = above[left] / (above[left] - above[left + 1])
+            return float(x[left] + share * (x[left + 1] - x[left])), None
+    return float(x[-1]), None
+
+
+def _saved(run: pd.DataFrame, endpoint: Endpoint) -> Value:
+    """Bits per byte at the shortest context minus those at the longest, on the same bytes."""
+    tests = [run[run["test_length"] == endpoint.lengths[end]] for end in (0, -1)]
+    if any(len(test) != 1 for test in tests):
+        return math.nan, None
+    first, last = (test.iloc[0] for test in tests)
+    sequences = subtract(first.get("sequences"), last.get("sequences"))
+    return float(first["score"] - last["score"]), sequences
+
+
+QUANTITIES: dict[str, Callable[[pd.DataFrame, Endpoint], Value]] = {
+    "score": _score,
+    "area": _area,
+    "halfway": _halfway,
+    "saved": _saved,
+}
+
+
+def verdicts(values: pd.DataFrame, endpoint: Endpoint, against: str = "rwkv") -> pd.DataFrame:
+    """Return the verdict of every model against a baseline without options, paired by seed.
+
+    Columns: those of PAIR, model, model_options, mean (of the differences), low, high, seeds,
+    `shown` (the smallest difference that so many seeds show), and verdict. In place of a verdict
+    stands `at floor` or `at ceiling` where both models are there, and `not learned` where one is
+    at the floor.
+    """
+    if values.empty:
+        return values
+    baselines = values[(values["model"] == against) & (values["model_options"] == "{}")]
+    if baselines.empty:
+        return pd.DataFrame()
+    baseline = baselines["variant"].iloc[0]
+    rows = []
+    others = values[values["variant"] != baseline]
+    columns = ["variant", "model", "model_options"]
+    for variant, model, options in others[columns].drop_duplicates().itertuples(index=False):
+        pairs = statistics.paired(values, PAIR, "value", variant, baseline)
+        keys = [*PAIR, "parameters"]
+        for key, group in pairs.groupby(keys, sort=False, dropna=False):
+            row = dict(zip(keys, key, strict=True))
+            row |= {"model": model, "model_options": options, "variant": variant}
+            own, other = (_standing(values, row, name) for name in (variant, baseline))
+            rows.append(row | judge(group, endpoint.difference, own, other))
+    return pd.DataFrame(rows)
+
+
+def judge(pairs: pd.DataFrame, matters: float, own: str, other: str) -> dict[str, object]:
+    """Return mean, interval, smallest difference shown and verdict of paired differences.
+
+    `own` and `other` say where the two models stand; see `statistics.standing`.
+    """
+    differences = [float(value) for value in pairs["difference"]]
+    low, high = statistics.interval(differences, sequences_of(pairs))
+    word = statistics.verdict(pairs, matters)
+    if own and own == other and own != "learned":
+        word = f"both {own}"
+    elif "at floor" in (own, other):
+        word = "not learned" if own == "at floor" else "baseline not learned"
+    return {
+        "mean": math.fsum(differences) / len(differences),
+        "low": low,
+        "high": high,
+        "seeds": len(differences),
+        "shown": statistics.smallest_difference(differences),
+        "verdict": word,
+    }
+
+
+def _standing(values: pd.DataFrame, row: dict[str, object], variant: str) -> str:
+    runs = values[values["variant"] == variant]
+    for column in PAIR:
+        runs = runs[runs[column] == row[column]]
+    if runs.empty:
+        return ""
+    score, floor = runs["score"].mean(), runs["floor"].mean()
+    return statistics.standing(float(score), float(floor), str(runs["unit"].iloc[0]))

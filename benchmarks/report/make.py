@@ -1,0 +1,210 @@
+"""Records in, pages out: chooses the records of each page, and writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lookback.benchmarks.record import Record
+from lookback.benchmarks.report import sections
+from lookback.benchmarks.report.frames import distinct, without_pilots
+from lookback.benchmarks.report.page import Page, WrittenPage, page_key, write_page
+from lookback.benchmarks.report.pages.claims import claims_page
+from lookback.benchmarks.report.pages.overview import overview_page
+from lookback.benchmarks.report.pages.papers import papers_page
+from lookback.benchmarks.report.pages.rrwkv import rrwkv_page
+from lookback.benchmarks.report.pages.suite import BASELINE_OF, machine_name, suite_page
+from lookback.benchmarks.report.section import SECTIONS
+from lookback.benchmarks.storage import read_published, read_records
+from lookback.benchmarks.suite import DEFAULT_SCALE, Endpoint, Suite, read_suite, suite_names
+
+__all__ = ["TOPICS", "Selection", "make_pages", "sections"]
+
+ALL_MACHINES = "all-machines"  # the folder of pages that look at several suites
+SCALES = ("smoke", "paper")
+TOPICS: dict[str, Callable[[Sequence[Record], Mapping[str, Endpoint]], Page | None]] = {
+    "claims": claims_page,
+    "rrwkv": rrwkv_page,
+    "papers": lambda records, endpoints: papers_page(records),
+}
+"""Pages that look at several suites, by their names."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which records a page shows: only these tasks and models, and under which title."""
+
+    tasks: Sequence[str] = ()
+    models: Sequence[str] = ()
+    title: str = ""
+
+    def keep(self, record: Record) -> bool:
+        """Return whether a record is of the chosen tasks and models."""
+        has_task = not self.tasks or record.cell.task in self.tasks
+        return has_task and (not self.models or record.cell.model in self.models)
+
+
+def all_records(results: Path, suites: Sequence[str] = (), published: bool = False) -> list[Record]:
+    """Return the records below a folder, and if wanted the published ones beside them.
+
+    Pilots and calibrations are left out unless they are named. Raises ValueError if the folder does
+    not exist and no published records are wanted.
+    """
+    if not (results.is_dir() or published):
+        raise ValueError(
+            f"no folder of records {results}: `lookback run` makes one, --results names another"
+        )
+    records = list(read_records(results, suites)) if results.is_dir() else []
+    if published:
+        records += with_baselines(records, read_published(suites))
+    return records if suites else list(without_pilots(records))
+
+
+def with_baselines(own: Sequence[Record], published: Iterable[Record]) -> list[Record]:
+    """Return the published records, as baselines on the pages of one's own wherever there are any.
+
+    A score does not depend on the machine, so a learning record of a suite that was run here is
+    shown as if it were of this machine, unless its model was run here as well.
+    """
+    here = {record.suite: record.machine for record in own if record.cell.kind == "learn"}
+    run_here = {(record.suite, record.cell.model) for record in own}
+    records = []
+    for record in published:
+        joins = record.cell.kind == "learn" and record.suite in here
+        if joins and (record.suite, record.cell.model) in run_here:
+            continue
+        machine = record.machine
+        if joins:
+            own_machine = here[record.suite]
+            facts = {**own_machine.facts, BASELINE_OF: record.machine.device}
+            machine = own_machine.model_copy(update={"facts": facts})
+        records.append(record.model_copy(update={"machine": machine}))
+    return records
+
+
+def load(results: str | Path) -> list[Record]:
+    """Return the records below a folder, one of each measurement; pilots are left out.
+
+    Raises ValueError if there is no such folder.
+    """
+    return distinct(all_records(Path(results)))[0]
+
+
+def make_pages(
+    results: Path,
+    reports: Path,
+    names: Sequence[str] = (),
+    published: bool = False,
+    style: str = "page",
+    selection: Selection | None = None,
+) -> list[WrittenPage]:
+    """Write the pages of these suites and topics; without names, all pages and the overview.
+
+    Raises ValueError if a name has no records.
+    """
+    selection = selection or Selection()
+    suites = [name for name in names if name not in TOPICS]
+    topics = [name for name in names if name in TOPICS] if names else list(TOPICS)
+    chosen = suites if names and not topics else []
+    records = [r for r in all_records(results, chosen, published) if selection.keep(r)]
+    if not records:
+        what = f" of suite {names[0]!r}" if names else ""
+        raise ValueError(f"no records{what} in {results}: run it first")
+
+    writer = Writer(reports, style, selection.title)
+    written = []
+    for group in by_machine_and_suite(records):
+        if not names or group[0].suite in suites:
+            written.append(writer.write_suite(group))
+    missing = set(suites) - {record.suite for record in records}
+    if missing:
+        raise ValueError(f"no records of suite {min(missing)!r} in {results}: run it first")
+    for topic in topics:
+        page = writer.write_topic(topic, records)
+        if page is None and names:
+            raise ValueError(f"no records in {results} for the page {topic}: run its suites first")
+        written += [page] if page else []
+    if not names:
+        written.append(writer.write_overview(records, written))
+    return written
+
+
+def by_machine_and_suite(records: Iterable[Record]) -> list[list[Record]]:
+    """Return the records in groups, one for each page of a suite."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.machine.slug, record.suite), []).append(record)
+    return [groups[key] for key in sorted(groups)]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes pages below a folder in one style; unchanged pages are left as they are."""
+
+    reports: Path
+    style: str = "page"
+    title: str = ""
+
+    def write_suite(self, records: Sequence[Record]) -> WrittenPage:
+        """Write the page of the records of one suite and machine."""
+        first = records[0]
+        folder = self.reports / first.machine.slug / first.suite
+        kept, left_out = distinct(records)
+        suite = find_suite(first.suite)
+        endpoint = suite.endpoint if suite else None
+        title = self.title or (suite.title if suite else f"Suite {first.suite}")
+
+        def make() -> Page:
+            return suite_page(kept, title, endpoint, left_out)
+
+        return self._write(make, folder, kept, title, endpoint, left_out)
+
+    def write_topic(self, topic: str, records: Sequence[Record]) -> WrittenPage | None:
+        """Write a page that looks at several suites; None if it has nothing to show."""
+        kept, _ = distinct(records)
+        page = TOPICS[topic](kept, endpoints_of(kept))
+        if page is None:
+            return None
+        return write_page(page, self.reports / ALL_MACHINES / topic, self.style)
+
+    def write_overview(
+        self, records: Sequence[Record], pages: Sequence[WrittenPage]
+    ) -> WrittenPage:
+        """Write the first page, with links to all others."""
+        kept, _ = distinct(records)
+        devices = {record.machine.slug: machine_name(record) for record in kept}
+        links = {}
+        for page in pages:
+            place = page.path.parent.relative_to(self.reports)
+            title = f"{place.name}: {devices.get(place.parent.name, 'all machines')}"
+            links[title] = f"{place.as_posix()}/index.html"
+        suites = {record.suite for record in kept}
+        absent = {name: read_suite(name).title for name in suite_names() if name not in suites}
+        overview = overview_page(kept, endpoints_of(kept), links, absent)
+        return write_page(overview, self.reports, self.style)
+
+    def _write(
+        self, make: Callable[[], Page], folder: Path, records: Sequence[Record], *settings: object
+    ) -> WrittenPage:
+        key = page_key(records, self.style, self.title, sorted(SECTIONS), *settings)
+        return write_page(make(), folder, self.style, key)
+
+
+def find_suite(name: str) -> Suite | None:
+    """Return one of our suites by the name of its records' folder; None for a user's own."""
+    for scale in (DEFAULT_SCALE, *SCALES):
+        base = name.removesuffix(f"-{scale}") if scale != DEFAULT_SCALE else name
+        if base in suite_names():
+            return read_suite(base, scale)
+    return None
+
+
+def endpoints_of(records: Iterable[Record]) -> dict[str, Endpoint]:
+    """Return the endpoints of the suites of these records; smoke scales decide nothing."""
+    endpoints = {}
+    for name in dict.fromkeys(record.suite for record in records):
+        suite = find_suite(name) if not name.endswith("-smoke") else None
+        if suite is not None and suite.endpoint is not None:
+            endpoints[name] = suite.endpoint
+    return endpoints

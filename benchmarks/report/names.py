@@ -1,0 +1,134 @@
+"""What people read: names of models, tasks and machines, made where something is drawn."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+MODELS = {
+    "transformer": "Transformer",
+    "rwkv": "RWKV-4",
+    "rrwkv": "RRWKV",
+    "lstm": "LSTM",
+    "rwkv7": "RWKV-7",
+    "gated_deltanet": "Gated DeltaNet",
+    "mamba2": "Mamba-2",
+    "hybrid": "Hybrid",
+}
+"""As their papers write them, in the order in which tables list them."""
+
+QUANTITIES = {
+    "score": "score",
+    "area": "area over log2 distance",
+    "halfway": "log2 of the value half-way",
+    "saved": "bits a byte saved by context",
+}
+
+# Fields in which runs of one model may differ; named only where they do.
+TOLD_APART = ("width", "depth", "data")
+
+
+def model_name(name: str, options: str = "{}") -> str:
+    """Return a model as papers write it, with its options (JSON): `Transformer, window 64`."""
+    words = [MODELS.get(name, name), *option_words(json.loads(options))]
+    return printable(", ".join(words))
+
+
+def task_name(name: str, options: str = "{}", shown: Iterable[str] = ()) -> str:
+    """Return a task with those of its options (JSON) that are shown: `recall, 4 pairs`."""
+    values = json.loads(options)
+    chosen = {key: values[key] for key in shown if key in values}
+    return printable(", ".join([name.replace("_", " "), *option_words(chosen)]))
+
+
+def option_words(options: dict[str, Any]) -> list[str]:
+    """Return options in words: `4 pairs`, `window 64`, `2 to 32 pairs`, `short conv`."""
+    words = []
+    for key, value in sorted(options.items()):
+        name = key.replace("_", " ")
+        if value is True:
+            words.append(name)
+        elif value is False:
+            words.append(f"no {name}")
+        elif isinstance(value, dict) and set(value) == {"low", "high"}:
+            words.append(f"{value['low']:,} to {value['high']:,} {name}")
+        elif isinstance(value, int) and name.endswith("s"):
+            words.append(f"{value:,} {name[:-1] if value == 1 else name}")
+        else:
+            words.append(f"{name} {value}")
+    return words
+
+
+def printable(text: str) -> str:
+    """Replace what Markdown, HTML or LaTeX would obey; an option can hold any text."""
+    return re.sub(r"[^\w \[\]{}.,:;'=+/*%()-]", "?", text).replace("](", "] (")
+
+
+def add_names(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the columns `model_name` and `task_name`, distinct wherever the rows differ.
+
+    The rows come in the order of the models.
+    """
+    if table.empty:
+        return table
+    several = [column for column in TOLD_APART if column in table and _tells_apart(table, column)]
+    models = []
+    for row in table[["model", "model_options", *several]].itertuples(index=False):
+        words = [model_name(row[0], row[1])]
+        for column, value in zip(several, row[2:], strict=True):
+            words.append(f"{column} {value}" if column != "data" else _revision(str(value)))
+        models.append(", ".join(word for word in words if word))
+
+    varied = _varied_options(table["task_options"].unique())
+    tasks = {}
+    for task, options in table[["task", "task_options"]].drop_duplicates().itertuples(index=False):
+        tasks[task, options] = task_name(task, options, varied)
+    keys = zip(table["task"], table["task_options"], strict=True)
+    named = table.assign(model_name=models, task_name=[tasks[key] for key in keys])
+    places = {name: place for place, name in enumerate(sort_models(models))}
+    return named.sort_values("model_name", key=lambda names: names.map(places), kind="stable")
+
+
+def _tells_apart(table: pd.DataFrame, column: str) -> bool:
+    """Return whether runs of one variant on one task and length differ in a column."""
+    keys = ["task", "task_options", "variant", "trained_length"]
+    if column == "width":
+        keys.append("depth")
+    return bool((table.groupby(keys)[column].nunique() > 1).any())
+
+
+def _varied_options(options: Iterable[str]) -> list[str]:
+    """Return the options in which tasks differ; `pairs` is always worth naming."""
+    tables = [json.loads(text) for text in options]
+    names = sorted({name for table in tables for name in table})
+    missing = object()
+    varied = []
+    for name in names:
+        values = [json.dumps(table.get(name, str(missing)), sort_keys=True) for table in tables]
+        if name == "pairs" or len(set(values)) > 1:
+            varied.append(name)
+    return varied
+
+
+def _revision(data: str) -> str:
+    revision = json.loads(data).get("revision", "")
+    return f"data {str(revision)[:12]}" if revision else ""
+
+
+def sort_models(names: Iterable[str]) -> list[str]:
+    """Return model names in the order of tables: ours first, numbers in names by their size."""
+    first = list(MODELS.values())
+
+    def place(name: str) -> tuple[Any, ...]:
+        plain = name.split(",")[0]
+        numbers = [
+            (int(part or -1), "") if part.isdigit() else (0, part)
+            for part in re.split(r"(\d+)", name)
+        ]
+        return (first.index(plain) if plain in first else len(first), numbers)
+
+    return sorted(set(names), key=place)

@@ -1,0 +1,1 @@
+"""The pages: one per suite, and those that look at several suites."""

@@ -1,0 +1,77 @@
+"""Does looking back at mediums help? RRWKV minus RWKV-4 on every endpoint, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from lookback.benchmarks.record import Record
+from lookback.benchmarks.report.names import add_names
+from lookback.benchmarks.report.page import Block, Page
+from lookback.benchmarks.report.pages.claims import all_verdicts
+from lookback.benchmarks.report.pages.suite import RECONSTRUCTION
+from lookback.benchmarks.report.plots import intervals
+from lookback.benchmarks.report.section import Frames
+from lookback.benchmarks.report.sections.costs import ratios
+from lookback.benchmarks.report.sections.scores import named
+from lookback.benchmarks.suite import Endpoint
+
+
+def rrwkv_page(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -> Page | None:
+    """Return the page; None if these records compare RRWKV with RWKV in nothing."""
+    blocks: list[Block] = []
+    lead = [RECONSTRUCTION]
+    judged = all_verdicts(records, endpoints)
+    if not judged.empty:
+        judged = judged[judged["model"] == "rrwkv"]
+    if not judged.empty:
+        judged = add_names(judged)
+        counts = judged["verdict"].value_counts()
+        words = ", ".join(f"{word} {count}" for word, count in counts.items())
+        lead.insert(0, f"On {len(judged)} primary endpoints RRWKV beside RWKV-4 is: {words}.")
+        blocks.append(_endpoint_block(judged))
+    costs = Frames(records)["costs"]
+    prices = ratios(costs, "rrwkv", "rwkv") if not costs.empty else pd.DataFrame()
+    if not prices.empty:
+        blocks.append(_cost_block(prices))
+    if not blocks:
+        return None
+    if judged.empty:
+        lead.insert(0, "No published record compares what RRWKV and RWKV-4 learn yet.")
+    return Page(
+        title="RRWKV beside RWKV-4: does looking back at mediums help?",
+        source=f"{len(records)} records. Made by `lookback report rrwkv`.",
+        lead=lead,
+        blocks=blocks,
+        home="../index.html",
+    )
+
+
+def _endpoint_block(judged: pd.DataFrame) -> Block:
+    """Differences in units of what matters, so that endpoints share one axis."""
+    scaled = {name: judged[name] / judged["matters"] for name in ("mean", "low", "high")}
+    rows = judged.assign(**scaled, label=judged["suite"] + ", " + judged["model_name"], panel="")
+    label = "RRWKV minus RWKV-4, in smallest differences that matter"
+    figure = intervals(rows, "label", ["panel"], label, band=1.0)
+    columns = ["suite", "task_name", "model_name", "seeds", "difference", "difference_low"]
+    columns += ["difference_high", "matters", "smallest_shown", "verdict"]
+    table = named(judged, "difference").rename(columns={"shown": "smallest_shown"})
+    text = (
+        "Paired by seed, with 95 % intervals. Shaded: differences too small to matter. Right of "
+        "zero RRWKV is better."
+    )
+    return Block("What it gains", text, figure, table[columns])
+
+
+def _cost_block(prices: pd.DataFrame) -> Block:
+    table = prices.rename(columns={"trained_length": "at_length", "width_baseline": "RWKV-4 width"})
+    table = table.rename(columns={"width": "RRWKV width"})
+    columns = ["suite", "quantity", "at_length", "batch", "ratio", "ratio_low"]
+    columns += ["ratio_high", "RRWKV width", "RWKV-4 width"]
+    text = (
+        "RRWKV's cost over RWKV-4's at the longest length that both have, with the bounds that "
+        "the quartiles of both allow. Parameters are matched, so widths differ; an odd width is "
+        "slower by itself."
+    )
+    return Block("What it costs", text, table=table[columns])

@@ -1,0 +1,271 @@
+"""The page of a suite: what was asked, who is best, by how much, how sure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from lookback.benchmarks.record import Record
+from lookback.benchmarks.report.endpoints import PAIR, endpoint_values, verdicts
+from lookback.benchmarks.report.names import add_names, model_name, printable
+from lookback.benchmarks.report.page import Block, Page
+from lookback.benchmarks.report.plots import intervals
+from lookback.benchmarks.report.section import SECTIONS, Content, Frames, contents
+from lookback.benchmarks.report.sections.costs import cost_table, one_protocol, quantities
+from lookback.benchmarks.report.sections.scores import named
+from lookback.benchmarks.report.statistics import standing, summarise
+from lookback.benchmarks.suite import Endpoint
+
+BASELINE = "rwkv"  # that other models are compared with
+BASELINE_OF = "published baseline of"  # among a machine's facts: where its score is from
+MOST_TESTS = 3  # columns of scores in a first table
+RECONSTRUCTION = (
+    "RRWKV is this project's reconstruction: its paper (arXiv 2306.05176) was withdrawn, "
+    "without code or results."
+)
+
+
+def suite_page(
+    records: Sequence[Record],
+    title: str,
+    endpoint: Endpoint | None = None,
+    left_out: int = 0,
+) -> Page:
+    """Return the page of the records of one suite and one machine."""
+    frames = Frames(records)
+    shown = contents(frames, SECTIONS)
+    endpoint_blocks: list[Block] = []
+    lead = [title.rstrip(".") + "."]
+    if endpoint is not None:
+        values = endpoint_values(frames, endpoint)
+        if not values.empty:
+            endpoint_blocks = list(_endpoint_blocks(values, endpoint))
+            lead += _endpoint_sentences(values, endpoint)
+    table = model_table(frames)
+    if not endpoint_blocks and not table.empty:
+        lead += _first_sentences(frames)
+        endpoint_blocks = [Block("Models", _seeds_text(frames), table=table)]
+    return Page(
+        title=f"{records[0].suite}: {machine_name(records[0])}",
+        source=_source(records, left_out),
+        lead=lead,
+        blocks=_ordered(shown, endpoint_blocks),
+    )
+
+
+def machine_name(record: Record) -> str:
+    """Return a machine in words: `AMD EPYC, 2 cores`."""
+    cores = record.machine.facts.get("cores")
+    is_cpu = record.cell.device == "cpu" and isinstance(cores, int)
+    return f"{record.machine.device}, {cores} cores" if is_cpu else record.machine.device
+
+
+def _ordered(shown: dict[str, Content], first: Sequence[Block]) -> list[Block]:
+    """Put the first figure, then the first table, then everything else, folded."""
+    front: list[Block] = []
+    failures: list[Block] = []
+    rest: list[Block] = []
+    for title, content in shown.items():
+        section = SECTIONS[title]
+        text = "\n\n".join(part for part in (section.text, content.text) if part)
+        if title == "Runs that failed":
+            failures.append(Block(title, text, content.figure, content.table))
+        elif not front and content.figure is not None and not section.folded:
+            front.append(Block(title, text, content.figure, None if first else content.table))
+            if first and content.table is not None and not content.table.equals(first[0].table):
+                rest.append(Block(f"{title}, in numbers", "", None, content.table, folded=True))
+        else:
+            rest.append(Block(title, text, content.figure, content.table, folded=True))
+    return [*front, *first, *failures, *rest]
+
+
+def _source(records: Sequence[Record], left_out: int) -> str:
+    seeds = {record.cell.seed for record in records if record.cell.kind == "learn"}
+    days = sorted({printable(record.ended[:10]) for record in records})
+    words = [f"{len(records)} records"]
+    if seeds:
+        words.append(f"{len(seeds)} seed{'' if len(seeds) == 1 else 's'}")
+    failed = sum(record.outcome.status != "ok" for record in records)
+    if failed:
+        words.append(f"{failed} failed")
+    baselines = [r.machine.facts[BASELINE_OF] for r in records if BASELINE_OF in r.machine.facts]
+    if baselines:
+        machines = ", ".join(sorted(set(baselines)))
+        words.append(f"{len(baselines)} of them published baselines of {machines}")
+    if left_out:
+        words.append(f"{left_out} older measurements of the same left out")
+    words.append(" to ".join(dict.fromkeys((days[0], days[-1]))))
+    text = ", ".join(words) + f". Made by `lookback report {records[0].suite}`."
+    versions = _code_versions(records)
+    if versions:
+        text += " " + versions
+    return f"{text} {RECONSTRUCTION}" if _has_model(records, "rrwkv") else text
+
+
+def _code_versions(records: Iterable[Record]) -> str:
+    """Name the files of models and tasks that records were made with several versions of."""
+    digests: dict[str, set[str]] = {}
+    for record in records:
+        for path, digest in record.code.sources.items() if record.code else ():
+            digests.setdefault(path, set()).add(digest)
+    several = [f"`{printable(path)}`" for path, found in sorted(digests.items()) if len(found) > 1]
+    return f"Made with several versions of {', '.join(several)}." if several else ""
+
+
+def _has_model(records: Iterable[Record], name: str) -> bool:
+    return any(record.cell.model == name for record in records)
+
+
+# --- the endpoint
+
+
+def _endpoint_blocks(values: pd.DataFrame, endpoint: Endpoint) -> Iterable[Block]:
+    table = endpoint_table(values, endpoint)
+    yield Block("Models", endpoint_text(endpoint), table=table)
+    judged = verdicts(values, endpoint, BASELINE)
+    if judged.empty:
+        return
+    judged = add_names(judged)
+    figure = intervals(
+        judged.assign(mean=judged["mean"], panel=""),
+        "model_name",
+        ["panel"],
+        f"difference to {model_name(BASELINE)}",
+        endpoint.difference,
+    )
+    text = (
+        f"Model minus {model_name(BASELINE)}, paired by seed, with 95 % intervals over seeds. "
+        f"Shaded: within ±{endpoint.difference}, which does not matter."
+    )
+    yield Block(f"Difference to {model_name(BASELINE)}", text, figure, folded=True)
+
+
+def endpoint_table(values: pd.DataFrame, endpoint: Endpoint) -> pd.DataFrame:
+    """Return a row per model: score, floor, endpoint, difference to the baseline, verdict."""
+    keys = [*PAIR, "model", "model_options", "variant", "width"]
+    means = named(summarise(values, keys, "value"), "endpoint")
+    scores = summarise(values, keys, "score")[[*keys, "mean"]]
+    table = means.merge(scores.rename(columns={"mean": "score"}), on=keys)
+    sizes = values.groupby(keys, dropna=False)[["floor", "parameters"]].mean().reset_index()
+    table = table.merge(sizes, on=keys)
+    unit = values["unit"].iloc[0]
+    marks = [
+        standing(score, floor, unit)
+        for score, floor in zip(table["score"], table["floor"], strict=True)
+    ]
+    table = table.assign(mark=marks).rename(columns={"floor": "sighted_floor"})
+    judged = verdicts(values, endpoint, BASELINE)
+    columns = ["task_name", "model_name", "parameters", "seeds", "score", "sighted_floor", "mark"]
+    columns += ["endpoint", "endpoint_low", "endpoint_high"]
+    if not judged.empty:
+        judged = named(judged, "difference").rename(columns={"shown": "smallest_shown"})
+        own = ["difference", "difference_low", "difference_high", "smallest_shown", "verdict"]
+        on = [*PAIR, "variant", "parameters"]
+        table = table.merge(judged[[*on, *own]], on=on, how="left")
+        columns += own
+    return add_names(table)[columns]
+
+
+def endpoint_text(endpoint: Endpoint) -> str:
+    """Say what the endpoint is, and how verdicts are reached."""
+    lengths = " and ".join(f"{length:,}" for length in endpoint.lengths)
+    quantity = {
+        "score": f"score at {lengths} tokens",
+        "area": f"accuracy above the sighted floor, averaged over log2 distance, at {lengths}",
+        "halfway": f"log2 of the number of {endpoint.option} at which accuracy is half-way from "
+        "the floor to one",
+        "saved": f"bits a byte that are saved on the same bytes by reading {lengths} tokens",
+    }[endpoint.quantity]
+    far = f", {endpoint.first_distance:,} tokens back or more" if endpoint.first_distance else ""
+    return (
+        f"Endpoint: {quantity}{far}. Differences are to {model_name(BASELINE)}, paired by seed, "
+        f"with 95 % intervals over seeds. Equivalent: within ±{endpoint.difference} by two "
+        "one-sided tests. Smallest shown: the difference that this many seeds show with a power "
+        "of 80 %. The sighted floor is the best score of an answer without a model."
+    )
+
+
+def _endpoint_sentences(values: pd.DataFrame, endpoint: Endpoint) -> list[str]:
+    """Say who is best and by how much, and the verdicts beside the baseline."""
+    table = endpoint_table(values, endpoint).sort_values("endpoint", ascending=False)
+    best = table.iloc[0]
+    words = [f"{row.model_name} {row.endpoint:.2f}" for row in table.iloc[1:5].itertuples()]
+    interval = ""
+    if best["seeds"] > 1:
+        interval = f" ({best['endpoint_low']:.2f} to {best['endpoint_high']:.2f})"
+    behind = f", then {', '.join(words)}" if words else ""
+    sentences = [f"**{best['model_name']}** is best: {best['endpoint']:.2f}{interval}{behind}."]
+    if "verdict" in table:
+        groups: dict[str, list[str]] = {}
+        for row in table[table["verdict"].notna()].itertuples():
+            groups.setdefault(row.verdict, []).append(row.model_name)
+        said = "; ".join(f"{word}: {', '.join(names)}" for word, names in groups.items())
+        if said:
+            sentences.append(f"Beside {model_name(BASELINE)}, {said}.")
+    return sentences
+
+
+# --- suites without an endpoint
+
+
+def model_table(frames: Frames) -> pd.DataFrame:
+    """Return a row per model: its scores at the last tests, and its costs."""
+    table = pd.DataFrame()
+    scores, costs = frames["scores"], frames["costs"]
+    if not scores.empty:
+        keys = ["model", "model_options", "variant", "task", "task_options"]
+        keys += ["width", "depth", "trained_length", "data", "test_length", "test_options"]
+        means = add_names(summarise(scores, keys, "score"))
+        columns = ["task_name", "test_length"]
+        tests = means[columns].drop_duplicates().sort_values(columns).head(MOST_TESTS)
+        sizes = add_names(scores).groupby("model_name", sort=False)["parameters"].max()
+        table = sizes.to_frame()
+        for task, length in tests.itertuples(index=False):
+            chosen = means[(means["task_name"] == task) & (means["test_length"] == length)]
+            by_model = chosen.groupby("model_name")["mean"].mean()
+            table[f"{task} @{length}"] = by_model
+    rows = quantities(costs) if not costs.empty else pd.DataFrame()
+    if not rows.empty:
+        prices = cost_table(one_protocol(add_names(rows)))
+        if not prices.empty:
+            prices = prices.set_index("model_name")
+            table = prices if table.empty else table.join(prices.drop(columns="parameters"))
+    return table.reset_index()
+
+
+def _seeds_text(frames: Frames) -> str:
+    scores = frames["scores"]
+    if scores.empty:
+        return ""
+    floors = scores.groupby("test_length")["floor"].mean()
+    words = ", ".join(f"{floor:.2f} at {length:,}" for length, floor in floors.items())
+    one = scores["seed"].nunique() == 1
+    note = " One seed, so a first look and no comparison." if one else ""
+    return f"The sighted floor, the best score of an answer without a model: {words}.{note}"
+
+
+def _first_sentences(frames: Frames) -> list[str]:
+    """Say who scores best at the longest test, and what the longest length costs."""
+    sentences = []
+    scores = frames["scores"]
+    if not scores.empty:
+        named_scores = add_names(scores)
+        longest = named_scores["test_length"].max()
+        means = named_scores[named_scores["test_length"] == longest].groupby("model_name")
+        unit = scores["unit"].iloc[0]
+        order = means["score"].mean().sort_values(ascending=unit != "accuracy")
+        ranked = ", ".join(f"{name} {score:.2f}" for name, score in order.items())
+        sentences.append(f"At {longest:,} tokens ({unit}): {ranked}.")
+    costs = frames["costs"]
+    if not costs.empty:
+        prices = cost_table(one_protocol(add_names(quantities(costs))))
+        if "trained_tokens_per_second" in prices and len(prices) > 1:
+            prices = prices.sort_values("trained_tokens_per_second", ascending=False)
+            first, last = prices.iloc[0], prices.iloc[-1]
+            times = first["trained_tokens_per_second"] / last["trained_tokens_per_second"]
+            sentences.append(
+                f"At {first['at_length']:,} tokens {first['model_name']} trains fastest, "
+                f"{times:.1f} times as fast as {last['model_name']}."
+            )
+    return sentences

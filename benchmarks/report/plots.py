@@ -1,0 +1,317 @@
+"""The kinds of figure: curves, and intervals in rows. A section may also make panels of its own.
+
+A plot is drawn whole (Markdown, papers) or panel by panel (a page in a browser, where panels stand
+beside or under one another). The same data give the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("svg")
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+from lookback.benchmarks.report.names import MODELS, sort_models
+
+# Okabe and Ito's colours, which people with colour-blindness tell apart; without their yellow.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 2)), (0, (2, 1)))
+FLOOR: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 2)), "linewidth": 1.2}
+FEW_MODELS = 5  # up to so many, bands of intervals can be told apart
+MOST_MARKS = 9  # on an axis of lengths
+LEGEND_COLUMNS = 3
+
+COMMON: dict[str, Any] = {
+    "svg.hashsalt": "lookback",
+    "svg.fonttype": "path",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "text.parse_math": False,
+    "pdf.fonttype": 42,  # journals refuse Type 3
+}
+PAGE: dict[str, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+}
+PAPER: dict[str, Any] = {
+    "font.family": ["STIXGeneral", "DejaVu Serif"],  # like Times; matplotlib brings it
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "axes.linewidth": 0.6,
+    "savefig.dpi": 300,
+}
+STYLES = {"page": PAGE, "paper": PAPER}
+PANEL = {"page": (3.4, 2.6), "paper": (3.25, 2.1)}  # inches
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Axes with a title; `draw` draws into them."""
+
+    title: str
+    draw: Callable[[Axes], None]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure of panels with one legend."""
+
+    panels: Sequence[Panel]
+    legend: dict[str, dict[str, Any]] = field(default_factory=dict)  # line styles by entry
+    height: float = 1.0  # of a panel, relative to the usual one
+
+    def draw(self, style: str = "page", title: str = "") -> Figure:
+        """Return all panels in one figure of at most two columns, the legend below."""
+        width, height = PANEL[style]
+        columns = min(2, len(self.panels))
+        rows = -(-len(self.panels) // columns)
+        size = (width * columns, height * self.height * rows + 0.5)
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+        for unused in axes.flat[len(self.panels) :]:
+            unused.set_visible(False)
+        for number, (panel, place) in enumerate(zip(self.panels, axes.flat, strict=False)):
+            letter = f"({'abcdefghijklmnopqrstuvwxyz'[number % 26]}) " if style == "paper" else ""
+            place.set_title(letter + panel.title if len(self.panels) > 1 else panel.title)
+            panel.draw(place)
+        if title:
+            figure.suptitle(title, x=0.01, ha="left")
+        self._add_legend(figure)
+        return figure
+
+    def draw_panel(self, number: int) -> Figure:
+        """Return one panel without the legend."""
+        width, height = PANEL["page"]
+        figure, axes = plt.subplots(figsize=(width, height * self.height))
+        axes.set_title(self.panels[number].title)
+        self.panels[number].draw(axes)
+        return figure
+
+    def draw_legend(self) -> Figure:
+        """Return the legend alone."""
+        rows = -(-len(self.legend) // LEGEND_COLUMNS)
+        figure = plt.figure(figsize=(1.5 * LEGEND_COLUMNS, 0.05 + 0.22 * rows))
+        handles = [Line2D([], [], **look) for look in self.legend.values()]
+        figure.legend(handles, list(self.legend), loc="center left", ncols=LEGEND_COLUMNS)
+        return figure
+
+    def _add_legend(self, figure: Figure) -> None:
+        if not self.legend:
+            return
+        longest = max(len(name) for name in self.legend)
+        columns = max(
+            1, min(len(self.legend), int(figure.get_figwidth() / (0.075 * longest + 0.6)))
+        )
+        rows = -(-len(self.legend) // columns)
+        figure.set_figheight(figure.get_figheight() + 0.18 * (rows - 1))
+        handles = [Line2D([], [], **look) for look in self.legend.values()]
+        figure.legend(handles, list(self.legend), loc="outside lower center", ncols=columns)
+
+
+@contextlib.contextmanager
+def style(name: str = "page") -> Iterator[None]:
+    """Draw in a style of STYLES, whatever the user's own settings of matplotlib are."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update({**COMMON, **STYLES[name]})
+        yield
+
+
+def svg(figure: Figure) -> str:
+    """Return a figure as SVG, without a date, and close it."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": "Lookback"})
+    plt.close(figure)
+    return text.getvalue()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as SVG, PNG or PDF, as the path's ending says, and close it.
+
+    Raises ValueError on another ending.
+    """
+    endings = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
+    if path.suffix not in endings:
+        raise ValueError(f"{path}: expected a file name that ends in .png, .svg or .pdf")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = endings[path.suffix] | ({} if path.suffix == ".png" else {"Creator": "Lookback"})
+    figure.savefig(path, metadata=metadata)
+    plt.close(figure)
+
+
+def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return the line properties of each model; ours look the same in every figure."""
+    known = list(MODELS.values())
+    ordered = sort_models(names)
+    others = [name for name in ordered if name not in known]
+    numbers = {name: number for number, name in enumerate([*known, *others])}
+    looks = {}
+    for name in ordered:
+        number = numbers[name]
+        looks[name] = {
+            "color": COLOURS[number % len(COLOURS)],
+            "marker": MARKERS[number % len(MARKERS)],
+            "linestyle": DASHES[(number + number // len(COLOURS)) % len(DASHES)],
+        }
+    return looks
+
+
+def curves(
+    table: pd.DataFrame,
+    x: str,
+    panel: Sequence[str],
+    y_label: str,
+    x_label: str = "",
+    log_y: bool = False,
+    y: str = "mean",
+) -> Plot:
+    """Plot a line per model with its band (columns low, high) against a length, axis log2.
+
+    `panel` names the columns whose values make a panel each; a column `floor` is drawn dotted.
+    """
+    looks = line_styles(table["model_name"])
+    panels = []
+    for key, rows in table.groupby(list(panel), sort=False, dropna=False):
+        draw = _curves_drawer(rows, x, y, looks, y_label, x_label or x.replace("_", " "), log_y)
+        panels.append(Panel(panel_title(panel, key), draw))
+    legend = dict(looks)
+    if "floor" in table and table["floor"].notna().any():
+        legend["sighted floor"] = FLOOR
+    return Plot(panels, legend)
+
+
+def _curves_drawer(
+    rows: pd.DataFrame,
+    x: str,
+    y: str,
+    looks: dict[str, dict[str, Any]],
+    y_label: str,
+    x_label: str,
+    log_y: bool,
+) -> Callable[[Axes], None]:
+    def draw(axes: Axes) -> None:
+        names = sort_models(rows["model_name"])
+        for name in names:
+            line = rows[rows["model_name"] == name].sort_values(x)
+            axes.plot(line[x], line[y], label=name, **looks[name])
+            if len(names) <= FEW_MODELS and "low" in line and line["low"].notna().any():
+                colour = looks[name]["color"]
+                axes.fill_between(
+                    line[x], line["low"], line["high"], color=colour, alpha=0.15, lw=0
+                )
+        if "floor" in rows and rows["floor"].notna().any():
+            floor = rows.groupby(x)["floor"].mean()
+            axes.plot(floor.index, floor.to_numpy(), **FLOOR)
+        length_axis(axes, rows[x], x_label)
+        axes.set_ylabel(y_label)
+        if log_y:
+            log_axis(axes)
+        elif y_label == "accuracy":
+            axes.set_ylim(-0.02, 1.02)
+
+    return draw
+
+
+def panel_title(columns: Sequence[str], key: Iterable[Any]) -> str:
+    """Return the title of a panel: names as they are, numbers with what they count."""
+    words = []
+    for column, value in zip(columns, key, strict=True):
+        if column == "trained_length":
+            words.append(f"trained at {value:,}")
+        elif column == "test_length":
+            words.append(f"read at {value:,}")
+        elif str(value):
+            words.append(str(value))
+    return ", ".join(words)
+
+
+def intervals(
+    table: pd.DataFrame,
+    label: str,
+    panel: Sequence[str],
+    x_label: str,
+    band: float | None = None,
+    zero: float | None = 0.0,
+) -> Plot:
+    """Plot a point with its interval per row (columns mean, low, high), rows under one another.
+
+    Shaded: from -band to band, where a difference does not matter.
+    """
+    looks = line_styles(table["model_name"])
+    panels = []
+    most = 1
+    for key, rows in table.groupby(list(panel), sort=False, dropna=False):
+        most = max(most, len(rows))
+        drawer = _intervals_drawer(rows, label, looks, x_label, band, zero)
+        panels.append(Panel(panel_title(panel, key), drawer))
+    return Plot(panels, height=max(0.6, 0.1 * most + 0.4))
+
+
+def _intervals_drawer(
+    rows: pd.DataFrame,
+    label: str,
+    looks: dict[str, dict[str, Any]],
+    x_label: str,
+    band: float | None,
+    zero: float | None,
+) -> Callable[[Axes], None]:
+    def draw(axes: Axes) -> None:
+        if band is not None:
+            axes.axvspan(-band, band, color="#000000", alpha=0.07, linewidth=0)
+        if zero is not None:
+            axes.axvline(zero, color="#777777", linewidth=0.8)
+        for place, (_, row) in enumerate(rows.iterrows()):
+            look = looks[row["model_name"]]
+            axes.plot([row["low"], row["high"]], [place, place], color=look["color"])
+            axes.plot(row["mean"], place, color=look["color"], marker=look["marker"])
+        axes.set_yticks(range(len(rows)), list(rows[label]))
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel(x_label)
+
+    return draw
+
+
+def length_axis(axes: Axes, lengths: Iterable[float], name: str) -> None:
+    """Make a log2 axis with a mark at every length, or at powers of two where there are many."""
+    marks = sorted({float(length) for length in lengths if length > 0})
+    if len(marks) > MOST_MARKS:
+        lowest, highest = min(marks), max(marks)
+        powers = [2.0**power for power in range(64) if lowest <= 2.0**power <= highest]
+        marks = powers[:: 1 if len(powers) <= 6 else 2]
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(marks))
+    axes.xaxis.set_major_formatter(FixedFormatter([f"{mark:,.6g}" for mark in marks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    if len(marks) > 5:
+        axes.tick_params(axis="x", labelrotation=45)
+    axes.set_xlabel(name)
+
+
+def log_axis(axes: Axes) -> None:
+    """Make the vertical axis logarithmic, with plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.15g}"))
+    axes.yaxis.set_minor_locator(NullLocator())

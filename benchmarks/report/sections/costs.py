@@ -1,0 +1,161 @@
+"""What length costs: time, memory, operations and state of training, prefill and decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from lookback.benchmarks.report import plots
+from lookback.benchmarks.report.names import add_names
+from lookback.benchmarks.report.section import Content, register_section
+from lookback.benchmarks.report.statistics import slope, two_terms
+
+# Quantity -> phase, column of the frame, factor to the unit that is drawn, unit.
+QUANTITIES = {
+    "training time": ("training", "seconds", 1e3, "ms"),
+    "training memory": ("training", "peak_bytes", 1e-6, "MB"),
+    "training operations": ("training", "flops", 1e-9, "GFLOP"),
+    "prefill time": ("prefill", "seconds", 1e3, "ms"),
+    "prefill memory": ("prefill", "peak_bytes", 1e-6, "MB"),
+    "decode time": ("decode", "seconds", 1e3, "ms"),
+    "state": ("state", "state_bytes", 1e-3, "KB"),
+}
+DRAWN = ("training time", "training memory", "decode time", "state")
+
+
+def quantities(costs: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per cell and quantity: columns quantity, value, low, high (quartiles)."""
+    parts = []
+    for quantity, (phase, column, _, _) in QUANTITIES.items():
+        if column not in costs:
+            continue
+        rows = costs[(costs["phase"] == phase) & costs[column].notna()]
+        rows = rows.assign(quantity=quantity, value=rows[column])
+        is_time = column == "seconds"
+        rows = rows.assign(low=rows["q1"] if is_time else rows["value"])
+        rows = rows.assign(high=rows["q3"] if is_time else rows["value"])
+        parts.append(rows)
+    return pd.concat(parts) if parts else pd.DataFrame()
+
+
+def one_protocol(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the batch that was measured up to the longest length."""
+    lengths = rows.groupby("batch")["trained_length"].max()
+    return rows[rows["batch"] == lengths.idxmax()]
+
+
+@register_section("Cost against length", of="costs")
+def cost_by_length(costs: pd.DataFrame) -> Content:
+    """Medians of repeats, shaded to their quartiles. Memory is the most that was alive at once,
+    weights and optimizer included; decode time is of one token after so long a context; state is
+    what generation keeps. The table is of the longest length that all models reached."""
+    rows = add_names(quantities(costs))
+    if rows.empty:
+        return Content()
+    rows = one_protocol(rows)
+    drawn = []
+    for quantity in DRAWN:
+        scale, unit = QUANTITIES[quantity][2:]
+        part = rows[rows["quantity"] == quantity]
+        columns = {name: part[name] * scale for name in ("value", "low", "high")}
+        drawn.append(part.assign(**columns, panel=f"{quantity}, {unit}"))
+    batch = rows["batch"].iloc[0]
+    figure = plots.curves(
+        pd.concat(drawn), "trained_length", ["panel"], "", f"tokens, {batch}", True, "value"
+    )
+    return Content(figure, cost_table(rows))
+
+
+def cost_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per model at the longest length that all have."""
+    lengths = rows.groupby("model_name")["trained_length"].apply(set)
+    common = set.intersection(*lengths)
+    if not common:
+        return pd.DataFrame()
+    length = max(common)
+    rows = rows[rows["trained_length"] == length]
+    table = []
+    for name, group in rows.groupby("model_name", sort=False):
+        values = group.groupby("quantity")["value"].median().to_dict()
+        row = {"model_name": name, "parameters": group["parameters"].max()}
+        tokens = group[group["phase"] == "training"]["tokens"].max()
+        if "training time" in values:
+            row["trained_tokens_per_second"] = round(tokens / values["training time"])
+        row["training_peak_bytes"] = values.get("training memory")
+        row["decode_seconds"] = values.get("decode time")
+        table.append(row | {"state_bytes": values.get("state")})
+    return pd.DataFrame(table).assign(at_length=length)
+
+
+@register_section("Tokens generated one by one", of="generation", folded=True)
+def generation(points: pd.DataFrame) -> Content:
+    """Seconds since the first token, and the state kept, while tokens are generated one by one."""
+    points = add_names(points)
+    parts = []
+    for column, scale, unit in (("seconds", 1.0, "seconds"), ("state_bytes", 1e-3, "state, KB")):
+        parts.append(points.assign(value=points[column] * scale, panel=unit))
+    figure = plots.curves(
+        pd.concat(parts), "tokens", ["panel"], "", "tokens generated", True, "value"
+    )
+    return Content(figure)
+
+
+@register_section("How costs grow", of="costs", folded=True)
+def cost_growth(costs: pd.DataFrame) -> Content:
+    """Slope: of log cost over log length, with its 95 % interval; operations and bytes are exact
+    and have none. Times are fitted with c + a T + b T²: the quadratic share is that of b T² at the
+    longest length, and the crossover the length where it equals a T; both only where b's interval
+    lies above zero."""
+    return Content(table=growth(costs))
+
+
+def growth(costs: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per quantity and variant of a model: its slope and its quadratic share."""
+    rows = quantities(costs)
+    if rows.empty:
+        return rows
+    rows = add_names(rows)
+    return pd.DataFrame(list(_growth_rows(one_protocol(rows))))
+
+
+def _growth_rows(rows: pd.DataFrame) -> Iterator[dict[str, object]]:
+    keys = ["suite", "machine", "quantity", "model", "model_options", "model_name"]
+    for key, group in rows.groupby(keys, sort=False):
+        line = group.groupby("trained_length")["value"].median()
+        if len(line) < 2:
+            continue
+        lengths, values = [float(x) for x in line.index], [float(y) for y in line]
+        row = dict(zip(keys, key, strict=True))
+        row |= {"lengths": len(line), "longest": int(max(lengths))}
+        row["slope"], row["slope_low"], row["slope_high"] = slope(lengths, values)
+        if row["quantity"].endswith("time"):
+            fit = two_terms(lengths, values)
+            row |= {name: fit[name] for name in ("quadratic_share", "crossover")}
+        else:
+            # Counted, not timed: without an interval, and by its last doubling.
+            row["slope"] = slope(lengths[-2:], values[-2:])[0]
+            row["slope_low"] = row["slope_high"] = float("nan")
+        yield row
+
+
+def ratios(costs: pd.DataFrame, model: str, against: str) -> pd.DataFrame:
+    """Return one model's cost over another's at the longest length both have, per quantity.
+
+    Columns low and high are the bounds that the quartiles of both allow.
+    """
+    rows = quantities(costs)
+    if rows.empty:
+        return rows
+    rows = rows[rows["model_options"] == "{}"]
+    keys = ["suite", "machine", "task", "depth", "batch", "trained_length", "quantity"]
+    columns = [*keys, "value", "low", "high", "width"]
+    ours, theirs = (rows[rows["model"] == name][columns] for name in (model, against))
+    pairs = ours.merge(theirs, on=keys, suffixes=("", "_baseline"))
+    groups = pairs.groupby(["suite", "machine", "batch"])["trained_length"]
+    pairs = pairs[pairs["trained_length"] == groups.transform("max")]
+    return pairs.assign(
+        ratio=pairs["value"] / pairs["value_baseline"],
+        ratio_low=pairs["low"] / pairs["high_baseline"],
+        ratio_high=pairs["high"] / pairs["low_baseline"],
+    )

@@ -1,0 +1,45 @@
+"""How training went, and how far back gradients arrive."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from lookback.benchmarks.report import plots
+from lookback.benchmarks.report.frames import IDENTITY
+from lookback.benchmarks.report.names import add_names
+from lookback.benchmarks.report.section import Content, register_section
+from lookback.benchmarks.report.sections.scores import panels
+from lookback.benchmarks.report.statistics import summarise
+
+
+@register_section("Learning curves", of="curves", folded=True)
+def learning_curves(curves: pd.DataFrame) -> Content:
+    """Score on validation examples during training, by tokens. Shaded: 95 % intervals."""
+    means = add_names(summarise(curves, [*IDENTITY, "unit", "tokens"], "validation"))
+    columns = panels(["task_name", "trained_length"], means)
+    unit = means["unit"].iloc[0]
+    return Content(plots.curves(means, "tokens", columns, unit, "training tokens"))
+
+
+@register_section("Tokens to learn", of="reached", folded=True)
+def tokens_to_learn(reached: pd.DataFrame) -> Content:
+    """Training tokens up to the first validation with at least this score: the median of the seeds
+    that got there, and how many did."""
+    keys = [*IDENTITY, "score"]
+    groups = reached.groupby(keys, sort=False, dropna=False)["tokens"]
+    medians = groups.agg(tokens="median", seeds="count").reset_index()
+    medians = add_names(medians).rename(columns={"score": "goal"})
+    columns = ["task_name", "trained_length", "goal", "model_name", "tokens", "seeds"]
+    return Content(table=medians[columns].sort_values(columns[:3], kind="stable"))
+
+
+@register_section("Reach of gradients", of="gradients")
+def reach_of_gradients(gradients: pd.DataFrame) -> Content:
+    """RMS gradient of an output with respect to inputs so many tokens back, relative to distance
+    zero. It shows what can arrive, not what a model makes of it."""
+    keys = [*IDENTITY, "when", "distance"]
+    means = add_names(summarise(gradients, keys, "share"))
+    means = means[means["mean"] > 0]
+    columns = panels(["task_name", "trained_length", "when"], means)
+    figure = plots.curves(means, "distance", columns, "relative gradient", "tokens back", True)
+    return Content(figure)

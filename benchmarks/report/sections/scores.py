@@ -1,0 +1,144 @@
+"""What was learned: scores against distance, length, and options of the task."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from lookback.benchmarks.report import plots
+from lookback.benchmarks.report.frames import IDENTITY, values_of
+from lookback.benchmarks.report.names import add_names
+from lookback.benchmarks.report.section import Content, register_section
+from lookback.benchmarks.report.statistics import standing, summarise
+
+TEST = [*IDENTITY, "test_length", "test_options", "unit"]
+AT_DISTANCES = (16, 64, 256, 1024, 4096)
+MOST_PANELS = 4
+FEWEST_ANSWERS = 20  # of a bin, or it is not drawn
+
+
+@register_section("Accuracy against distance", of="distances")
+def accuracy_by_distance(distances: pd.DataFrame) -> Content:
+    """How far back the answer lay, in bins of half an octave. Shaded: 95 % intervals over seeds;
+    dotted: the sighted floor, the best score of an answer without a model."""
+    by_test = ["task", "task_options", "trained_length"]
+    is_wide = distances.groupby(by_test)["distance"].transform("nunique") > 2
+    rows = distances[is_wide & (distances["count"] >= FEWEST_ANSWERS)]
+    if rows.empty:
+        return Content()
+    keys = [*TEST, "nearest", "farthest", "distance"]
+    means = add_names(summarise(rows, keys, "score").merge(_floors(rows)))
+    columns = ["task_name", "trained_length", "test_length"]
+    return Content(
+        plots.curves(means, "distance", panels(columns, means), "accuracy", "tokens back"),
+        _at_distances(means),
+    )
+
+
+def _floors(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the sighted floor of each test: of a task and a length, the same for all models."""
+    keys = ["task", "task_options", "trained_length", "test_length", "test_options"]
+    return rows.groupby(keys, dropna=False)["floor"].mean().reset_index()
+
+
+def panels(columns: list[str], table: pd.DataFrame) -> list[str]:
+    """Return the columns that tell panels apart: those with several values, or the first."""
+    return [name for name in columns if table[name].nunique() > 1] or columns[:1]
+
+
+def _at_distances(means: pd.DataFrame) -> pd.DataFrame:
+    keys = ["task_name", "trained_length"]
+    longest = means[means["test_length"] == means.groupby(keys)["test_length"].transform("max")]
+    rows = []
+    for key, group in longest.groupby([*keys, "test_length", "model_name"], sort=False):
+        row = dict(zip([*keys, "read_at", "model_name"], key, strict=True))
+        for distance in AT_DISTANCES:
+            near = group[(group["nearest"] <= distance) & (group["farthest"] >= distance)]
+            if len(near):
+                row[f"at {distance:,}"] = near["mean"].iloc[0]
+        rows.append(row | {"sighted_floor": group["floor"].iloc[0]})
+    return pd.DataFrame(rows)
+
+
+@register_section("Score against length", of="scores")
+def score_by_length(scores: pd.DataFrame) -> Content:
+    """Trained at one length, tested at several. Shaded: 95 % intervals over seeds; dotted: the
+    sighted floor, the best score of an answer without a model."""
+    several = scores.groupby(["task", "task_options"])["test_length"].transform("nunique") > 1
+    if not several.any():
+        return Content()
+    rows = scores[several]
+    means = add_names(summarise(rows, TEST, "score").merge(_floors(rows)))
+    unit = means["unit"].iloc[0]
+    columns = ["task_name", "trained_length", "test_options"]
+    means = means.assign(test_options=means["test_options"].replace("{}", ""))
+    figure = plots.curves(means, "test_length", panels(columns, means), unit, "tokens read")
+    return Content(figure)
+
+
+@register_section("Score against an option", of="scores")
+def score_by_option(scores: pd.DataFrame) -> Content:
+    """Trained on a range of an option, tested at several of its values."""
+    figure: list[plots.Plot] = []
+    for column in [name for name in scores if name.startswith("test.")]:
+        if len(values_of(scores, column)) < 3:
+            continue
+        rows = scores[scores[column].notna()]
+        keys = [*TEST, column]
+        means = add_names(summarise(rows, keys, "score").merge(_floors(rows)))
+        means = means[means[column] > 0]
+        name = column.removeprefix("test.")
+        columns = panels(["task_name", "trained_length", "width"], means)
+        figure.append(plots.curves(means, column, columns, means["unit"].iloc[0], name))
+    return Content(figure[0]) if figure else Content()
+
+
+@register_section("Scores", of="scores", folded=True)
+def score_table(scores: pd.DataFrame) -> Content:
+    """Means over seeds with 95 % intervals; of one seed, over its test sequences. Learned: seeds
+    whose accuracy is at least 0.1 above the sighted floor."""
+    means = add_names(summarise(scores, TEST, "score").merge(_floors(scores)))
+    if means.empty:
+        return Content()
+    keys = ["task_name", "trained_length", "test_length", "test_options"]
+    means = means.sort_values(keys, kind="stable")
+    means = named(means, "score").rename(columns={"floor": "sighted_floor"})
+    marks = [
+        standing(score, floor, unit)
+        for score, floor, unit in means[["score", "sighted_floor", "unit"]].itertuples(index=False)
+    ]
+    columns = [*keys, "model_name", "score", "score_low", "score_high", "sighted_floor", "mark"]
+    return Content(table=means.assign(mark=marks)[[*columns, "seeds"]])
+
+
+def named(means: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Rename mean, low and high after what they are of; a page shows them as one column."""
+    return means.rename(columns={"mean": name, "low": f"{name}_low", "high": f"{name}_high"})
+
+
+@register_section("Score against learning rate", of="rates", folded=True)
+def score_by_rate(rates: pd.DataFrame) -> Content:
+    """Validation score of a pilot's runs, one seed: how narrow the window of rates is in which a
+    model learns."""
+    keys = [*IDENTITY, "unit", "rate"]
+    means = summarise(rates, keys, "validation")
+    several = means.groupby(list(IDENTITY), dropna=False)["rate"].transform("nunique") > 1
+    if not several.any():
+        return Content()
+    means = add_names(means[several])
+    columns = panels(["task_name", "trained_length"], means)
+    figure = plots.curves(means, "rate", columns, means["unit"].iloc[0], "learning rate")
+    return Content(figure)
+
+
+@register_section("Loss against position", of="positions", folded=True)
+def loss_by_position(positions: pd.DataFrame) -> Content:
+    """Bits per byte by position in the test window: what reading more saves, on different bytes."""
+    keys = [*TEST, "first", "last"]
+    means = summarise(positions, keys, "bits")
+    ends = zip(means["first"], means["last"], strict=True)
+    middle = [math.sqrt(max(first, 1) * max(last, 1)) for first, last in ends]
+    means = add_names(means.assign(position=middle))
+    columns = panels(["task_name", "test_length"], means)
+    return Content(plots.curves(means, "position", columns, "bits per byte", "position"))

@@ -1,0 +1,122 @@
+"""Endpoints against values worked out by hand, and the ruler against its known range."""
+
+from typing import Any
+
+import pytest
+
+from lookback.benchmarks.record import Cell, Record
+from lookback.benchmarks.report.endpoints import endpoint_values, verdicts
+from lookback.benchmarks.report.section import Frames
+from lookback.benchmarks.suite import Endpoint
+from tests.records import asked, score, trained
+
+
+def endpoint(**fields: Any) -> Endpoint:
+    fixed: dict[str, Any] = {"task": "copy", "lengths": (64,), "difference": 0.05}
+    return Endpoint(**{**fixed, **fields})
+
+
+def value(records: list[Record], wanted: Endpoint) -> float:
+    return float(endpoint_values(Frames(records), wanted)["value"].iloc[0])
+
+
+def model(cell: Cell, name: str, seed: int, correct: int) -> Record:
+    changed = cell.model_copy(update={"task": "copy", "model": name, "seed": seed})
+    return trained(changed, [score(64, correct)])
+
+
+def test_a_score_is_the_mean_over_lengths(cell: Cell) -> None:
+    copy = cell.model_copy(update={"task": "copy"})
+    run = trained(copy, [score(32, 100), score(64, 60), score(128, 20)])
+    assert value([run], endpoint(quantity="score", lengths=(64, 128))) == pytest.approx(0.4)
+
+
+def test_only_answers_far_enough_back_count(cell: Cell) -> None:
+    test = asked(64, {(0, 31): (90, 100), (32, 63): (30, 60)})
+    run = trained(cell.model_copy(update={"task": "copy"}), [test])
+    far = endpoint(quantity="score", first_distance=32)
+    assert value([run], far) == pytest.approx(0.5)
+
+
+def test_the_area_reads_off_the_range_of_a_ruler(cell: Cell) -> None:
+    """A model that is perfect up to distance 63 and at the floor beyond has 6 octaves of 10."""
+    bins = {(2**k, 2 ** (k + 1) - 1): (1000 if k < 6 else 125, 1000) for k in range(10)}
+    test = asked(1024, bins)
+    run = trained(cell.model_copy(update={"task": "copy", "length": 1024}), [test])
+    area = value([run], endpoint(quantity="area", lengths=(1024,)))
+    assert area == pytest.approx((1 - 0.125) * 6 / 10)
+
+
+def test_pairs_at_which_accuracy_is_halfway(cell: Cell) -> None:
+    """The floor is 0.125, so half-way is 0.5625: between 8 pairs (0.75) and 16 (0.375)."""
+    tests = [
+        score(64, correct).model_copy(update={"options": {"pairs": pairs}})
+        for pairs, correct in ((4, 100), (8, 75), (16, 37.5), (32, 12.5))
+        if correct == int(correct)
+    ]
+    tests.insert(2, score(64, 375, 1000).model_copy(update={"options": {"pairs": 16}}))
+    run = trained(cell.model_copy(update={"task": "copy"}), tests)
+    found = value([run], endpoint(quantity="halfway", option="pairs"))
+    assert found == pytest.approx(3 + (0.75 - 0.5625) / (0.75 - 0.375))
+
+
+def test_bits_saved_by_context(cell: Cell) -> None:
+    tests = [score(16, 50).model_copy(update={"score": 3.0, "count": 100})]
+    tests += [score(256, 50).model_copy(update={"score": 2.25})]
+    run = trained(cell.model_copy(update={"task": "copy"}), tests)
+    assert value([run], endpoint(quantity="saved", lengths=(16, 256))) == pytest.approx(0.75)
+
+
+def test_verdicts_are_paired_by_seed(cell: Cell) -> None:
+    records = []
+    for seed, level in enumerate((40, 60, 80, 50)):  # seeds differ far more than models
+        records.append(model(cell, "rwkv", seed, level))
+        records.append(model(cell, "lstm", seed, level + 10 + seed % 2))
+    wanted = endpoint(quantity="score")
+    judged = verdicts(endpoint_values(Frames(records), wanted), wanted)
+    assert list(judged["model"]) == ["lstm"]
+    assert judged["mean"].iloc[0] == pytest.approx(0.105)
+    assert judged["verdict"].iloc[0] == "better"
+    assert judged["seeds"].iloc[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("rwkv", "lstm", "word"),
+    [
+        (15, 16, "both at floor"),
+        (99, 100, "both at ceiling"),
+        (80, 15, "not learned"),
+        (15, 80, "baseline not learned"),
+    ],
+)
+def test_no_verdict_at_the_floor_or_the_ceiling(
+    cell: Cell, rwkv: int, lstm: int, word: str
+) -> None:
+    records = []
+    for seed in range(4):
+        records += [model(cell, "rwkv", seed, rwkv), model(cell, "lstm", seed, lstm - seed % 2)]
+    wanted = endpoint(quantity="score")
+    judged = verdicts(endpoint_values(Frames(records), wanted), wanted)
+    assert list(judged["verdict"]) == [word]
+
+
+def test_fewer_bits_are_better(cell: Cell) -> None:
+    from tests.records import FACTS
+
+    facts = FACTS.model_copy(update={"score": "bits per byte", "baseline_score": 8.0})
+    records = []
+    for seed, wobble in enumerate((0.0, 0.001, 0.002, 0.001)):
+        for name, bits in (("rwkv", 2.0), ("lstm", 2.2 + wobble)):
+            changed = cell.model_copy(update={"task": "copy", "model": name, "seed": seed})
+            test = score(64, 50).model_copy(update={"score": bits})
+            records.append(trained(changed, [test], task=facts))
+    wanted = endpoint(quantity="score", difference=0.02)
+    judged = verdicts(endpoint_values(Frames(records), wanted), wanted)
+    assert judged["verdict"].iloc[0] == "worse"
+    assert judged["mean"].iloc[0] == pytest.approx(-0.201)
+
+
+def test_runs_of_another_task_have_no_value(cell: Cell) -> None:
+    run = trained(cell.model_copy(update={"task": "recall"}), [score(64, 50)])
+    assert endpoint_values(Frames([run]), endpoint(quantity="score")).empty
+    assert endpoint_values(Frames([]), endpoint(quantity="area")).empty

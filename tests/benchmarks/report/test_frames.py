@@ -1,0 +1,142 @@
+"""Frames hold what the records' JSON holds, and a measurement counts once."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lookback.benchmarks.record import Cell, Record, SequenceSums
+from lookback.benchmarks.report.frames import FRAMES, distinct, frame, without_pilots
+from lookback.benchmarks.report.names import add_names, model_name, sort_models, task_name
+from lookback.benchmarks.storage import PUBLISHED_RECORDS, read_records
+from tests.records import FACTS, as_cost, cost_record, learn_record, record, score, trained
+
+
+def published() -> list[tuple[Record, dict]]:
+    records = {r.cell_id: r for r in read_records(PUBLISHED_RECORDS)}
+    files = {p.stem: json.loads(p.read_text()) for p in PUBLISHED_RECORDS.rglob("*.json")}
+    return [(records[name], files[name]) for name in sorted(records)]
+
+
+def test_scores_and_costs_are_those_of_the_files() -> None:
+    pairs = published()
+    records = [record for record, _ in pairs]
+    tests = [t for _, f in pairs if f["outcome"]["learn"] for t in f["outcome"]["learn"]["tests"]]
+    assert len(tests) > 0
+    assert sorted(frame("scores", records)["score"]) == sorted(t["score"] for t in tests)
+
+    phases = [
+        phase["seconds"]["median"]
+        for _, f in pairs if f["outcome"]["cost"]
+        for phase in f["outcome"]["cost"]["phases"].values()
+    ]  # fmt: skip
+    assert sorted(frame("costs", records)["seconds"].dropna()) == sorted(phases)
+
+
+@pytest.mark.parametrize("name", sorted(FRAMES))
+def test_every_frame_has_the_cells_columns(name: str, cell: Cell) -> None:
+    rows = frame(name, [learn_record(cell), cost_record(as_cost(cell))])
+    if len(rows):
+        assert {"suite", "machine", "task", "model", "seed", "variant", "width"} <= set(rows)
+
+
+def test_an_unknown_frame_is_refused() -> None:
+    with pytest.raises(ValueError, match="no frame 'speed': expected one of runs, scores"):
+        frame("speed", [])
+
+
+def test_options_are_columns(cell: Cell) -> None:
+    options = {"pairs": 4, "filler": "noise"}
+    changed = cell.model_copy(update={"task_options": options, "model_options": {"window": 64}})
+    rows = frame("scores", [learn_record(changed)])
+    assert rows["task.pairs"][0] == 4
+    assert rows["task.filler"][0] == "noise"
+    assert rows["model.window"][0] == 64
+
+
+def test_test_options_are_columns_and_floors_are_the_best_reference(cell: Cell) -> None:
+    test = score(64, 80).model_copy(
+        update={"options": {"pairs": 8}, "references": {"last value": 0.3, "commonest": 0.41}}
+    )
+    rows = frame("scores", [trained(cell, [test])])
+    assert rows["test.pairs"][0] == 8
+    assert rows["floor"][0] == 0.41
+
+
+def test_values_per_sequence_come_from_the_sums(cell: Cell) -> None:
+    sums = SequenceSums(totals="10 0 4 0", counts="10 10 5 15")
+    test = score(64, 14, 40).model_copy(update={"by_sequence": sums})
+    rows = frame("scores", [trained(cell, [test])])
+    assert rows["sequences"][0].mean() == pytest.approx(14 / 40)
+    assert rows["sequences"][0][0] == pytest.approx(0.35 + (10 - 3.5) / 10)
+
+
+def test_a_copied_folder_and_another_time_limit_are_no_more_seeds(cell: Cell) -> None:
+    first = learn_record(cell)
+    later = learn_record(cell.model_copy(update={"time_limit": 7200.0}), correct=70)
+    later = later.model_copy(update={"ended": "2026-01-02T00:00:00+00:00"})
+    kept, left_out = distinct([first, first, later])
+    assert (len(kept), left_out) == (1, 2)
+    assert kept[0].cell.time_limit == 7200
+
+
+def test_another_batch_size_in_tokens_is_the_same_measurement(cell: Cell) -> None:
+    tokens = cell.batch_size * cell.length
+    by_tokens = cell.model_copy(update={"batch_tokens": tokens})
+    assert len(distinct([learn_record(cell), learn_record(by_tokens)])[0]) == 1
+
+
+def test_another_revision_of_the_data_is_another_measurement(cell: Cell) -> None:
+    records = []
+    for revision in ("3.11.7", "3.12.1"):
+        facts = FACTS.model_copy(update={"data": {"revision": revision}})
+        made = learn_record(cell)
+        outcome = made.outcome.model_copy(update={"task": facts})
+        records.append(made.model_copy(update={"outcome": outcome}))
+    assert len(distinct(records)[0]) == 2
+    names = add_names(frame("scores", records))["model_name"]
+    assert names.nunique() == 2
+    assert names.str.contains("data 3.1").all()
+
+
+def test_pilots_and_calibrations_compare_nothing(cell: Cell) -> None:
+    suites = ["recall", "recall-pilot", "calibrate-recall"]
+    records = [learn_record(cell, suite=suite) for suite in suites]
+    assert [record.suite for record in without_pilots(records)] == ["recall"]
+
+
+def test_runs_have_a_row_whatever_their_status(cell: Cell) -> None:
+    from lookback.benchmarks.record import Outcome
+
+    failed = record(cell, Outcome(status="nan", message="loss\nnot finite"))
+    rows = frame("runs", [failed, learn_record(cell)])
+    assert list(rows["status"]) == ["nan", "ok"]
+    assert rows["message"][0] == "not finite"
+
+
+def test_names() -> None:
+    assert model_name("transformer", '{"window": 64}') == "Transformer, window 64"
+    assert model_name("rwkv") == "RWKV-4"
+    assert model_name("hf:gpt2") == "hf:gpt2"
+    options = '{"pairs": {"low": 2, "high": 32}, "alphabet": 8}'
+    assert task_name("recall", options, ["pairs"]) == "recall, 2 to 32 pairs"
+    assert task_name("mine", '{"note": "<b>[x](y)|`"}', ["note"]) == "mine, note ?b?[x] (y)??"
+
+
+def test_models_come_in_the_order_of_tables_and_numbers_by_their_size() -> None:
+    names = ["Transformer, window 64", "LSTM", "Transformer, window 16", "mine", "RWKV-4"]
+    assert sort_models([*names, "Transformer"]) == [
+        "Transformer",
+        "Transformer, window 16",
+        "Transformer, window 64",
+        "RWKV-4",
+        "LSTM",
+        "mine",
+    ]
+
+
+def test_records_that_are_not_there(tmp_path: Path) -> None:
+    from lookback.benchmarks.report.make import load
+
+    with pytest.raises(ValueError, match="no folder of records"):
+        load(tmp_path / "nowhere")

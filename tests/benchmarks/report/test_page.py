@@ -1,0 +1,313 @@
+"""Pages: numbers as people read them, nothing of a record obeyed, the same bytes twice."""
+
+import math
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lookback.benchmarks.cli import main
+from lookback.benchmarks.record import Cell, Record
+from lookback.benchmarks.report import page, plots
+from lookback.benchmarks.report.make import make_pages
+from lookback.benchmarks.storage import PUBLISHED_RECORDS, write_record
+from tests.records import as_cost, cost_record, learn_record
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+NASTY = "<script>alert(1)</script> | `x` [a](javascript:b) & $x$ =1"
+
+
+def written(results: Path, records: list[Record]) -> Path:
+    for record in records:
+        write_record(results / record.machine.slug / record.suite, record)
+    return results
+
+
+@pytest.fixture
+def results(tmp_path: Path, cell: Cell) -> Path:
+    """Two models, three seeds, and costs at three lengths."""
+    records = []
+    for model, correct in (("rwkv", 60), ("lstm", 80)):
+        for seed in range(3):
+            changed = cell.model_copy(update={"model": model, "seed": seed})
+            records.append(learn_record(changed, correct + seed))
+        for length in (16, 32, 64, 128):
+            changed = cell.model_copy(update={"model": model, "length": length})
+            records.append(cost_record(as_cost(changed), seconds=length / 100))
+    return written(tmp_path / "results", records)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "text"),
+    [
+        ("score", 0.91748, "0.917"),
+        ("parameters", 109312, "109,312"),
+        ("training_peak_bytes", 59_299_672, "59.3 MB"),
+        ("decode_seconds", 0.000183, "0.183 ms"),
+        ("seconds_seconds", 12.34, "12.3 s"),
+        ("difference", -0.0466, "-0.047"),
+        ("score", math.nan, ""),
+        ("score", None, ""),
+        ("test_options", "{}", ""),
+    ],
+)
+def test_values_are_written_by_their_columns(column: str, value: object, text: str) -> None:
+    assert page.format_value(column, value) == text
+
+
+def test_an_interval_joins_its_number() -> None:
+    table = pd.DataFrame([{"score": 0.5, "score_low": 0.45, "score_high": 0.55, "mark": ""}])
+    assert page.formatted(table).to_dict("records") == [{"score": "0.500 (0.450 to 0.550)"}]
+    assert page.formatted(table, plus_minus=True)["score"][0] == "0.500 ± 0.050"
+
+
+def test_tables_of_strangers_words_obey_nothing() -> None:
+    table = pd.DataFrame([{"message": NASTY, "score": 0.5}])
+    (row,) = page.markdown_table(table).splitlines()[2:]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 3
+    shown = page.MARKDOWN.render(page.markdown_table(table))
+    assert not re.search("<(script|a|code)", shown)
+    assert "javascript:b" in shown
+    assert "<script" not in page.html_table(table)
+    assert "\\$x\\$" in page.latex(table)
+    assert "\n'=1" in page.csv(pd.DataFrame([{"message": "=1"}]))
+
+
+def test_csv_holds_numbers() -> None:
+    text = page.csv(pd.DataFrame([{"score": 0.123456789, "score_low": 0.1, "parameters": 3888}]))
+    assert text == "score,score_low,parameters\n0.123457,0.1,3888\n"
+
+
+def test_the_best_accuracy_of_each_task_is_bold_in_a_paper() -> None:
+    rows = [("a", "x", 0.5), ("a", "y", 0.7), ("b", "x", 0.9), ("b", "y", 0.1)]
+    table = pd.DataFrame(rows, columns=["task_name", "model_name", "score"])
+    text = page.latex(table)
+    assert "\\bfseries 0.700" in text
+    assert "\\bfseries 0.900" in text
+    assert text.count("bfseries") == 2
+
+
+def test_the_same_records_give_the_same_bytes(results: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        make_pages(results, folder)
+    files = [sorted(p.relative_to(f) for p in f.rglob("*") if p.is_file()) for f in folders]
+    assert files[0] == files[1]
+    assert {path.suffix for path in files[0]} == {".md", ".html", ".svg", ".csv"}
+    for path in files[0]:
+        assert (folders[0] / path).read_bytes() == (folders[1] / path).read_bytes(), path
+
+
+def test_unchanged_records_are_left_alone_and_changed_ones_are_not(
+    results: Path, tmp_path: Path, cell: Cell
+) -> None:
+    reports = tmp_path / "reports"
+    assert all(made.is_new for made in make_pages(results, reports, ["suite"]))
+    assert not any(made.is_new for made in make_pages(results, reports, ["suite"]))
+    written(results, [learn_record(cell.model_copy(update={"seed": 9}))])
+    assert all(made.is_new for made in make_pages(results, reports, ["suite"]))
+
+
+def test_links_and_images_exist(results: Path, tmp_path: Path) -> None:
+    reports = tmp_path / "reports"
+    for made in make_pages(results, reports):
+        text = made.path.read_text() + made.path.with_name("index.html").read_text()
+        names = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'href="([^"]+)"', text)
+        for name in names:
+            assert (made.path.parent / name).exists(), name
+
+
+def test_pages_load_nothing(results: Path, tmp_path: Path) -> None:
+    for made in make_pages(results, tmp_path / "reports"):
+        html = made.path.with_name("index.html").read_text()
+        assert "default-src 'none'" in html
+        assert not re.search(r'(src|href)="https?:', html)
+        assert "<script" not in html
+
+
+def test_a_users_matplotlibrc_changes_nothing(results: Path, tmp_path: Path) -> None:
+    """Settings such as usetex or a black background belong to the user's own figures."""
+    (tmp_path / "matplotlibrc").write_text("axes.facecolor: black\ntext.usetex: True\n")
+    code = (
+        "from pathlib import Path; from lookback.benchmarks.report.make import make_pages; "
+        "import sys; make_pages(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    for name, folder in (("plain", tmp_path), ("own", tmp_path)):
+        environment = {"MATPLOTLIBRC": str(folder)} if name == "own" else {}
+        command = [sys.executable, "-c", code, str(results), str(tmp_path / name)]
+        subprocess.run(command, check=True, env={"PATH": "/usr/bin:/bin", **environment})
+    for path in (tmp_path / "plain").rglob("*.svg"):
+        other = tmp_path / "own" / path.relative_to(tmp_path / "plain")
+        assert path.read_bytes() == other.read_bytes()
+
+
+def test_paper_style_adds_pdf_and_latex(results: Path, tmp_path: Path) -> None:
+    (made,) = make_pages(results, tmp_path / "paper", ["suite"], style="paper")
+    endings = {path.suffix for path in made.path.parent.iterdir()}
+    assert {".pdf", ".png", ".svg", ".tex", ".csv"} <= endings
+    (table,) = made.path.parent.glob("scores.tex")
+    assert "\\toprule" in table.read_text()
+
+
+@pytest.mark.parametrize("name", ["page", "paper"])
+def test_legends_fit_their_figures(name: str) -> None:
+    """Eleven models with long names: no entry lies outside the figure, none over a panel."""
+    models = [f"Transformer, window {2**power}" for power in range(11)]
+    rows = [
+        {"model_name": model, "x": x, "mean": 0.5, "low": 0.4, "high": 0.6, "panel": panel}
+        for model in models
+        for x in (16, 32, 64)
+        for panel in ("one", "two", "three")
+    ]
+    with plots.style(name):
+        figure = plots.curves(pd.DataFrame(rows), "x", ["panel"], "accuracy").draw(name)
+        figure.canvas.draw()
+        whole = figure.bbox
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert whole.x0 <= box.x0 and box.x1 <= whole.x1
+        assert whole.y0 <= box.y0 and box.y1 <= whole.y1
+        for axes in figure.axes:
+            if axes.get_visible():
+                assert not axes.get_tightbbox().overlaps(box)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no browser")
+@pytest.mark.parametrize("width", [390, 1440])
+def test_nothing_is_cut_in_a_browser(tmp_path: Path, width: int) -> None:
+    """No page is wider than the window, on a phone either, and all images are drawn."""
+    from playwright.sync_api import sync_playwright
+
+    pages = make_pages(PUBLISHED_RECORDS, tmp_path / "reports")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        for made in pages:
+            tab = browser.new_page(viewport={"width": width, "height": 900})
+            tab.goto(f"file://{made.path.with_name('index.html')}")
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width, made.path
+            drawn = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
+            assert tab.evaluate(drawn), made.path
+            tab.close()
+        browser.close()
+
+
+PLUGIN = '''
+"""How many records each model has."""
+
+from lookback import register_section
+from lookback.benchmarks.report.section import Content
+
+
+@register_section("Records of each model", of="runs")
+def records_of_each_model(runs):
+    """One row per model."""
+    return Content(table=runs.groupby("model").size().reset_index(name="records"))
+'''
+
+
+def test_a_section_of_ones_own(results: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "my_section.py"
+    plugin.write_text(PLUGIN)
+    command = [sys.executable, "-m", "lookback.benchmarks.cli", "report", "suite"]
+    command += ["--plugin", str(plugin), "--results", str(results)]
+    command += ["--reports", str(tmp_path / "reports")]
+    subprocess.run(command, check=True, capture_output=True)
+    text = (tmp_path / "reports" / "some-machine" / "suite" / "README.md").read_text()
+    assert "Records of each model" in text
+    assert re.search(r"\| rwkv +\| +7 \|", text)
+
+
+def test_a_section_is_checked_when_it_registers() -> None:
+    from lookback import register_section
+
+    with pytest.raises(ValueError, match="already registered"):
+        register_section("Scores", of="scores")(lambda scores: None)
+    with pytest.raises(ValueError, match="no frame 'score': expected scores"):
+        register_section("Mine", of="score")(lambda scores: None)
+
+
+def test_a_model_of_ones_own_stands_beside_the_published_ones(
+    tmp_path: Path, cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Published scores join one's own page; a model that was run here is shown once."""
+    others = [cell.model_copy(update={"model": name}) for name in ("rwkv", "lstm")]
+    written(tmp_path / "published", [learn_record(other, 50) for other in others])
+    monkeypatch.setattr("lookback.benchmarks.storage.PUBLISHED_RECORDS", tmp_path / "published")
+    mine = learn_record(cell.model_copy(update={"model": "mine"}), 90)
+    own = learn_record(others[0], 60)
+    elsewhere = mine.machine.model_copy(update={"slug": "my-machine"})
+    records = [record.model_copy(update={"machine": elsewhere}) for record in (mine, own)]
+    results = written(tmp_path / "results", records)
+    (made,) = make_pages(results, tmp_path / "reports", ["suite"], published=True)
+    assert made.path.parent.parent.name == "my-machine"
+    scores = pd.read_csv(made.path.with_name("scores.csv"))
+    first = scores[scores["test_length"] == 24].set_index("model_name")["score"]
+    assert "1 of them published baselines of Some Machine" in made.path.read_text()
+    assert first.to_dict() == {"mine": 0.9, "RWKV-4": 0.6, "LSTM": 0.5}
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr("sys.argv", ["lookback", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_a_plot(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    output = tmp_path / f"figure.{ending}"
+    options = ["--x", "distance", "--model", "rwkv", "--results", results]
+    assert run(monkeypatch, "plot", output, *options) == 0
+    assert output.stat().st_size > 2000
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["figure.png", "--x", "pairs"], "no frame has columns 'pairs' and 'score'"),
+        (["figure.jpg", "--x", "distance"], "ends in .png, .svg or .pdf"),
+        (["figure.png", "--x", "distance", "--model", "gru"], "expected two of"),
+    ],
+)
+def test_a_plot_that_cannot_be(
+    results: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    words = [str(tmp_path / words[0]), *words[1:]]
+    assert run(monkeypatch, "plot", *words, "--results", results) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_selection_and_a_title(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--model", "lstm", "--title", "Mine alone", "--results", results]
+    assert run(monkeypatch, "report", "suite", *options, "--reports", tmp_path / "r") == 0
+    text = (tmp_path / "r" / "some-machine" / "suite" / "README.md").read_text()
+    assert "Mine alone" in text
+    assert "LSTM" in text
+    assert "RWKV" not in text
+
+
+@pytest.mark.parametrize("name", ["nosuch", "claims"])
+def test_a_page_without_records_is_one_line(
+    tmp_path: Path,
+    cell: Cell,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    results = written(tmp_path / "results", [learn_record(cell)])
+    assert run(monkeypatch, "report", name, "--results", results) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "run" in line
