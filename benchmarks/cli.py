@@ -478,9 +478,11 @@ def report(
         Selection(task or [], model or [], title),
     )
     for page in pages:
-        unchanged = "" if page.is_new else " (unchanged)"
         html = page.path.with_name("index.html")
-        print(f"{page.table}\n\n{page.path}, and as one file {html}{unchanged}\n")
+        if page.is_new:
+            print(f"{page.table}\n\n{page.path}, and as one file {html}\n")
+        else:
+            print(f"unchanged: {page.path}, and as one file {html}")
 
 
 def _load_sections(plugins: Sequence[str]) -> None:

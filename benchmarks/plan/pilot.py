@@ -160,14 +160,14 @@ def findings(runner: Runner) -> Iterator[str]:
         yield f"{place}:"
         between = set()
         for best in bests:
-            score, floor = score_and_floor(best)
             model = f"{best.cell.model} {options_text(best.cell.model_options)}".strip()
-            told = "failed" if score is None else f"{score:.3f}"
-            line = f"learning_rate = {rate_of(best):g}, {told}, floor {floor:.3f}"
+            tests = longest_tests(best)
+            told = "; ".join(describe_test(*test) for test in tests) or "failed"
+            line = f"learning_rate = {rate_of(best):g}, {told}"
             yield f"  {model}, width {best.cell.width}: {line}"
             task = best.outcome.task
             is_accuracy = task is not None and task.score == "accuracy"
-            if is_accuracy and score is not None and floor + MARGIN <= score <= CEILING:
+            if is_accuracy and any(is_between(score, floor) for _, score, floor in tests):
                 between.add(model)
         state = "open" if len(between) >= MODELS else "closed"
         yield f"  gate {state}: {len(between)} models between floor + {MARGIN:g} and {CEILING:g}"
@@ -178,13 +178,28 @@ def options_text(options: dict[str, object]) -> str:
     return ", ".join(f"{name} {value}" for name, value in options.items())
 
 
-def score_and_floor(record: Record) -> tuple[float | None, float]:
-    """Return the score at the training length, and the best answer there without a model."""
+def longest_tests(record: Record) -> list[tuple[str, float | None, float]]:
+    """Return options, score and sighted floor of each test at the longest length."""
     task, numbers = record.outcome.task, record.outcome.learn
     if task is None or numbers is None:
-        return None, 0.0
-    test = max(numbers.tests, key=lambda test: test.length)
-    return test.score, task.sighted_floor(test)
+        return []
+    longest = max(test.length for test in numbers.tests)
+    return [
+        (options_text(test.options), test.score, task.sighted_floor(test))
+        for test in numbers.tests
+        if test.length == longest
+    ]
+
+
+def describe_test(options: str, score: float | None, floor: float) -> str:
+    """Return a test for people: `pairs 8: 0.912, floor 0.261`."""
+    told = "not finite" if score is None else f"{score:.3f}"
+    return f"{options}{': ' if options else ''}{told}, floor {floor:.3f}"
+
+
+def is_between(score: float | None, floor: float) -> bool:
+    """Return whether a score is one at which models can be told apart."""
+    return score is not None and floor + MARGIN <= score <= CEILING
 
 
 def calibration_cell(task_options: dict[str, Any], fields: dict[str, Any]) -> LearnCell:
@@ -209,7 +224,8 @@ def calibration(cells: Sequence[AnyCell], runner: Runner, option: str) -> Iterat
         if record is None:
             continue
         value = cell.task_options[option]
-        score, floor = score_and_floor(record)
+        tests = longest_tests(record)
+        _, score, floor = tests[0] if tests else ("", None, 0.0)
         if score is None:
             yield f"{option} = {value}: {record.outcome.status}"
             continue

@@ -9,7 +9,7 @@ from pathlib import Path
 from lookback.benchmarks.record import Record
 from lookback.benchmarks.report import sections
 from lookback.benchmarks.report.frames import distinct, without_pilots
-from lookback.benchmarks.report.page import Page, WrittenPage, page_key, write_page
+from lookback.benchmarks.report.page import Page, WrittenPage, is_current, page_key, write_page
 from lookback.benchmarks.report.pages.claims import claims_page
 from lookback.benchmarks.report.pages.overview import overview_page
 from lookback.benchmarks.report.pages.papers import papers_page
@@ -149,24 +149,34 @@ class Writer:
     def write_suite(self, records: Sequence[Record]) -> WrittenPage:
         """Write the page of the records of one suite and machine."""
         first = records[0]
-        folder = self.reports / first.machine.slug / first.suite
         kept, left_out = distinct(records)
         suite = find_suite(first.suite)
         endpoint = suite.endpoint if suite else None
         title = self.title or (suite.title if suite else f"Suite {first.suite}")
-
-        def make() -> Page:
-            return suite_page(kept, title, endpoint, left_out)
-
-        return self._write(make, folder, kept, title, endpoint, left_out)
+        page = self._write(
+            lambda: suite_page(kept, title, endpoint, left_out),
+            self.reports / first.machine.slug / first.suite,
+            page_key(kept, self.style, title, sorted(SECTIONS), endpoint, left_out),
+        )
+        assert page is not None
+        return page
 
     def write_topic(self, topic: str, records: Sequence[Record]) -> WrittenPage | None:
         """Write a page that looks at several suites; None if it has nothing to show."""
         kept, _ = distinct(records)
-        page = TOPICS[topic](kept, endpoints_of(kept))
-        if page is None:
-            return None
-        return write_page(page, self.reports / ALL_MACHINES / topic, self.style)
+        endpoints = endpoints_of(kept)
+        return self._write(
+            lambda: TOPICS[topic](kept, endpoints),
+            self.reports / ALL_MACHINES / topic,
+            page_key(kept, self.style, topic, endpoints),
+        )
+
+    def _write(self, make: Callable[[], Page | None], folder: Path, key: str) -> WrittenPage | None:
+        """Make and write a page, unless it was made of the same records and code already."""
+        if is_current(folder / "index.html", key):
+            return WrittenPage(folder / "README.md", "", is_new=False)
+        page = make()
+        return write_page(page, folder, self.style, key) if page else None
 
     def write_overview(
         self, records: Sequence[Record], pages: Sequence[WrittenPage]
@@ -183,12 +193,6 @@ class Writer:
         absent = {name: read_suite(name).title for name in suite_names() if name not in suites}
         overview = overview_page(kept, endpoints_of(kept), links, absent)
         return write_page(overview, self.reports, self.style)
-
-    def _write(
-        self, make: Callable[[], Page], folder: Path, records: Sequence[Record], *settings: object
-    ) -> WrittenPage:
-        key = page_key(records, self.style, self.title, sorted(SECTIONS), *settings)
-        return write_page(make(), folder, self.style, key)
 
 
 def find_suite(name: str) -> Suite | None:

@@ -84,21 +84,17 @@ def write_page(page: Page, folder: Path, style: str = "page", key: str = "") -> 
     """Write README.md, index.html, and the figures (SVG) and tables (CSV) of a page.
 
     In style `paper` figures are also PDF and PNG, and tables also LaTeX. `key` stands for all that
-    the page was made of: a page that has the same key already is left as it is.
+    the page was made of; see `is_current`.
     """
     tables = [block.table for block in page.blocks if block.table is not None]
     shown = terminal_table(tables[0]) if tables else "no run ended well"
     readme = folder / "README.md"
-    html = folder / "index.html"
-    if key and is_current(html, key):
-        return WrittenPage(readme, shown, is_new=False)
-
     with plots.style(style):
         for block in page.blocks:
             _write_files(block, folder, style)
     write_atomically(readme, _markdown(page))
     with plots.style("page"):
-        write_atomically(html, _html(page, key))
+        write_atomically(folder / "index.html", _html(page, key))
     return WrittenPage(readme, shown)
 
 

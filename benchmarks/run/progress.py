@@ -135,10 +135,12 @@ class CellLog(MessageLog):
 
 
 def label(cell: AnyCell) -> str:
-    """Return a cell's name for people: "recall rwkv @256 seed 0"."""
-    task = cell.task if cell.kind == "learn" else cell.kind
+    """Return a cell's name for people: "recall rwkv @256 seed 0 rate 0.01"."""
     options = "".join(f" {name}={value}" for name, value in cell.model_options.items())
-    return f"{task} {cell.model}{options} @{cell.length} seed {cell.seed}"
+    model = f"{cell.model}{options} @{cell.length}"
+    if cell.kind == "cost":
+        return f"cost {model} seed {cell.seed}"
+    return f"{cell.task} {model} seed {cell.seed} rate {cell.learning_rate:g}"
 
 
 def headline(cell: AnyCell, outcome: Outcome) -> str:

@@ -142,10 +142,9 @@ def test_the_model_of_contributing_keeps_the_contract(tmp_path: Path) -> None:
     assert torch.allclose(block(x), torch.stack(outputs, 1))
 
 
-@pytest.mark.parametrize("kind", ["table", "lines"])
-def test_quotations_are_lines_of_the_report(kind: str) -> None:
+def test_quotations_are_lines_of_the_report() -> None:
     """Every line of the README between a report's marks is one of the committed report."""
-    quoted = re.findall(rf"<!-- {kind} of (\S+) -->\n(.*?)\n<!-- end -->", text("README.md"), re.S)
+    quoted = re.findall(r"<!-- table of (\S+) -->\n(.*?)\n<!-- end -->", text("README.md"), re.S)
     assert quoted
     for page, lines in quoted:
         report = (ROOT / page).read_text(encoding="utf-8").splitlines()

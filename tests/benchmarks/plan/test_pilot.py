@@ -5,13 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from lookback.benchmarks.plan.pilot import findings, pilot_suite, run_pilot
-from lookback.benchmarks.record import AnyCell, Code, Outcome, ResolvedOptions
+from lookback.benchmarks.plan.pilot import (
+    describe_test,
+    findings,
+    is_between,
+    longest_tests,
+    pilot_suite,
+    run_pilot,
+)
+from lookback.benchmarks.record import AnyCell, Cell, Code, Outcome, ResolvedOptions
 from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.suite import Pilot, Suite
 from tests.command_line import lookback
 from tests.processes import tiny
-from tests.records import FACTS, learn_record, score
+from tests.records import FACTS, learn_record, score, trained
 
 RATES = (1e-3, 3e-3, 1e-2)
 
@@ -106,6 +113,21 @@ def test_the_gate_is_open_if_two_models_are_between(
     }
     lines = list(findings(run(tmp_path, monkeypatch, quality)))
     assert any(line.startswith(f"  gate {state} models between") for line in lines)
+
+
+def test_a_model_is_between_if_one_of_its_tests_is(cell: Cell) -> None:
+    """A capacity suite tests several numbers of pairs: easy ones end at the ceiling."""
+    tests = [
+        score(24, correct).model_copy(update={"options": {"pairs": pairs}})
+        for pairs, correct in ((2, 100), (8, 60), (32, 13))
+    ]
+    found = longest_tests(trained(cell, tests))
+    assert [describe_test(*test) for test in found] == [
+        "pairs 2: 1.000, floor 0.125",
+        "pairs 8: 0.600, floor 0.125",
+        "pairs 32: 0.130, floor 0.125",
+    ]
+    assert [is_between(score, floor) for _, score, floor in found] == [False, True, False]
 
 
 def test_a_grid_is_extended_three_times_at_an_end_at_most(

@@ -96,5 +96,5 @@ def test_a_line_a_cell_says_its_score(
     assert runner_of(tmp_path, tiny(), tiny(seed=1)).run() == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "faults: 2 cells, 0 recorded, 2 to measure"
-    assert lines[1] == "[1/2] copy rwkv @24 seed 0 0.93 in 0.0 s"
-    assert lines[2] == "[2/2] copy rwkv @24 seed 1 0.93 in 0.0 s"
+    assert lines[1] == "[1/2] copy rwkv @24 seed 0 rate 0.001 0.93 in 0.0 s"
+    assert lines[2] == "[2/2] copy rwkv @24 seed 1 rate 0.001 0.93 in 0.0 s"
