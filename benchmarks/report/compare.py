@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from lookback.benchmarks.record import Phase, Record
+from lookback.benchmarks.record import Record
 from lookback.benchmarks.report import statistics
-from lookback.benchmarks.report.endpoints import PAIR, judge
-from lookback.benchmarks.report.frames import distinct, measurement
+from lookback.benchmarks.report.endpoints import PAIR, verdicts
+from lookback.benchmarks.report.frames import distinct, frame
 from lookback.benchmarks.report.make import endpoints_of
 from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.page import format_value, formatted, terminal_table
-from lookback.benchmarks.report.section import Frames
 from lookback.benchmarks.report.sections.costs import ratios
 from lookback.benchmarks.report.sections.scores import named
 from lookback.benchmarks.storage import read_records
@@ -33,8 +32,9 @@ MATTERS = {"accuracy": 0.05, "bits per byte": 0.02}  # smallest difference, with
 VERDICTS = ("changed", "machine", "noisy", "within", "equal")
 MOST_ROWS = 40  # in a terminal
 
-Pair = tuple[Record, Record]
 Row = dict[str, Any]
+CELL = ["suite", "task", "task_options", "model", "model_options", "variant", "width", "depth"]
+CELL += ["trained_length"]
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,11 @@ class Comparison:
             ]
             for side in ("a", "b")
         }
-        columns = ["suite", "task_name", "model_name", "length", "quantity", "a", "b", "times"]
+        columns = ["suite", "task_name", "model_name", "trained_length", "quantity", "a", "b"]
         columns += ["difference", "difference_low", "difference_high", "verdict"]
-        texts = formatted(shown.assign(**sides)[columns])
+        shown = shown.assign(**sides)
+        texts = formatted(shown[[name for name in columns if name in shown]])
+        texts = texts.rename(columns={"trained length": "length"})
         lines += ["", str(texts.to_markdown(index=False, tablefmt="plain", disable_numparse=True))]
         for name, side in (("A", self.a), ("B", self.b)):
             if side.alone:
@@ -103,27 +105,40 @@ def compare_folders(a: Path, b: Path, tolerance: float = TOLERANCE) -> Compariso
     if not 0 <= tolerance < math.inf:
         raise ValueError(f"tolerance {tolerance}: expected a relative difference such as 0.1")
     sides = [_read(folder) for folder in (a, b)]
-    pairs = pair_records(*sides)
-    if not pairs:
+    keys = ["measurement", "seed", "suite"]
+    if any(len({record.machine.slug for record in side}) > 1 for side in sides):
+        keys.append("machine")  # measurements of several machines pair within each
+    runs = merged("runs", sides, keys)
+    if runs.empty:
         raise ValueError(
             f"no measurement in both {a} and {b} ({len(sides[0]):,} and {len(sides[1]):,} "
             "records): expected two runs of one suite"
         )
-    rows: list[Row] = []
-    for pair in pairs:
-        rows += compare_pair(pair, tolerance)
-    for group in _over_seeds(pairs):
-        rows += compare_scores(group)
-    table = add_names(pd.DataFrame(rows))
+    parts = [exact(runs, "status"), exact(runs, "parameters")]
+    phases = merged("costs", sides, [*keys, "phase"], how="outer")
+    if not phases.empty:
+        parts += phase_rows(phases, tolerance)
+    scores = merged("scores", sides, [*keys, "test_length", "test_options"])
+    if not scores.empty:
+        tests = ["measurement", "suite", "machine_a", "machine_b", "test_length", "test_options"]
+        tests = [name for name in tests if name in scores]
+        rows = [score_row(test) for _, test in scores.groupby(tests, sort=False)]
+        parts.append(pd.DataFrame(rows))
+    table = add_names(pd.concat(parts, ignore_index=True))
     order = table["verdict"].map(VERDICTS.index)
     table = table.iloc[order.argsort(kind="stable")].reset_index(drop=True)
-    both = {id(record) for pair in pairs for record in pair}
+    common = {tuple(key) for key in runs[keys].itertuples(index=False)}
     descriptions = []
     for folder, records in zip((a, b), sides, strict=True):
-        alone = sorted(record.cell_id for record in records if id(record) not in both)
-        machines = sorted({record.machine.device for record in records})
+        own = frame("runs", records)
+        alone = [
+            cell
+            for cell, key in zip(own["cell_id"], own[keys].itertuples(index=False), strict=True)
+            if tuple(key) not in common
+        ]
         commits = sorted({record.commit for record in records if record.commit})
-        descriptions.append(Side(str(folder), len(records), machines, commits, alone))
+        devices = sorted(own["device"].unique())
+        descriptions.append(Side(str(folder), len(records), devices, commits, sorted(alone)))
     return Comparison(descriptions[0], descriptions[1], table)
 
 
@@ -136,127 +151,74 @@ def _read(folder: Path) -> list[Record]:
     return records
 
 
-def pair_records(a: Sequence[Record], b: Sequence[Record]) -> list[Pair]:
-    """Pair records of the same measurement, one to one.
+def merged(
+    name: str, sides: Sequence[Sequence[Record]], keys: Sequence[str], how: str = "inner"
+) -> pd.DataFrame:
+    """Return a frame of both sides in one row for each key: other columns end in _a and _b.
 
-    First those of one suite and machine, then those of one suite, then any. A measurement that one
-    side has twice is paired only where suite and machine tell the two apart.
+    The columns that name a cell are those of either side.
     """
-    what = {id(record): measurement(record) for record in (*a, *b)}
-    keys: tuple[Callable[[Record], Hashable], ...] = (
-        lambda record: (record.suite, record.machine.slug, what[id(record)]),
-        lambda record: (record.suite, what[id(record)]),
-        lambda record: what[id(record)],
+    frames = [frame(name, side) for side in sides]
+    if any(rows.empty for rows in frames):
+        return pd.DataFrame()
+    both = frames[0].merge(frames[1], on=list(keys), suffixes=("_a", "_b"), how=how)
+    if how == "outer":  # a phase that one side lacks, of a run that both have
+        runs = [name for name in keys if name != "phase"]
+        known = [set(rows[runs].itertuples(index=False, name=None)) for rows in frames]
+        both = both[[key in known[0] & known[1] for key in both[runs].itertuples(index=False)]]
+    for column in CELL:
+        if column not in both:
+            both[column] = both[f"{column}_a"].fillna(both[f"{column}_b"])
+    return both
+
+
+def exact(pairs: pd.DataFrame, column: str, name: str | pd.Series = "") -> pd.DataFrame:
+    """Return rows of a quantity that is the same in both sides, or has changed."""
+    a, b = pairs[f"{column}_a"], pairs[f"{column}_b"]
+    words = (a == b).map({True: "equal", False: "changed"})
+    rows = pairs.assign(quantity=name if len(name) else column, a=a, b=b, verdict=words)
+    return rows[a.notna() & b.notna()][[*CELL, "quantity", "a", "b", "verdict"]]
+
+
+def phase_rows(phases: pd.DataFrame, tolerance: float) -> list[pd.DataFrame]:
+    """Return rows of the phases of cost cells: how they ended, time, memory, operations, state."""
+    ends = phases.assign(
+        ended_as_a=phases["ended_as_a"].fillna("not measured"),
+        ended_as_b=phases["ended_as_b"].fillna("not measured"),
     )
-    pairs: list[Pair] = []
-    left, right = list(a), list(b)
-    for key in keys:
-        ours, theirs = _unique(left, key), _unique(right, key)
-        pairs += [(ours[name], theirs[name]) for name in ours if name in theirs]
-        taken = {id(record) for pair in pairs for record in pair}
-        left = [record for record in left if id(record) not in taken]
-        right = [record for record in right if id(record) not in taken]
-    return pairs
+    parts = [exact(ends, "ended_as", ends["phase"] + " status")]
+    for column in ("peak_bytes", "flops", "state_bytes"):
+        if f"{column}_a" in phases:
+            names = phases["phase"] + " " + column.replace("_", " ")
+            rows = exact(phases, column, names)
+            if column == "peak_bytes":  # counted in another way on another kind of device
+                elsewhere = phases["device_a"] != phases["device_b"]
+                rows = rows.assign(
+                    verdict=rows["verdict"].mask(elsewhere & (rows["a"] != rows["b"]), "machine")
+                )
+            parts.append(rows)
+    both = phases[phases["seconds_a"].notna() & phases["seconds_b"].notna()]
+    words = [time_verdict(row, tolerance) for row in both.to_dict("records")]
+    a, b = both["seconds_a"], both["seconds_b"]
+    times = both.assign(quantity=both["phase"] + " seconds", a=a, b=b, verdict=words)
+    return [*parts, times[[*CELL, "quantity", "a", "b", "verdict"]]]
 
 
-def _unique(records: Iterable[Record], key: Callable[[Record], Hashable]) -> dict[Hashable, Record]:
-    groups: dict[Hashable, list[Record]] = {}
-    for record in records:
-        groups.setdefault(key(record), []).append(record)
-    return {name: group[0] for name, group in groups.items() if len(group) == 1}
-
-
-def _over_seeds(pairs: Iterable[Pair]) -> list[list[Pair]]:
-    """Return the pairs of learning cells in groups that differ in nothing but the seed."""
-    groups: dict[Hashable, list[Pair]] = {}
-    for a, b in pairs:
-        if a.outcome.learn and b.outcome.learn:
-            key = (a.suite, b.suite, a.machine.slug, b.machine.slug, measurement(a, "seed"))
-            groups.setdefault(key, []).append((a, b))
-    return list(groups.values())
-
-
-def _row(record: Record, quantity: str, a: Any, b: Any, word: str) -> Row:
-    """Return a row; `times` is how many times as large B is, of numbers that differ."""
-    cell = record.cell
-    row: Row = {
-        "suite": record.suite,
-        "task": cell.task,
-        "task_options": json.dumps(cell.task_options, sort_keys=True),
-        "model": cell.model,
-        "model_options": json.dumps(cell.model_options, sort_keys=True),
-        "variant": cell.model,
-        "trained_length": cell.length,
-        "width": cell.width,
-        "depth": cell.depth,
-        "length": cell.length,
-        "quantity": quantity,
-        "a": a,
-        "b": b,
-        "difference_low": math.nan,
-        "difference_high": math.nan,
-        "verdict": word,
-    }
-    is_ratio = isinstance(a, int | float) and isinstance(b, int | float) and a != b and a > 0
-    return row | {"difference": math.nan, "times": b / a if is_ratio else math.nan}
-
-
-def compare_pair(pair: Pair, tolerance: float) -> list[Row]:
-    """Return rows of everything but scores, which are judged over seeds."""
-    a, b = pair
-    rows = [_exact(a, "status", a.outcome.status, b.outcome.status)]
-    numbers = [record.outcome.learn or record.outcome.cost for record in pair]
-    if numbers[0] and numbers[1]:
-        rows.append(_exact(a, "parameters", numbers[0].parameters, numbers[1].parameters))
-    costs = [record.outcome.cost for record in pair]
-    if not (costs[0] and costs[1]):
-        return rows
-    if costs[0].state_bytes is not None and costs[1].state_bytes is not None:
-        rows.append(_exact(a, "state_bytes", costs[0].state_bytes, costs[1].state_bytes))
-    for name in sorted({*costs[0].phases, *costs[1].phases, *costs[0].failed, *costs[1].failed}):
-        ends = [
-            "ok" if name in cost.phases else cost.failed.get(name, "not measured")
-            for cost in costs
-            if cost
-        ]
-        rows.append(_exact(a, f"{name} status", ends[0], ends[1]))
-        if ends == ["ok", "ok"]:
-            rows += _phase(pair, name, costs[0].phases[name], costs[1].phases[name], tolerance)
-    return rows
-
-
-def _exact(record: Record, quantity: str, a: Any, b: Any) -> Row:
-    return _row(record, quantity, a, b, "equal" if a == b else "changed")
-
-
-def _phase(pair: Pair, name: str, a: Phase, b: Phase, tolerance: float) -> list[Row]:
-    record = pair[0]
-    times = (a.seconds.median, b.seconds.median)
-    rows = [_row(record, f"{name} seconds", *times, time_verdict(pair, a, b, tolerance))]
-    peak = _exact(record, f"{name} peak bytes", a.peak_bytes, b.peak_bytes)
-    if peak["verdict"] == "changed" and pair[0].cell.device != pair[1].cell.device:
-        peak["verdict"] = "machine"  # counted in another way on a GPU
-    rows.append(peak)
-    if a.flops is not None and b.flops is not None:
-        rows.append(_exact(record, f"{name} operations", a.flops, b.flops))
-    return rows
-
-
-def time_verdict(pair: Pair, a: Phase, b: Phase, tolerance: float) -> str:
+def time_verdict(row: Row, tolerance: float) -> str:
     """Judge two timings of one phase by their quartiles and the reference workload around them."""
-    before, after = a.seconds, b.seconds
-    if before.median == after.median:
+    before, after = row["seconds_a"], row["seconds_b"]
+    if before == after:
         return "equal"
-    overlap = before.low <= after.median <= before.high or after.low <= before.median <= after.high
-    if overlap or _times_apart(before.median, after.median) <= 1 + tolerance:
+    overlap = row["q1_a"] <= after <= row["q3_a"] or row["q1_b"] <= before <= row["q3_b"]
+    if overlap or _times_apart(before, after) <= 1 + tolerance:
         return "within"
-    if a.reference_seconds and b.reference_seconds:
-        relative = (before.median * b.reference_seconds, after.median * a.reference_seconds)
-        if _times_apart(*relative) <= 1 + tolerance:
+    references = row["reference_seconds_a"], row["reference_seconds_b"]
+    if all(reference and not math.isnan(reference) for reference in references):
+        if _times_apart(before * references[1], after * references[0]) <= 1 + tolerance:
             return "machine"
-    elif len({(record.machine.slug, record.cell.device) for record in pair}) > 1:
+    elif row["device_a"] != row["device_b"]:
         return "machine"
-    return "noisy" if before.noisy or after.noisy else "changed"
+    return "noisy" if row["noisy_a"] or row["noisy_b"] else "changed"
 
 
 def _times_apart(a: float, b: float) -> float:
@@ -266,64 +228,31 @@ def _times_apart(a: float, b: float) -> float:
     return 1.0 if a == b else math.inf
 
 
-def compare_scores(group: Sequence[Pair]) -> list[Row]:
-    """Return a row per test of pairs that differ in nothing but the seed."""
-    keys = ["seed", "test_length", "test_options"]
-    sides = [Frames([pair[end] for pair in group])["scores"] for end in (0, 1)]
-    if sides[0].empty or sides[1].empty:
-        return []
-    columns = [*keys, "unit", "score", "sequences", "correct", "count"]
-    both = sides[0][columns].merge(sides[1][columns], on=keys, suffixes=("_a", "_b"))
-    rows = []
-    for (length, options), test in both.groupby(["test_length", "test_options"], sort=False):
-        rows.append(_score_row(group[0][0], length, options, test))
-    return rows
-
-
-def _score_row(record: Record, length: int, options: str, test: pd.DataFrame) -> Row:
-    unit = str(test["unit_a"].iloc[0])
-    quantity = unit if options == "{}" else f"{unit} {options}"
+def score_row(test: pd.DataFrame) -> Row:
+    """Return the row of one test, of all seeds that both sides have."""
+    first = test.iloc[0]
+    unit = str(first["unit_a"])
+    quantity = unit if first["test_options"] == "{}" else f"{unit} {first['test_options']}"
+    row = {name: first[name] for name in CELL} | {"trained_length": first["test_length"]}
     finite = test.dropna(subset=["score_a", "score_b"])
     if len(finite) < len(test):
-        return _exact(
-            record,
-            f"{quantity}, seeds not finite",
-            int(test["score_a"].isna().sum()),
-            int(test["score_b"].isna().sum()),
-        ) | {"length": length}
+        counts = {side: int(test[f"score_{side}"].isna().sum()) for side in ("a", "b")}
+        word = "equal" if counts["a"] == counts["b"] else "changed"
+        return row | {"quantity": f"{quantity}, seeds not finite", "verdict": word} | counts
     differences = [float(value) for value in finite["score_b"] - finite["score_a"]]
-    ends = zip(finite["sequences_a"], finite["sequences_b"], strict=True)
-    sequences = [statistics.subtract(b, a) for a, b in ends]
-    pairs = pd.DataFrame({"sequences": sequences})
-    low, high = statistics.interval(differences, statistics.sequences_of(pairs))
-    if math.isnan(low) or low == high:  # one seed without sums, or all seeds differ alike
-        low, high = one_seed_difference(finite, unit)
+    ends = zip(finite["sequences_b"], finite["sequences_a"], strict=True)
+    sequences = pd.DataFrame({"sequences": [statistics.subtract(*end) for end in ends]})
+    low, high = statistics.interval(differences, statistics.sequences_of(sequences))
     mean = math.fsum(differences) / len(differences)
     if not any(differences):
         word = "equal"
-    elif math.isnan(low):
+    elif math.isnan(low) or low == high:  # one seed without sums, or all seeds differ alike
         word = "changed" if abs(mean) >= LAST_DIGIT else "within"
     else:
         word = "changed" if low > 0 or high < 0 else "within"
-    row = _row(record, quantity, finite["score_a"].mean(), finite["score_b"].mean(), word)
+    scores = {"a": finite["score_a"].mean(), "b": finite["score_b"].mean()}
     interval = {"difference": mean, "difference_low": low, "difference_high": high}
-    return row | interval | {"length": length, "times": math.nan}
-
-
-def one_seed_difference(test: pd.DataFrame, unit: str) -> tuple[float, float]:
-    """Return the interval of a difference of accuracies from the answers alone.
-
-    Newcombe 1998, method 10, of Wilson intervals. (nan, nan) of what is no accuracy.
-    """
-    if unit != "accuracy" or not (test[["count_a", "count_b"]] > 0).all(axis=None):
-        return math.nan, math.nan
-    ends = []
-    for side in ("a", "b"):
-        correct, count = int(test[f"correct_{side}"].sum()), int(test[f"count_{side}"].sum())
-        ends.append((correct / count, *statistics.wilson_interval(correct, count)))
-    (p, low_a, high_a), (q, low_b, high_b) = ends
-    low = q - p - math.hypot(q - low_b, high_a - p)
-    return low, q - p + math.hypot(high_b - q, p - low_a)
+    return row | {"quantity": quantity, "verdict": word} | scores | interval
 
 
 # --- one model against another
@@ -366,53 +295,35 @@ def compare_models(results: str | Path, model: str, against: str) -> ModelCompar
         if name not in names:
             known = ", ".join(sorted(names))
             raise ValueError(f"no records of model {name!r} in {results}: expected one of {known}")
-    frames = Frames(records)
-    scores = frames["scores"]
-    endpoints = endpoints_of(records)
-    rows: list[Row] = []
-    if not scores.empty:
-        scores = scores[scores["model"].isin([model, against])]
-        keys = [*PAIR, "test_length", "test_options", "unit"]
-        own = scores[scores["model"] == model]["variant"].unique()
-        others = scores[scores["model"] == against]["variant"].unique()
-        for ours in own:
-            for theirs in others:
-                pairs = statistics.paired(scores, keys, "score", ours, theirs)
-                for key, group in pairs.groupby(keys, sort=False, dropna=False):
-                    row = dict(zip(keys, key, strict=True)) | _first(scores, ours)
-                    endpoint = endpoints.get(str(row["suite"]))
-                    matters = endpoint.difference if endpoint else MATTERS.get(row["unit"], 0.05)
-                    rows.append(row | _judged(group, row["unit"], matters, scores))
-    if not rows:
+    chosen = [record for record in records if record.cell.model in (model, against)]
+    endpoints = endpoints_of(chosen)
+    parts = []
+    for suite in dict.fromkeys(record.suite for record in chosen):
+        scores = frame("scores", [record for record in chosen if record.suite == suite])
+        for unit in scores["unit"].unique() if len(scores) else ():
+            values = larger_is_better(scores[scores["unit"] == unit])
+            endpoint = endpoints.get(suite)
+            matters = endpoint.difference if endpoint else MATTERS.get(unit, 0.05)
+            keys = [*PAIR, "test_length", "test_options"]
+            parts.append(verdicts(values, matters, against, keys))
+    rows = pd.concat(parts) if parts else pd.DataFrame()
+    if rows.empty:
         raise ValueError(f"{model} and {against} have no test of the same seed in common")
-    costs = frames["costs"]
-    prices = ratios(costs, model, against) if not costs.empty else costs
-    if not prices.empty:
-        columns = ["suite", "quantity", "trained_length", "ratio", "ratio_low", "ratio_high"]
-        prices = prices[columns]
-    table = named(add_names(pd.DataFrame(rows)), "difference")
+    rows = rows.assign(score=rows["value"].abs(), baseline=rows["baseline"].abs(), width=0)
+    table = named(add_names(rows), "difference").rename(columns={"shown": "smallest_shown"})
     columns = ["suite", "task_name", "test_length", "test_options", "model_name", "baseline"]
     columns += ["score", "difference", "difference_low", "difference_high", "seeds"]
-    table = table.rename(columns={"shown": "smallest_shown"})[
-        [*columns, "smallest_shown", "verdict"]
-    ]
-    return ModelComparison(table, prices)
+    columns += ["smallest_shown", "verdict"]
+    costs = frame("costs", chosen)
+    prices = ratios(costs, model, against) if not costs.empty else costs
+    if not prices.empty:
+        prices = prices[["suite", "quantity", "trained_length", "ratio", "ratio_low", "ratio_high"]]
+    return ModelComparison(table[columns], prices)
 
 
-def _first(scores: pd.DataFrame, variant: str) -> Row:
-    row = scores[scores["variant"] == variant].iloc[0]
-    return {name: row[name] for name in ("model", "model_options", "variant", "width")}
-
-
-def _judged(group: pd.DataFrame, unit: str, matters: float, scores: pd.DataFrame) -> Row:
-    """Judge paired differences; of bits per byte, fewer are better."""
-    sign = 1.0 if unit == "accuracy" else -1.0
-    flipped = group.assign(difference=sign * group["difference"])
-    if statistics.sequences_of(group) is not None:
-        flipped = flipped.assign(sequences=[sign * row for row in group["sequences"]])
-    score, baseline = group["score"].mean(), group["baseline"].mean()
-    test = scores[scores["test_length"] == group["test_length"].iloc[0]]
-    floor = float(test[test["task"] == group["task"].iloc[0]]["floor"].mean())
-    own, other = (statistics.standing(float(value), floor, unit) for value in (score, baseline))
-    row = judge(flipped, matters, own, other)
-    return row | {"score": score, "baseline": baseline}
+def larger_is_better(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return scores with a column `value`; bits per byte count downwards."""
+    if (scores["unit"] == "accuracy").all():
+        return scores.assign(value=scores["score"])
+    sequences = [None if row is None else -row for row in scores["sequences"]]
+    return scores.assign(value=-scores["score"], sequences=sequences)

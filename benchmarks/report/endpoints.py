@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -141,36 +141,38 @@ QUANTITIES: dict[str, Callable[[pd.DataFrame, Endpoint], Value]] = {
 }
 
 
-def verdicts(values: pd.DataFrame, endpoint: Endpoint, against: str = "rwkv") -> pd.DataFrame:
-    """Return the verdict of every model against a baseline without options, paired by seed.
+def verdicts(
+    values: pd.DataFrame, matters: float, against: str = "rwkv", keys: Sequence[str] = PAIR
+) -> pd.DataFrame:
+    """Return the verdict of every other model against one without options, paired by seed.
 
-    Columns: those of PAIR, model, model_options, mean (of the differences), low, high, seeds,
-    `shown` (the smallest difference that so many seeds show), and verdict. In place of a verdict
-    stands `at floor` or `at ceiling` where both models are there, and `not learned` where one is
-    at the floor.
+    `values` has a row per run and test: `value` (larger is better), `score`, `floor`, `unit` and
+    the columns `keys` that a pair shares. `matters` is the smallest difference that does.
+
+    Columns: keys, model, model_options, variant, parameters, value, baseline, mean (of the
+    differences), low, high, seeds, `shown` (the smallest difference that so many seeds show) and
+    verdict. In place of a verdict stands `both at floor` or `both at ceiling`, and `not learned` or
+    `baseline not learned` where one is at the floor.
     """
     if values.empty:
         return values
-    baselines = values[(values["model"] == against) & (values["model_options"] == "{}")]
-    if baselines.empty:
-        return pd.DataFrame()
-    baseline = baselines["variant"].iloc[0]
-    rows = []
-    others = values[values["variant"] != baseline]
+    is_baseline = (values["model"] == against) & (values["model_options"] == "{}")
+    rows: list[dict[str, object]] = []
     columns = ["variant", "model", "model_options"]
-    for variant, model, options in others[columns].drop_duplicates().itertuples(index=False):
-        pairs = statistics.paired(values, PAIR, "value", variant, baseline)
-        keys = [*PAIR, "parameters"]
-        for key, group in pairs.groupby(keys, sort=False, dropna=False):
-            row = dict(zip(keys, key, strict=True))
-            row |= {"model": model, "model_options": options, "variant": variant}
-            own, other = (_standing(values, row, name) for name in (variant, baseline))
-            rows.append(row | judge(group, endpoint.difference, own, other))
+    for baseline in values[is_baseline]["variant"].unique()[:1]:
+        others = values[values["variant"] != baseline][columns].drop_duplicates()
+        for variant, model, options in others.itertuples(index=False):
+            identity = {"variant": variant, "model": model, "model_options": options}
+            pairs = statistics.paired(values, keys, "value", variant, baseline)
+            for key, group in pairs.groupby([*keys, "parameters"], sort=False, dropna=False):
+                row = dict(zip([*keys, "parameters"], key, strict=True)) | identity
+                standings = [standing_of(values, row, keys, name) for name in (variant, baseline)]
+                rows.append(row | judge(group, matters, *standings))
     return pd.DataFrame(rows)
 
 
 def judge(pairs: pd.DataFrame, matters: float, own: str, other: str) -> dict[str, object]:
-    """Return mean, interval, smallest difference shown and verdict of paired differences.
+    """Return means, interval, smallest difference shown and verdict of paired differences.
 
     `own` and `other` say where the two models stand; see `statistics.standing`.
     """
@@ -182,6 +184,8 @@ def judge(pairs: pd.DataFrame, matters: float, own: str, other: str) -> dict[str
     elif "at floor" in (own, other):
         word = "not learned" if own == "at floor" else "baseline not learned"
     return {
+        "value": pairs["value"].mean(),
+        "baseline": pairs["baseline"].mean(),
         "mean": math.fsum(differences) / len(differences),
         "low": low,
         "high": high,
@@ -191,11 +195,12 @@ def judge(pairs: pd.DataFrame, matters: float, own: str, other: str) -> dict[str
     }
 
 
-def _standing(values: pd.DataFrame, row: dict[str, object], variant: str) -> str:
+def standing_of(
+    values: pd.DataFrame, row: Mapping[str, object], keys: Sequence[str], variant: str
+) -> str:
+    """Return where the mean score of a variant stands, among the runs that share a row's keys."""
     runs = values[values["variant"] == variant]
-    for column in PAIR:
+    for column in keys:
         runs = runs[runs[column] == row[column]]
-    if runs.empty:
-        return ""
-    score, floor = runs["score"].mean(), runs["floor"].mean()
-    return statistics.standing(float(score), float(floor), str(runs["unit"].iloc[0]))
+    score, floor = float(runs["score"].mean()), float(runs["floor"].mean())
+    return statistics.standing(score, floor, str(runs["unit"].iloc[0]))

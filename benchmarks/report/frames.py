@@ -6,7 +6,6 @@ where something is drawn, in `names`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lookback.benchmarks.record import AnyCell, DistanceScore, ReachBin, Record, Score
+from lookback.benchmarks.record import AnyCell, DistanceScore, ReachBin, Record, Score, digest
 from lookback.benchmarks.report.statistics import sequence_values
 
 IDENTITY = (
@@ -71,6 +70,7 @@ def cell_columns(record: Record) -> Row:
         "trained_length": cell.length,
         "batch": batch_of(cell),
         "variant": variant(record),
+        "measurement": digest(measurement(record, "seed").encode()),
         "seed": cell.seed,
         "learning_rate": getattr(cell, "learning_rate", None),
         "parameters": numbers.parameters if numbers else None,
@@ -141,12 +141,11 @@ def distinct(records: Iterable[Record]) -> tuple[list[Record], int]:
 
     A copied folder, or a suite run again under another time limit, must not count as more seeds.
     """
-    newest: dict[str, Record] = {}
+    newest: dict[tuple[str, ...], Record] = {}
     count = 0
     for record in records:
         count += 1
-        key = hashlib.sha256(measurement(record).encode()).hexdigest()
-        key += f" {record.machine.slug} {record.suite} {record.cell.device}"
+        key = (measurement(record), record.machine.slug, record.suite, record.cell.device)
         if key not in newest or newest[key].ended < record.ended:
             newest[key] = record
     kept = sorted(newest.values(), key=lambda record: (record.suite, record.cell_id))
@@ -255,11 +254,12 @@ def _costs(record: Record) -> Iterator[Row]:
     for name, phase in cost.phases.items():
         seconds = phase.seconds
         row = phase.model_dump(exclude={"seconds"}) | {"phase": name, "seconds": seconds.median}
-        yield row | {"q1": seconds.low, "q3": seconds.high, "noisy": seconds.noisy}
+        row |= {"q1": seconds.low, "q3": seconds.high, "noisy": seconds.noisy}
+        yield row | {"ended_as": "ok"}
     for name, status in cost.failed.items():
-        yield {"phase": name, "failed": status}
+        yield {"phase": name, "ended_as": status}
     if cost.state_bytes is not None:
-        yield {"phase": "state", "state_bytes": cost.state_bytes}
+        yield {"phase": "state", "state_bytes": cost.state_bytes, "ended_as": "ok"}
 
 
 def _generation(record: Record) -> Iterator[Row]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,36 +34,8 @@ FEW_MODELS = 5  # up to so many, bands of intervals can be told apart
 MOST_MARKS = 9  # on an axis of lengths
 LEGEND_COLUMNS = 3
 
-COMMON: dict[str, Any] = {
-    "svg.hashsalt": "lookback",
-    "svg.fonttype": "path",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-    "text.parse_math": False,
-    "pdf.fonttype": 42,  # journals refuse Type 3
-}
-PAGE: dict[str, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-}
-PAPER: dict[str, Any] = {
-    "font.family": ["STIXGeneral", "DejaVu Serif"],  # like Times; matplotlib brings it
-    "font.size": 8,
-    "axes.titlesize": 8.5,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 3.5,
-    "axes.linewidth": 0.6,
-    "savefig.dpi": 300,
-}
-STYLES = {"page": PAGE, "paper": PAPER}
+TEMPLATES = Path(__file__).parent / "templates"
+STYLES = {"page": ["page.mplstyle"], "paper": ["page.mplstyle", "paper.mplstyle"]}
 PANEL = {"page": (3.4, 2.6), "paper": (3.25, 2.1)}  # inches
 
 
@@ -130,19 +102,16 @@ class Plot:
         figure.legend(handles, list(self.legend), loc="outside lower center", ncols=columns)
 
 
-@contextlib.contextmanager
-def style(name: str = "page") -> Iterator[None]:
+def style(name: str = "page") -> contextlib.AbstractContextManager[None]:
     """Draw in a style of STYLES, whatever the user's own settings of matplotlib are."""
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update({**COMMON, **STYLES[name]})
-        yield
+    files = [str(TEMPLATES / file) for file in STYLES[name]]
+    return plt.style.context(files, after_reset=True)
 
 
 def svg(figure: Figure) -> str:
     """Return a figure as SVG, without a date, and close it."""
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": "Lookback"})
+    figure.savefig(text, format="svg", metadata={"Date": None})
     plt.close(figure)
     return text.getvalue()
 
@@ -152,12 +121,11 @@ def save(figure: Figure, path: Path) -> None:
 
     Raises ValueError on another ending.
     """
-    endings = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
+    endings = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}  # no dates
     if path.suffix not in endings:
         raise ValueError(f"{path}: expected a file name that ends in .png, .svg or .pdf")
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = endings[path.suffix] | ({} if path.suffix == ".png" else {"Creator": "Lookback"})
-    figure.savefig(path, metadata=metadata)
+    figure.savefig(path, metadata=endings[path.suffix])
     plt.close(figure)
 
 

@@ -156,7 +156,7 @@ def all_verdicts(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -
         chosen = [record for record in records if record.suite == suite]
         if chosen:
             values = endpoint_values(Frames(chosen), endpoint)
-            judged = verdicts(values, endpoint)
+            judged = verdicts(values, endpoint.difference)
             if not judged.empty:
                 judged = judged.assign(quantity=endpoint.quantity, matters=endpoint.difference)
                 parts.append(judged)

@@ -12,16 +12,13 @@ from lookback.benchmarks.report.endpoints import endpoint_values
 from lookback.benchmarks.report.names import add_names, model_name
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.pages.papers import papers_table
-from lookback.benchmarks.report.pages.suite import BASELINE, machine_name
+from lookback.benchmarks.report.pages.suite import BASELINE, endpoint_table, machine_name
 from lookback.benchmarks.report.section import Frames
 from lookback.benchmarks.report.sections.costs import cost_table, one_protocol, quantities
-from lookback.benchmarks.report.sections.scores import accuracy_by_distance, named
-from lookback.benchmarks.report.statistics import standing, summarise
+from lookback.benchmarks.report.sections.scores import accuracy_by_distance
 from lookback.benchmarks.suite import Endpoint
 
 FRONT_SUITES = ("distance", "quick")
-RUN = ["suite", "task", "task_options", "trained_length", "depth", "data"]
-MODEL = ["model", "model_options", "variant", "width"]
 
 
 def overview_page(
@@ -96,25 +93,15 @@ def endpoint_scores(records: Sequence[Record], endpoints: Mapping[str, Endpoint]
     parts = []
     for suite, endpoint in endpoints.items():
         values = endpoint_values(Frames([r for r in records if r.suite == suite]), endpoint)
-        if not values.empty:
-            parts.append(_ranked(values))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
-def _ranked(values: pd.DataFrame) -> pd.DataFrame:
-    keys = [*RUN, *MODEL]
-    table = named(summarise(values, keys, "value"), "endpoint")
-    means = values.groupby(keys, dropna=False)[["score", "floor"]].mean().reset_index()
-    table = add_names(table.merge(means, on=keys))
-    ranks = table.groupby(RUN, dropna=False)["endpoint"].rank(ascending=False, method="min")
-    unit = values["unit"].iloc[0]
-    marks = [
-        standing(score, floor, unit)
-        for score, floor in zip(table["score"], table["floor"], strict=True)
-    ]
-    table = table.assign(rank=ranks.astype(int), mark=marks, sighted_floor=table["floor"])
-    columns = ["suite", "task_name", "model_name", "endpoint", "endpoint_low", "endpoint_high"]
-    return table[[*columns, "sighted_floor", "rank", "mark", "seeds"]].sort_values("rank")
+        if values.empty:
+            continue
+        table = endpoint_table(values, endpoint)
+        ranks = table.groupby("task_name")["endpoint"].rank(ascending=False, method="min")
+        table = table.assign(suite=suite, rank=ranks.astype(int))
+        parts.append(table.sort_values(["task_name", "rank"]))
+    columns = ["suite", "task_name", "rank", "model_name", "endpoint", "endpoint_low"]
+    columns += ["endpoint_high", "score", "sighted_floor", "mark", "seeds"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame()
 
 
 def costs_table(records: Sequence[Record]) -> pd.DataFrame:

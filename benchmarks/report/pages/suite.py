@@ -123,7 +123,7 @@ def _has_model(records: Iterable[Record], name: str) -> bool:
 def _endpoint_blocks(values: pd.DataFrame, endpoint: Endpoint) -> Iterable[Block]:
     table = endpoint_table(values, endpoint)
     yield Block("Models", endpoint_text(endpoint), table=table)
-    judged = verdicts(values, endpoint, BASELINE)
+    judged = verdicts(values, endpoint.difference, BASELINE)
     if judged.empty:
         return
     judged = add_names(judged)
@@ -155,7 +155,7 @@ def endpoint_table(values: pd.DataFrame, endpoint: Endpoint) -> pd.DataFrame:
         for score, floor in zip(table["score"], table["floor"], strict=True)
     ]
     table = table.assign(mark=marks).rename(columns={"floor": "sighted_floor"})
-    judged = verdicts(values, endpoint, BASELINE)
+    judged = verdicts(values, endpoint.difference, BASELINE)
     columns = ["task_name", "model_name", "parameters", "seeds", "score", "sighted_floor", "mark"]
     columns += ["endpoint", "endpoint_low", "endpoint_high"]
     if not judged.empty:

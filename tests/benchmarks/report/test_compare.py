@@ -15,7 +15,6 @@ from lookback.benchmarks.report.compare import (
     Comparison,
     compare_folders,
     compare_models,
-    one_seed_difference,
 )
 from lookback.benchmarks.storage import write_record
 from tests.records import FACTS, as_cost, cost_record, learn_record, record, score, trained
@@ -152,14 +151,6 @@ def test_records_of_one_side_are_named(cell: Cell, tmp_path: Path) -> None:
     comparison = both(tmp_path, records, records[:1])
     assert comparison.a.alone == [records[1].cell_id]
     assert "1 only in A" in str(comparison)
-
-
-def test_the_difference_of_two_accuracies_is_newcombes() -> None:
-    """Newcombe 1998, table II, method 10: 56/70 minus 48/80 is 0.0524 to 0.3339."""
-    import pandas as pd
-
-    rows = pd.DataFrame([{"correct_a": 48, "count_a": 80, "correct_b": 56, "count_b": 70}])
-    assert one_seed_difference(rows, "accuracy") == pytest.approx((0.0524, 0.3339), abs=5e-5)
 
 
 def test_json_holds_every_row(cell: Cell, tmp_path: Path) -> None:

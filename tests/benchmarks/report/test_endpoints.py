@@ -73,7 +73,7 @@ def test_verdicts_are_paired_by_seed(cell: Cell) -> None:
         records.append(model(cell, "rwkv", seed, level))
         records.append(model(cell, "lstm", seed, level + 10 + seed % 2))
     wanted = endpoint(quantity="score")
-    judged = verdicts(endpoint_values(Frames(records), wanted), wanted)
+    judged = verdicts(endpoint_values(Frames(records), wanted), wanted.difference)
     assert list(judged["model"]) == ["lstm"]
     assert judged["mean"].iloc[0] == pytest.approx(0.105)
     assert judged["verdict"].iloc[0] == "better"
@@ -96,7 +96,7 @@ def test_no_verdict_at_the_floor_or_the_ceiling(
     for seed in range(4):
         records += [model(cell, "rwkv", seed, rwkv), model(cell, "lstm", seed, lstm - seed % 2)]
     wanted = endpoint(quantity="score")
-    judged = verdicts(endpoint_values(Frames(records), wanted), wanted)
+    judged = verdicts(endpoint_values(Frames(records), wanted), wanted.difference)
     assert list(judged["verdict"]) == [word]
 
 
@@ -111,7 +111,7 @@ def test_fewer_bits_are_better(cell: Cell) -> None:
             test = score(64, 50).model_copy(update={"score": bits})
             records.append(trained(changed, [test], task=facts))
     wanted = endpoint(quantity="score", difference=0.02)
-    judged = verdicts(endpoint_values(Frames(records), wanted), wanted)
+    judged = verdicts(endpoint_values(Frames(records), wanted), wanted.difference)
     assert judged["verdict"].iloc[0] == "worse"
     assert judged["mean"].iloc[0] == pytest.approx(-0.201)
 
