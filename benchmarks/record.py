@@ -128,10 +128,23 @@ class Cell(StrictModel):
 
     @property
     def id(self) -> str:
-        """Readable name with a hash of the canonical form: recall-rwkv-L256-s0-1f3a9c2e."""
+        """Readable name with a hash of the fields: recall-rwkv-L256-s0-1f3a9c2e.
+
+        A time limit says how long a measurement may take, not what is measured: it does not count.
+        """
+        fields = json.loads(self.canonical())
+        fields.pop("time_limit", None)
+        return self._name(json.dumps(fields, sort_keys=True))
+
+    @property
+    def earlier_id(self) -> str:
+        """The id in records made when the time limit still counted."""
+        return self._name(self.canonical())
+
+    def _name(self, content: str) -> str:
         prefix = "" if self.kind == "learn" else f"{self.kind}-"
         model = self.model.replace(":", "-")  # some file systems reject a colon
-        digest = hashlib.sha256(self.canonical().encode()).hexdigest()[:8]
+        digest = hashlib.sha256(content.encode()).hexdigest()[:8]
         return f"{prefix}{self.task}-{model}-L{self.length}-s{self.seed}-{digest}"
 
 
@@ -459,7 +472,7 @@ class Record(StrictModel):
 
     @model_validator(mode="after")
     def _check_cell(self) -> Record:
-        if self.cell_id != self.cell.id:
+        if self.cell_id not in (self.cell.id, self.cell.earlier_id):
             raise ValueError(
                 f"cell_id {self.cell_id!r} does not match the cell in the record, {self.cell.id!r}"
             )

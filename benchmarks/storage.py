@@ -42,8 +42,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_record(folder: Path, record: Record) -> Path:
-    """Write a record into a folder under its cell's id."""
-    path = folder / f"{record.cell.id}.json"
+    """Write a record into a folder under its id."""
+    path = folder / f"{record.cell_id}.json"
     text = json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False)
     write_atomically(path, text + "\n")
 

@@ -37,7 +37,8 @@ def compare_with_published(runner: Runner, folder: Path = PUBLISHED_RECORDS) -> 
         own = _record_of(runner.path(cell))
         if own is None or own.outcome.status != "ok":
             continue
-        for path in folder.glob(f"*/{runner.suite.name}/{cell.id}.json"):
+        files = [f"*/{runner.suite.name}/{name}.json" for name in {cell.id, cell.earlier_id}]
+        for path in sorted(path for file in files for path in folder.glob(file)):
             published = _record_of(path)
             if published is None or published.outcome.status != "ok":
                 continue

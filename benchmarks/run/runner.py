@@ -100,7 +100,10 @@ class Runner:
         return self.machines[cell.device]
 
     def path(self, cell: AnyCell) -> Path:
-        return self.folder(cell) / f"{cell.id}.json"
+        """Return the file of a cell's record, also of one that was made under an earlier id."""
+        earlier = self.folder(cell) / f"{cell.earlier_id}.json"
+        current = self.folder(cell) / f"{cell.id}.json"
+        return earlier if earlier.exists() and not current.exists() else current
 
     def recorded(self, cell: AnyCell) -> Record | None:
         """Return the record of a cell, or None if there is no file.
@@ -111,7 +114,7 @@ class Runner:
         if not path.exists():
             return None
         record = read_record(path)
-        if record.cell != cell:
+        if record.cell.id != cell.id:
             raise ValueError(
                 f"{path}: expected the record of this cell, not that of {record.cell_id}"
             )
@@ -139,20 +142,23 @@ class Runner:
                     f"not measured, nor overwritten: {error}; move it away to measure its cell"
                 )
                 continue
-            if record is None or not self._is_result(record):
+            if record is None or not self._is_result(cell, record):
                 missing.append(cell)
         return missing, messages
 
-    def _is_result(self, record: Record) -> bool:
-        """Return whether a record's cell need not be measured again.
+    def _is_result(self, cell: AnyCell, record: Record) -> bool:
+        """Return whether a cell with this record need not be measured again.
 
-        A record made with other defaults or another plug-in does not count.
+        A record made with other defaults or another plug-in does not count, nor does one that ran
+        out of less time than there is now.
         """
-        options = self.options.get(record.cell)
+        if record.outcome.status == "timeout" and record.cell.time_limit < cell.time_limit:
+            return False
+        options = self.options.get(cell)
         if options is not None and not options.repeat(record.options):
             return False
 
-        code = self.code.get(record.cell)
+        code = self.code.get(cell)
         recorded_plugins = record.code.plugins if record.code is not None else {}
         if code is not None and code.plugins != recorded_plugins:
             return False
@@ -343,7 +349,7 @@ class Runner:
 
             self._set_torn_aside(cell, log)
             record = self.recorded(cell)
-            if record is None or not self._is_result(record):
+            if record is None or not self._is_result(cell, record):
                 if record is not None and record.outcome.status in FINAL:
                     set_aside(self.path(cell))
                 record = self._measure(cell, work, log, jobs)
@@ -426,6 +432,7 @@ class Runner:
         path = write_record(self.folder(cell), record)
         if outcome.status in FINAL:
             set_aside_path(path).unlink(missing_ok=True)
+            set_aside_path(path.with_name(f"{cell.earlier_id}.json")).unlink(missing_ok=True)
             shutil.rmtree(work / cell.id, ignore_errors=True)
         return record
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from lookback.benchmarks import storage
-from lookback.benchmarks.record import Cell, Record
+from lookback.benchmarks.record import Cell, Outcome, Record
 from lookback.benchmarks.report.make import all_records
 from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.storage import read_records, write_record
 from lookback.benchmarks.suite import Suite
-from tests.records import learn_record
+from tests.records import learn_record, record
 
 Counted = Callable[[Callable[[], object]], Counter[str]]
 
@@ -108,3 +108,35 @@ def test_records_are_read_one_at_a_time(
     fill(tmp_path, cell, "mine", range(3), monkeypatch)
     records: Iterator[Record] = read_records(tmp_path, ["mine"])
     assert next(records).cell.seed in range(3) and len(list(records)) == 2
+
+
+def limited(cell: Cell, seconds: float) -> Cell:
+    return cell.model_copy(update={"time_limit": seconds})
+
+
+def test_a_longer_time_limit_measures_nothing_again(tmp_path: Path, cell: Cell) -> None:
+    """A limit says how long a measurement may take, not what is measured."""
+    runner = Runner(tmp_path, Suite("mine", "", (cell,)))
+    write_record(runner.folder(cell), learn_record(cell))
+    for seconds in (100.0, 90000.0):
+        assert Runner(tmp_path, Suite("mine", "", (limited(cell, seconds),))).missing() == []
+
+
+def test_only_a_timeout_is_tried_again_under_a_longer_limit(tmp_path: Path, cell: Cell) -> None:
+    short, long = limited(cell, 10.0), limited(cell, 20.0)
+    runner = Runner(tmp_path, Suite("mine", "", (short,)))
+    write_record(runner.folder(cell), record(short, Outcome(status="timeout")))
+    assert runner.missing() == []
+    assert Runner(tmp_path, Suite("mine", "", (long,))).missing() == [long]
+    write_record(runner.folder(cell), record(short, Outcome(status="nan")))
+    assert Runner(tmp_path, Suite("mine", "", (long,))).missing() == []
+
+
+def test_records_made_when_the_limit_counted_are_found(tmp_path: Path, cell: Cell) -> None:
+    old = limited(cell, 7200.0)
+    made = learn_record(old).model_copy(update={"cell_id": old.earlier_id})
+    runner = Runner(tmp_path, Suite("mine", "", (old,)))
+    path = write_record(runner.folder(old), made)
+    assert path.stem == old.earlier_id != old.id
+    assert runner.missing() == []
+    assert runner.recorded(old) == made
