@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
+import math
 import os
 import platform
 import re
@@ -20,6 +21,7 @@ from typing import Any
 from lookback.benchmarks.record import Machine
 
 ROOT = Path(__file__).resolve().parents[1]
+V1_MEMORY = "memory.limit_in_bytes"  # of version 1 of control groups
 SHARED_GPU = "LOOKBACK_SHARED_GPU"  # set if other cells run on the GPU at the same time
 PACKAGES = (
     "lookback",
@@ -37,16 +39,16 @@ def machine(device: str) -> Machine:
 
     Raises ValueError if there is no such GPU.
     """
-    cores = os.cpu_count() or 1
-    cpu_name = _cpu_name()
+    cores = min([os.cpu_count() or 1, *cpu_quotas(Path("/"))])
+    name = cpu_name()
     facts: dict[str, Any] = {
-        "cpu": cpu_name,
+        "cpu": name,
         "cores": cores,
         "memory_bytes": memory_bytes(),
         "system": platform.system(),
     }
     if device == "cpu":
-        return Machine(slug=_slug(f"{cpu_name}-{cores}-cores"), device=cpu_name, facts=facts)
+        return Machine(slug=_slug(f"{name}-{cores}-cores"), device=name, facts=facts)
 
     facts |= _gpu_facts()
     return Machine(slug=_slug(facts["gpu"]), device=facts["gpu"], facts=facts)
@@ -129,13 +131,31 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:64]
 
 
-def _cpu_name() -> str:
+def cpu_name(root: Path = Path("/")) -> str:
+    """Return the name of the CPU: of x86 from cpuinfo, of ARM its maker, part and board.
+
+    Two ARM machines of as many cores must not share a name, or one's times count as the other's.
+    """
+    information = ""
     with contextlib.suppress(OSError):
-        information = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        match = re.search(r"model name\s*:\s*(.+)", information)
-        if match:
-            return match[1].strip()
-    return platform.processor() or platform.machine()
+        information = (root / "proc/cpuinfo").read_text(encoding="utf-8")
+    match = re.search(r"model name\s*:\s*(.+)", information)
+    if match:
+        return match[1].strip()
+    if platform.system() == "Darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            return done.stdout.strip()
+
+    words = [platform.machine()]
+    for label in ("implementer", "part"):
+        match = re.search(rf"CPU {label}\s*:\s*(\w+)", information)
+        words += [f"{label} {match[1]}"] if match else []
+    with contextlib.suppress(OSError):
+        model = (root / "proc/device-tree/model").read_text(encoding="utf-8")
+        words.append(model.strip("\0 \n"))
+    return " ".join(words) if len(words) > 1 else platform.processor() or platform.machine()
 
 
 def memory_bytes() -> int:
@@ -145,32 +165,53 @@ def memory_bytes() -> int:
 
 
 def cgroup_limits(root: Path) -> list[int]:
-    """Return the memory limits of this process's control groups and their parents, in bytes.
+    """Return the memory limits of this process's control groups and their parents, in bytes."""
+    texts = [*_cgroup_files(root, "", "memory.max"), *_cgroup_files(root, "memory", V1_MEMORY)]
+    return [int(text) for text in texts if text.strip().isdecimal()]  # no limit: "max"
 
-    Reads versions 1 and 2 of control groups (Linux) below a root folder.
+
+def cpu_quotas(root: Path) -> list[int]:
+    """Return the CPUs that this process's control groups and their parents allow, rounded up."""
+    pairs = [text.split() for text in _cgroup_files(root, "", "cpu.max")]
+    quotas = _cgroup_files(root, "cpu", "cpu.cfs_quota_us")
+    periods = _cgroup_files(root, "cpu", "cpu.cfs_period_us")
+    pairs += [list(pair) for pair in zip(quotas, periods, strict=False)]
+    cpus = []
+    for pair in pairs:
+        if len(pair) == 2 and all(text.strip().isdecimal() for text in pair) and int(pair[1]):
+            cpus.append(max(1, math.ceil(int(pair[0]) / int(pair[1]))))  # no limit: "max", or -1
+    return cpus
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may use: by its affinity, and by its container's quota."""
+    if hasattr(os, "sched_getaffinity"):
+        allowed = len(os.sched_getaffinity(0))
+    else:
+        allowed = os.cpu_count() or 1
+    return min([allowed, *cpu_quotas(Path("/"))])
+
+
+def _cgroup_files(root: Path, controller: str, name: str) -> list[str]:
+    """Return the texts of a file in this process's control group and all groups above it (Linux).
+
+    `controller` is empty for version 2 of control groups.
     """
     membership = root / "proc/self/cgroup"
     if not membership.exists():
         return []
-
-    limits = []
+    texts = []
     for line in membership.read_text(encoding="utf-8").splitlines():
         _, controllers, path = line.split(":", 2)
-        if controllers == "":  # version 2
-            top = root / "sys/fs/cgroup"
-            file_name = "memory.max"
-        elif "memory" in controllers.split(","):  # version 1
-            top = root / "sys/fs/cgroup/memory"
-            file_name = "memory.limit_in_bytes"
-        else:
+        if controller not in controllers.split(","):
             continue
-
+        top = root / "sys/fs/cgroup" / controller
         group = top / path.strip("/")
         for folder in (group, *group.parents):
             if folder.is_relative_to(top):
-                with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-                    limits.append(int((folder / file_name).read_text(encoding="ascii")))
-    return limits
+                with contextlib.suppress(OSError, UnicodeDecodeError):
+                    texts.append((folder / name).read_text(encoding="ascii"))
+    return texts
 
 
 def _gpu_handle() -> Any:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lookback.benchmarks.machine import usable_cores
 from lookback.benchmarks.record import AnyCell, Job, Outcome
 from lookback.benchmarks.run.cell_server import POLL_SECONDS, CellServer, ForkedProcess
 
@@ -193,7 +194,7 @@ def _outcome_of_failure(exit_code: int, output: str) -> Outcome:
 
 def default_jobs(device: str, threads: int) -> int:
     """Return how many learning cells run side by side: one per core, or one on a GPU."""
-    return 1 if device == "cuda" else max(1, cores() // max(1, threads))
+    return 1 if device == "cuda" else max(1, usable_cores() // max(1, threads))
 
 
 def default_threads() -> int:
@@ -201,14 +202,7 @@ def default_threads() -> int:
     setting = os.environ.get("OMP_NUM_THREADS", "")
     if setting.isdecimal() and int(setting):
         return int(setting)
-    return cores()
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return usable_cores()
 
 
 def allocator() -> str:

@@ -22,9 +22,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from lookback.benchmarks.machine import machine
+from lookback.benchmarks.machine import machine, usable_cores
 from lookback.benchmarks.record import AnyCell, Machine, Record
-from lookback.benchmarks.run.process import cores
 from lookback.benchmarks.run.progress import CellResult, MessageLog, ProgressBar
 from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.storage import read_record, write_record
@@ -200,7 +199,7 @@ def join_ray(address: str = "") -> None:
         folder = tempfile.mkdtemp(prefix="lookback-ray-")  # a short path, because it holds sockets
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         settings = {
-            "num_cpus": cores(),
+            "num_cpus": usable_cores(),
             "include_dashboard": False,
             "object_store_memory": STORE_BYTES,
             "_temp_dir": folder,

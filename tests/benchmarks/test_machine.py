@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lookback.benchmarks import machine
-from lookback.benchmarks.machine import cgroup_limits, commit, joules
+from lookback.benchmarks.machine import cgroup_limits, commit, cpu_name, cpu_quotas, joules
 
 
 def test_control_groups_limit_memory(tmp_path: Path) -> None:
@@ -25,6 +25,61 @@ def test_control_groups_limit_memory(tmp_path: Path) -> None:
         (tmp_path / path).write_text(text)
     assert sorted(cgroup_limits(tmp_path)) == [3000, 4000, 9223372036854771712]
     assert cgroup_limits(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({"sys/fs/cgroup/jobs/cpu.max": "200000 100000\n"}, [2]),
+        ({"sys/fs/cgroup/jobs/a/cpu.max": "50000 100000\n"}, [1]),
+        ({"sys/fs/cgroup/jobs/cpu.max": "max 100000\n"}, []),
+        (
+            {
+                "sys/fs/cgroup/cpu/jobs/cpu.cfs_quota_us": "250000\n",
+                "sys/fs/cgroup/cpu/jobs/cpu.cfs_period_us": "100000\n",
+            },
+            [3],
+        ),
+        (
+            {
+                "sys/fs/cgroup/cpu/jobs/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/jobs/cpu.cfs_period_us": "100000\n",
+            },
+            [],
+        ),
+    ],
+)
+def test_control_groups_limit_cpus(tmp_path: Path, files: dict[str, str], cpus: list[int]) -> None:
+    """In a container with two CPUs of 64, cells must not take 64 threads."""
+    memberships = "5:cpu,cpuacct:/jobs/a\n0::/jobs/a\n"
+    for path, text in {"proc/self/cgroup": memberships, **files}.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert cpu_quotas(tmp_path) == cpus
+
+
+def test_arm_machines_have_names_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    names = set()
+    for maker, part, board in (
+        ("0x41", "0xd0c", ""),
+        ("0x41", "0xd40", ""),
+        ("0x61", "0x022", "M1"),
+    ):
+        root = tmp_path / maker / part
+        (root / "proc/device-tree").mkdir(parents=True)
+        information = f"processor\t: 0\nCPU implementer\t: {maker}\nCPU part\t: {part}\n"
+        (root / "proc/cpuinfo").write_text(information)
+        if board:
+            (root / "proc/device-tree/model").write_text(f"{board}\0")
+        names.add(cpu_name(root))
+    assert names == {
+        "aarch64 implementer 0x41 part 0xd0c",
+        "aarch64 implementer 0x41 part 0xd40",
+        "aarch64 implementer 0x61 part 0x022 M1",
+    }
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from lookback.benchmarks.machine import machine
+from lookback.benchmarks.machine import machine, usable_cores
 from lookback.benchmarks.measure.cell import measure
 from lookback.benchmarks.record import AnyCell
 from lookback.benchmarks.run import process
-from lookback.benchmarks.run.process import cores, default_threads
+from lookback.benchmarks.run.process import default_threads
 from lookback.benchmarks.run.runner import WORK, device_name
 from lookback.benchmarks.storage import read_record, record_files, write_record
 from tests.processes import LINUX, ROOT, processes_of, runner_of, tiny, wait_until
@@ -86,7 +86,8 @@ def test_recorded_cells_are_not_measured_again(cell: AnyCell, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("setting", "threads"), [("3", 3), ("", cores()), ("0", cores()), ("2,1", cores())]
+    ("setting", "threads"),
+    [("3", 3), ("", usable_cores()), ("0", usable_cores()), ("2,1", usable_cores())],
 )
 def test_threads_are_those_of_the_environment(
     monkeypatch: pytest.MonkeyPatch, setting: str, threads: int
