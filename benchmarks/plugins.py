@@ -13,6 +13,7 @@ from pathlib import Path
 from lookback.models.model import model_names
 from lookback.tasks.task import task_names
 
+GROUP = "lookback.plugins"  # of entry points
 MODULE_PREFIX = "lookback_plugin_"  # of the modules that plug-in files become
 
 
@@ -20,14 +21,18 @@ def load_plugins(files: Sequence[str]) -> None:
     """Import the plug-ins of the entry-point group `lookback.plugins`, then these files.
 
     A file may import the modules beside it, as a script may. A file that is already loaded is not
-    loaded again. Raises ValueError that names the file if it does not exist or fails.
+    loaded again. Raises ValueError that names the file if it does not exist or fails. An installed
+    package that fails is reported and left out: its user may have asked for something else.
     """
     # Our own tasks and models are registered first, so that a plug-in cannot take their names.
     task_names()
     model_names()
 
-    for entry in importlib.metadata.entry_points(group="lookback.plugins"):
-        _load(f"plug-in {entry.name} ({entry.value})", entry.load)
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        try:
+            _load(f"plug-in {entry.name} ({entry.value})", entry.load)
+        except ValueError as error:
+            print(f"lookback: left out: {error}", file=sys.stderr)
     for file in files:
         path = Path(file)
         if path.suffix != ".py" or not path.is_file():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import importlib.metadata
+import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +28,23 @@ class Entry:
 
 
 def catalogue(kind: str, plugins: Sequence[str] = ()) -> list[Entry]:
-    """Return all "tasks" or "models" that Lookback and the plug-in files register, by name."""
+    """Return all "tasks" or "models" that Lookback and plug-ins register, by name.
+
+    Plug-ins are these files and those of installed packages.
+    """
     entries: list[Entry] = []
-    for file in [*(ROOT / kind).rglob("*.py"), *map(Path, plugins)]:
+    for file in [*(ROOT / kind).rglob("*.py"), *map(Path, plugins), *_installed()]:
         entries += _entries(file, DECORATORS[kind])
     return sorted(entries, key=lambda entry: (":" in entry.name, entry.name))
+
+
+def _installed() -> Iterator[Path]:
+    """Yield the files of the plug-ins of installed packages, without importing them."""
+    for entry in importlib.metadata.entry_points(group="lookback.plugins"):
+        with contextlib.suppress(ImportError, ValueError):  # of the package around the module
+            spec = importlib.util.find_spec(entry.module)
+            if spec is not None and spec.origin is not None:
+                yield Path(spec.origin)
 
 
 def _entries(file: Path, decorators: Sequence[str]) -> Iterator[Entry]:

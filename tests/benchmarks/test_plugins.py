@@ -195,8 +195,17 @@ def test_without_it_nothing_is_known_of_it(tmp_path: Path) -> None:
         (MODULE.replace("acme-mean", "hf:mean"), "expected at most 64 lower-case letters"),
     ],
 )
-def test_a_broken_one_is_named(tmp_path: Path, module: str, words: str) -> None:
+def test_a_broken_one_is_named_and_left_out(tmp_path: Path, module: str, words: str) -> None:
     with zipfile.ZipFile(wheel(tmp_path, module)) as archive:  # as pip lays it out
         archive.extractall(tmp_path / "site")
-    done = lookback(tmp_path / "site", "describe", "lstm")
-    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+    for arguments in (("describe", "lstm"), ("run", "quick", "--scale", "smoke", "--dry-run")):
+        done = lookback(tmp_path / "site", *arguments)
+        assert done.returncode == 0, done.stderr
+        (line,) = [line for line in done.stderr.splitlines() if "left out" in line]
+        assert words in line
+        assert "Traceback" not in done.stderr
+
+
+def test_it_is_listed_without_being_imported(site: Path) -> None:
+    assert "acme-mean" in lookback(site, "list", "models").stdout
+    assert "acme-first" in lookback(site, "list", "tasks").stdout
