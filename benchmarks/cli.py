@@ -6,8 +6,11 @@ import dataclasses
 import io
 import json
 import math
+import pdb
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from importlib.metadata import entry_points, version
@@ -22,6 +25,7 @@ from lookback.benchmarks.describe.lists import Entry, catalogue
 from lookback.benchmarks.suite import (
     DEFAULT_SCALE,
     Suite,
+    limit_steps,
     read_suite,
     scaled,
     select,
@@ -29,11 +33,11 @@ from lookback.benchmarks.suite import (
 )
 
 if TYPE_CHECKING:
+    from lookback.benchmarks.record import AnyCell
     from lookback.benchmarks.run.runner import Runner
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -231,6 +235,28 @@ def run(
             "with a part of the tokens and a seed that does not count.",
         ),
     ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="Only try the suite: at most so many training steps, few test examples, and a "
+            "folder of its own for the records.",
+            min=1,
+        ),
+    ] = None,
+    keep_going: Annotated[
+        bool,
+        typer.Option(
+            "--keep-going", help="Go on although two cells of a model end with the same error."
+        ),
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug",
+            help="Measure the first cell in this process and record nothing: breakpoints work, "
+            "and an error opens Python's debugger.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what each cell needs, and measure nothing.")
     ] = False,
@@ -277,6 +303,8 @@ def run(
         from lookback.benchmarks.plan.pilot import pilot_suite
 
         chosen = pilot_suite(chosen)
+    if limit is not None:
+        chosen = limit_steps(chosen, limit)
     chosen = match_widths(chosen, tolerance)
     for cell in chosen.cells:
         check(cell, here=on_this_machine)
@@ -285,6 +313,8 @@ def run(
     _print_left_out(list(absent.values()))
     cells = tuple(cell for cell in chosen.cells if cell not in absent)
     check_tasks(cells)
+    if debug and cells:
+        raise typer.Exit(_debug(cells[0]))
     runner = _runner(
         results,
         dataclasses.replace(chosen, cells=cells),
@@ -293,6 +323,7 @@ def run(
         jobs=jobs or default_jobs(cell_device, threads),
         deadline=deadline,
         share=share,
+        keep_going=keep_going,
     )
     if dry_run:
         from lookback.benchmarks.plan.dry_run import make_plan
@@ -322,8 +353,25 @@ def run(
             print("\n".join(findings(runner)))
     elif runner.suite.cells:
         code = runner.run()
+        if limit is not None:  # its records have a folder of their own
+            suite, scale = runner.suite.name, DEFAULT_SCALE
         _print_next(runner, suite, scale, code)
     raise typer.Exit(code or int(bool(absent)))
+
+
+def _debug(cell: AnyCell) -> int:
+    """Measure a cell in this process; after an error, open the debugger if somebody is there."""
+    from lookback.benchmarks.measure.cell import debug
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="lookback-debug-") as folder:
+            debug(cell, Path(folder))
+    except Exception:
+        traceback.print_exc()
+        if sys.stdin.isatty():
+            pdb.post_mortem()
+        return 1
+    return 0
 
 
 def _runner(results: Path, suite: Suite, **settings: Any) -> Runner:

@@ -42,6 +42,7 @@ by `batch_tokens`.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import itertools
 import math
@@ -70,6 +71,7 @@ FOLDER = Path(__file__).parent / "suites"
 DEFAULT_SCALE = "small"
 SECTIONS = ("match", "endpoint", "pilot")  # tables that say nothing of a cell
 KEYS = ("title", "defaults", "grid", *SECTIONS, "scales")
+FEW_EXAMPLES = 16  # in the tests of a suite that is only tried
 MOST_CELLS = 100_000  # per grid: a slip of the pen is an error, not a long wait
 
 Section = TypeVar("Section", bound=StrictModel)
@@ -413,6 +415,26 @@ def select(cells: Sequence[AnyCell], field: str, values: Sequence[Any]) -> tuple
         matching = [cell for cell in cells if getattr(cell, field) == value]
         chosen += matching or [_replace(cell, field, value, dropped) for cell in cells]
     return tuple(dict.fromkeys(chosen))
+
+
+def limit_steps(suite: Suite, steps: int) -> Suite:
+    """Return a suite for trying out: at most so many steps, and one repeat of each timing.
+
+    Its name is its own, so that its records never stand among those of the suite.
+    """
+    cells = []
+    for cell in suite.cells:
+        fields = cell.model_dump()
+        if cell.kind == "learn":
+            steps = min(steps, cell.steps)
+            fields |= {"tokens": None, "steps": steps, "validations": 1}
+            fields["warmup"] = min(cell.warmup, steps)
+            fields["test_examples"] = min(cell.test_examples, FEW_EXAMPLES)
+            fields["validation_examples"] = min(cell.validation_examples, FEW_EXAMPLES)
+        else:
+            fields["repeats"] = 1
+        cells.append(make_cell(fields))
+    return dataclasses.replace(suite, name=f"{suite.name}-limit", cells=tuple(cells))
 
 
 def _replace(cell: AnyCell, field: str, value: Any, dropped: Sequence[str]) -> AnyCell:

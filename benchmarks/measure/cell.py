@@ -197,6 +197,20 @@ def measure(cell: AnyCell, folder: Path, progress: Progress, stop: list[bool]) -
     )
 
 
+def debug(cell: AnyCell, folder: Path) -> None:
+    """Measure a cell in this process; unlike in `measure`, an exception is not caught."""
+    task = get_task(cell.task, cell.task_options)
+    check_contract(cell.model, cell.width, cell.depth, cell.model_options, cell.device)
+
+    def report(done: int, total: int, description: str) -> None:
+        print(f"{done}/{total} {description}", flush=True)
+
+    if cell.kind == "learn":
+        learn(cell, task, folder, report, lambda: False)
+    else:
+        cost(cell, task, report, set())
+
+
 def task_facts(task: Task) -> TaskFacts:
     """Return the facts of a task that a record states."""
     return TaskFacts(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import humanize
 from tqdm import tqdm
 
+from lookback.benchmarks.machine import ROOT
 from lookback.benchmarks.record import AnyCell, Outcome, Record
 
+OURS = ("lookback", "tasks", "models", "benchmarks")
 BAR = (
     "{percentage:3.0f}% |{bar:20}| {n:.1f}/{total} cells, {elapsed}, about {remaining} left  {desc}"
 )
@@ -107,6 +111,8 @@ class ProgressBar(MessageLog):
             line = f"{count} {label(result.cell)} {outcome.status} {seconds}"
         if outcome.message.strip():
             line += f": {outcome.message.strip().splitlines()[-1]}"
+        if place := error_place(outcome.message):
+            line += f" ({place}; the record has the whole traceback)"
         self.say(line)
         self.bar.n = self.done
         self.bar.refresh()
@@ -141,6 +147,23 @@ def label(cell: AnyCell) -> str:
     if cell.kind == "cost":
         return f"cost {model} seed {cell.seed}"
     return f"{cell.task} {model} seed {cell.seed} rate {cell.learning_rate:g}"
+
+
+def error_place(message: str) -> str:
+    """Return file and line of the last frame of a traceback outside Lookback and its libraries.
+
+    That is a user's own line, if there is one; empty otherwise.
+    """
+    places = ""
+    for file, line in re.findall(r'File "([^"]+)", line (\d+)', message):
+        path = Path(file)
+        ours = any(path.is_relative_to(ROOT / folder) for folder in OURS)
+        is_library = "site-packages" in path.parts or path.is_relative_to(sys.base_prefix)
+        if not ours and not is_library:
+            here = Path.cwd()
+            shown = path.relative_to(here) if path.is_relative_to(here) else path
+            places = f"{shown}:{line}"
+    return places
 
 
 def headline(cell: AnyCell, outcome: Outcome) -> str:

@@ -76,6 +76,7 @@ class Runner:
     threads: int = 0  # of torch in each cell; 0: one if it learns on a CPU, else one per core
     jobs: int = 1  # learning cells side by side
     deadline: float = math.inf  # on the monotonic clock; then the run stops as with Ctrl-C
+    keep_going: bool = False  # although two cells of one model end with the same error
     exclusive: bool = True  # wait until no other runner measures on this device
     share: float = 1.0  # of a GPU, for each cell
     options: Mapping[AnyCell, ResolvedOptions] = field(default_factory=dict)
@@ -202,6 +203,7 @@ class Runner:
 
         ended = 0
         failed = len(unreadable)
+        errors: Counter[tuple[str, str]] = Counter()
         with self.listening(), ProgressBar(len(cells)) as bar:
             for message in (*self.other_versions(), *unreadable):
                 bar.say(message)
@@ -211,6 +213,12 @@ class Runner:
                     ended += 1
                     if result.record is None or result.record.outcome.status not in FINAL:
                         failed += 1
+                    if self._repeats_an_error(result, errors):
+                        bar.say(
+                            f"stopped: two cells of {result.cell.model} ended with the same error; "
+                            "--keep-going measures the others"
+                        )
+                        return 1
             except OSError as error:
                 folder = self.folder(cells[0])
                 bar.say(f"cells cannot be recorded in {folder}: {error.strerror or error}")
@@ -223,6 +231,14 @@ class Runner:
             if ended < len(cells):
                 bar.say(f"the time is over with {len(cells) - ended} cells left; {CONTINUES}")
         return 1 if failed else 0
+
+    def _repeats_an_error(self, result: CellResult, errors: Counter[tuple[str, str]]) -> bool:
+        """Count a cell's error; return whether the run should stop, as its model is broken."""
+        if self.keep_going or result.record is None or result.record.outcome.status != "error":
+            return False
+        lines = result.record.outcome.message.strip().splitlines()
+        errors[result.cell.model, lines[-1] if lines else ""] += 1
+        return errors.most_common(1)[0][1] > 1
 
     def _results(self, cells: Sequence[AnyCell], bar: ProgressBar) -> Iterator[CellResult]:
         """Yield the result of each cell as it ends, until the run is asked to stop."""

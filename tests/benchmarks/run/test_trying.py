@@ -1,0 +1,103 @@
+"""What a user meets who tries a model of her own: errors, a limit, and the debugger."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lookback.benchmarks.machine import ROOT
+from lookback.benchmarks.record import AnyCell, Outcome, Record
+from lookback.benchmarks.run.progress import error_place
+from lookback.benchmarks.run.runner import Runner
+from lookback.benchmarks.suite import Suite, limit_steps
+from tests.processes import tiny
+from tests.records import as_cost, record
+
+BROKEN = '''
+"""Broken."""
+
+import torch
+from torch import nn
+
+from lookback import register_model
+
+
+@register_model("broken")
+class Broken(nn.Module):
+    def __init__(self, width, layer, depth):
+        super().__init__()
+        self.mix = nn.Linear(width, width)
+
+    def forward(self, x):
+        return self.mix(x) / (1 // 0)
+
+    def initial_state(self, batch_size, device, dtype):
+        return torch.zeros(batch_size)
+
+    def step(self, x, state):
+        return x, state
+'''
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
+    """Make every cell end with an error."""
+
+    def measure(self: Runner, cell: AnyCell, *_: object) -> Record:
+        return record(cell, Outcome(status="error", message=message))
+
+    monkeypatch.setattr(Runner, "measure", measure)
+
+
+@pytest.mark.parametrize(("keep_going", "measured"), [(False, 2), (True, 4)])
+def test_the_same_error_twice_stops_the_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    keep_going: bool,
+    measured: int,
+) -> None:
+    failing(monkeypatch, "Traceback ...\nRuntimeError: shapes")
+    cells = tuple(tiny("rwkv", seed=seed) for seed in range(4))
+    runner = Runner(tmp_path, Suite("mine", "", cells), keep_going=keep_going)
+    assert runner.run() == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("RuntimeError: shapes" in line for line in lines) == measured
+    assert any("--keep-going measures the others" in line for line in lines) != keep_going
+
+
+def test_an_error_is_shown_with_the_users_own_line() -> None:
+    library = f"{sys.base_prefix}/lib/python3/site-packages/torch/nn.py"
+    message = (
+        f'File "{ROOT}/models/contract.py", line 41, in check\n'
+        f'File "{library}", line 1778, in call\n'
+        'File "/home/me/mine.py", line 12, in forward\n'
+        f'File "{library}", line 3, in matmul\nRuntimeError: shapes'
+    )
+    assert error_place(message) == "/home/me/mine.py:12"
+    assert error_place(message.replace("/home/me", str(Path.cwd()))) == "mine.py:12"
+    assert error_place("loss was not finite") == ""
+
+
+def test_a_suite_that_is_only_tried() -> None:
+    learn = tiny("rwkv", tokens=100_000, warmup=50, test_examples=4000)
+    timed = as_cost(learn)
+    tried = limit_steps(Suite("mine", "", (learn, timed)), 2)
+    assert tried.name == "mine-limit"
+    first, second = tried.cells
+    assert first.kind == "learn" and second.kind == "cost"
+    assert (first.steps, first.warmup, first.tokens, first.test_examples) == (2, 2, None, 16)
+    assert second.repeats == 1
+
+
+def test_debugging_shows_the_whole_traceback(tmp_path: Path) -> None:
+    plugin = tmp_path / "broken.py"
+    plugin.write_text(BROKEN)
+    options = ["--model", "broken", "--device", "cpu", "--results", str(tmp_path / "results")]
+    command = [sys.executable, "-m", "lookback.benchmarks.cli", "run", "quick", "--scale", "smoke"]
+    command += ["--plugin", str(plugin), *options, "--debug"]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "ZeroDivisionError" in done.stderr
+    assert not (tmp_path / "results").exists()
