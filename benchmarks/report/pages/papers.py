@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from lookback.benchmarks.report.statistics import summarise
 
 PAPERS = Path(__file__).with_suffix(".toml")
 PUBLISHED = Path(__file__).parents[2] / "published.csv"
-OURS = "ours"
 
 
 def read_papers() -> list[dict[str, Any]]:
@@ -28,14 +27,13 @@ def read_papers() -> list[dict[str, Any]]:
 
 def papers_table(records: Sequence[Record]) -> pd.DataFrame:
     """Return a row per comparison: what makes it, and whether its suite has records."""
+    suites = {record.suite for record in records}
     rows = []
     for paper in read_papers():
-        scale = paper["suite"].removesuffix("-paper")
-        suites = {record.suite for record in records}
         status = "not run"
         if paper["suite"] in suites:
             status = "run"
-        elif scale in suites:
+        elif paper["suite"].removesuffix("-paper") in suites:
             status = "part: at a smaller scale"
         columns = ("paper", "table", "target")
         rows.append({name: paper[name] for name in columns})
@@ -51,7 +49,9 @@ def papers_page(records: Sequence[Record]) -> Page | None:
         if not paper["comparison"]:
             continue
         theirs = published[published["comparison"] == paper["comparison"]]
-        ours = OUR_ROWS[paper["comparison"]](records, paper["suite"].removesuffix("-paper"))
+        base = paper["suite"].removesuffix("-paper")
+        chosen = [record for record in records if record.suite in (base, f"{base}-paper")]
+        ours = OUR_ROWS[paper["comparison"]](Frames(chosen))
         if not ours.empty:
             blocks.append(_block(paper, theirs, ours))
     if not blocks:
@@ -66,54 +66,74 @@ def papers_page(records: Sequence[Record]) -> Page | None:
 
 
 def _block(paper: dict[str, Any], theirs: pd.DataFrame, ours: pd.DataFrame) -> Block:
+    columns = [str(name) for name in dict.fromkeys(theirs["task"])]
     table = theirs.pivot_table(index="model", columns="task", values="value", sort=False)
-    table = table.reset_index().assign(source="paper")
-    names = list(dict.fromkeys(theirs["task"]))
-    both = pd.concat([ours.assign(source=OURS), table], ignore_index=True)
-    columns = ["source", "model", *[name for name in names if name in both]]
-    columns += [name for name in ("at_length", "steps") if name in ours]
-    unit = theirs["unit"].iloc[0]
-    text = f"{paper['paper']}, {paper['table']}; {unit}. Made by `{paper['target']}`."
-    return Block(paper["table"].capitalize(), text, table=both[columns])
+    table = table.rename(columns=str).reset_index().assign(source="paper")
+    both = pd.concat([ours.rename(columns=str).assign(source="ours"), table], ignore_index=True)
+    more = [name for name in ("at_length", "median", "seeds") if name in ours]
+    kept = [name for name in columns if name in both]
+    text = f"{paper['paper']}, {paper['table']}. {paper['note']} Ours: `{paper['target']}`."
+    if theirs["setting"].nunique() == 1:
+        text += f" Theirs: {theirs['setting'].iloc[0]}."
+    return Block(paper["table"].capitalize(), text, table=both[["source", "model", *kept, *more]])
 
 
-def _scores(records: Sequence[Record], suite: str) -> pd.DataFrame:
-    """Return the mean test score at the longest length, a row per model and a column per task."""
-    chosen = [record for record in records if record.suite in (suite, f"{suite}-paper")]
-    scores = Frames(chosen)["scores"]
+# --- our rows: a row per model, a column per column of the paper's table
+
+
+def _named(rows: pd.DataFrame) -> pd.DataFrame:
+    names = zip(rows["model"], rows["model_options"], strict=True)
+    return rows.assign(model=[model_name(name, options) for name, options in names])
+
+
+def _scores(frames: Frames, column: str, scale: float = 1.0) -> pd.DataFrame:
+    """Return mean scores over seeds, a column for each value of a column of the frame."""
+    scores = frames["scores"]
     if scores.empty:
         return scores
-    longest = scores.groupby(["task", "variant"])["test_length"].transform("max")
-    scores = scores[scores["test_length"] == longest]
-    keys = ["model", "model_options", "task"]
-    means = summarise(scores, keys, "score")
-    names = zip(means["model"], means["model_options"], strict=True)
-    means = means.assign(model=[model_name(name, options) for name, options in names])
-    return means.pivot_table(index="model", columns="task", values="mean").reset_index()
+    means = _named(summarise(scores, ["model", "model_options", column], "score"))
+    means = means.assign(mean=scale * means["mean"])
+    return means.pivot_table(index="model", columns=column, values="mean", sort=False).reset_index()
 
 
-def _arena(records: Sequence[Record], suite: str) -> pd.DataFrame:
-    table = _scores(records, suite)
-    numbers = table.select_dtypes("number").columns
-    return table.assign(**{name: 100 * table[name] for name in numbers})
+def _parity(frames: Frames) -> pd.DataFrame:
+    """Return scaled accuracy, the mean over all test lengths, of the best and the middle seed."""
+    scores = frames["scores"]
+    if scores.empty:
+        return scores
+    keys = ["model", "model_options"]
+    runs = scores.groupby([*keys, "seed"], sort=False)["score"].mean().mul(2).sub(1)
+    table = runs.groupby(keys, sort=False).agg(parity="max", median="median", seeds="count")
+    return _named(table.reset_index())
 
 
-def _enwik8(records: Sequence[Record], suite: str) -> pd.DataFrame:
-    return _scores(records, suite).rename(columns={"enwik8": "test"})
-
-
-def _complexity(records: Sequence[Record], suite: str) -> pd.DataFrame:
-    """Return slopes of prefill over length: time (operations, which are exact) and memory."""
-    costs = Frames([record for record in records if record.suite == suite])["costs"]
-    rows = growth(costs) if not costs.empty else costs
+def _complexity(frames: Frames) -> pd.DataFrame:
+    """Return slopes of prefill over length."""
+    rows = growth(frames["costs"]) if not frames["costs"].empty else frames["costs"]
     if rows.empty:
         return rows
     named = {"prefill time": "time", "prefill memory": "space"}
-    rows = rows[rows["quantity"].isin(named)]
-    rows = rows.assign(quantity=rows["quantity"].map(named), model=rows["model_name"])
-    keys = ["model", "longest"]
+    rows = _named(rows[rows["quantity"].isin(named)])
+    rows = rows.assign(quantity=rows["quantity"].map(named), at_length=rows["longest"])
+    keys = ["model", "at_length"]
     table = rows.pivot_table(index=keys, columns="quantity", values="slope", sort=False)
-    return table.reset_index().rename(columns={"longest": "at_length"})
+    return table.reset_index()
 
 
-OUR_ROWS = {"lra": _arena, "enwik8": _enwik8, "complexity": _complexity}
+def _generation(frames: Frames) -> pd.DataFrame:
+    """Return the seconds of the longest text that was generated."""
+    points = frames["generation"]
+    if points.empty:
+        return points
+    last = points[points["tokens"] == points.groupby("variant")["tokens"].transform("max")]
+    return _named(last.assign(at_length=last["tokens"]))[["model", "at_length", "seconds"]]
+
+
+OUR_ROWS: dict[str, Callable[[Frames], pd.DataFrame]] = {
+    "lra": lambda frames: _scores(frames, "task", 100.0),
+    "enwik8": lambda frames: _scores(frames, "task").rename(columns={"enwik8": "test"}),
+    "induction": lambda frames: _scores(frames, "test_length", 100.0),
+    "parity": _parity,
+    "complexity": _complexity,
+    "generation": _generation,
+}
