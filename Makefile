@@ -13,7 +13,7 @@ UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 .DEFAULT_GOAL := help
 .PHONY: help environment bench test test-slow test-gpu smoke lint format pictures cards report speed doctor clean \
     verify publish published reports-check \
-    distance copying capacity tracking aggregation ladder language cost paper-zoology-mqar \
+    distance copying capacity tracking aggregation ladder language cost cost-equal-width paper-zoology-mqar \
     paper-grazzi-parity paper-mamba-induction paper-rrwkv-reach paper-rwkv-lra paper-rwkv-enwik8
 
 help: ## list the targets
@@ -78,10 +78,11 @@ aggregation: ## the majority of all that was read
 ladder: ## the rules of Long Range Arena at growing length, beside windows
 language: ## what context and verbatim memory save in real text
 cost: ## memory, throughput and state against length
+cost-equal-width: ## the same at equal width, where cost matches parameters
 paper-grazzi-parity: ## parity by the range of eigenvalues (Grazzi et al. 2024)
 paper-mamba-induction: ## induction heads read to 16,384 tokens (Gu and Dao 2023)
 paper-zoology-mqar: ## Zoology's grid of MQAR (Arora et al. 2023)
-distance copying capacity tracking aggregation ladder language cost paper-zoology-mqar \
+distance copying capacity tracking aggregation ladder language cost cost-equal-width paper-zoology-mqar \
 paper-grazzi-parity paper-mamba-induction: $(READY)
 	$(BIN)/lookback run $@ --scale $(SCALE)
 	@$(BIN)/lookback report $@ --scale $(SCALE)
