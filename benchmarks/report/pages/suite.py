@@ -122,7 +122,12 @@ def _has_model(records: Iterable[Record], name: str) -> bool:
 
 def _endpoint_blocks(values: pd.DataFrame, endpoint: Endpoint) -> Iterable[Block]:
     table = endpoint_table(values, endpoint)
-    yield Block("Models", endpoint_text(endpoint), table=table)
+    tasks = table["task_name"].unique()
+    text = endpoint_text(endpoint)
+    if len(tasks) == 1:  # said once, not in every row
+        table = table.drop(columns="task_name")
+        text = f"{tasks[0].capitalize()}. {text}"
+    yield Block("Models", text, table=table)
     judged = verdicts(values, endpoint.difference, BASELINE)
     if judged.empty:
         return
@@ -197,13 +202,24 @@ def _endpoint_sentences(values: pd.DataFrame, endpoint: Endpoint) -> list[str]:
     behind = f", then {', '.join(words)}" if words else ""
     sentences = [f"**{best['model_name']}** is best: {best['endpoint']:.2f}{interval}{behind}."]
     if "verdict" in table:
-        groups: dict[str, list[str]] = {}
-        for row in table[table["verdict"].notna()].itertuples():
-            groups.setdefault(row.verdict, []).append(row.model_name)
-        said = "; ".join(f"{word}: {', '.join(names)}" for word, names in groups.items())
+        said = verdict_words(table[table["verdict"].notna()])
         if said:
-            sentences.append(f"Beside {model_name(BASELINE)}, {said}.")
+            sentences.append(f"Beside {model_name(BASELINE)}: {said}.")
     return sentences
+
+
+def verdict_words(table: pd.DataFrame) -> str:
+    """Say which models are better or worse, by how much; name the others by their verdict."""
+    words = []
+    others: dict[str, list[str]] = {}
+    for row in table.itertuples():
+        if row.verdict in ("better", "worse"):
+            interval = f"{row.difference_low:+.3f} to {row.difference_high:+.3f}"
+            words.append(f"{row.model_name} is {row.verdict}, {row.difference:+.3f} ({interval})")
+        else:
+            others.setdefault(row.verdict, []).append(row.model_name)
+    words += [f"{word}: {', '.join(names)}" for word, names in others.items()]
+    return "; ".join(words)
 
 
 # --- suites without an endpoint
