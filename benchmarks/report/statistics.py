@@ -114,7 +114,7 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFram
         if math.isnan(low) and _is_accuracy(group) and "correct" in group:
             run = group.iloc[0]
             low, high = wilson_interval(int(run["correct"]), int(run["count"]))
-        if _is_accuracy(group):
+        if value == "score" and _is_accuracy(group):
             low, high = max(low, 0.0), min(high, 1.0)
         row = dict(zip(by, key, strict=True))
         row |= {"mean": math.fsum(values) / len(values), "low": low, "high": high}

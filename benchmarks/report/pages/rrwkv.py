@@ -28,8 +28,8 @@ def rrwkv_page(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -> 
     if not judged.empty:
         judged = add_names(judged)
         counts = judged["verdict"].value_counts()
-        words = ", ".join(f"{word} {count}" for word, count in counts.items())
-        lead.insert(0, f"On {len(judged)} primary endpoints RRWKV beside RWKV-4 is: {words}.")
+        words = ", ".join(f"{word} on {count}" for word, count in counts.items())
+        lead.insert(0, f"Primary endpoints, RRWKV beside RWKV-4: {words}.")
         blocks.append(_endpoint_block(judged))
     costs = Frames(records)["costs"]
     prices = ratios(costs, "rrwkv", "rwkv") if not costs.empty else pd.DataFrame()
