@@ -133,7 +133,7 @@ def cluster() -> Iterator[str]:
     pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setattr("lookback.benchmarks.run.ray_engine.cores", lambda: 2)
+        patch.setattr("lookback.benchmarks.run.ray_engine.usable_cores", lambda: 2)
         join_ray()
     import ray
 
