@@ -138,9 +138,11 @@ def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     looks = {}
     for name in ordered:
         number = numbers[name]
+        base = name.split(",")[0]  # a variant has the colour of its model
+        colour = known.index(base) if base in known else number
         looks[name] = {
-            "color": COLOURS[number % len(COLOURS)],
-            "marker": MARKERS[number % len(MARKERS)],
+            "color": COLOURS[colour % len(COLOURS)],
+            "marker": MARKERS[(number + number // len(MARKERS)) % len(MARKERS)],
             "linestyle": DASHES[(number + number // len(COLOURS)) % len(DASHES)],
         }
     return looks
