@@ -426,9 +426,9 @@ def limit_steps(suite: Suite, steps: int) -> Suite:
     for cell in suite.cells:
         fields = cell.model_dump()
         if cell.kind == "learn":
-            steps = min(steps, cell.steps)
-            fields |= {"tokens": None, "steps": steps, "validations": 1}
-            fields["warmup"] = min(cell.warmup, steps)
+            limited = min(steps, cell.steps)
+            fields |= {"tokens": None, "steps": limited, "validations": 1}
+            fields["warmup"] = min(cell.warmup, limited)
             fields["test_examples"] = min(cell.test_examples, FEW_EXAMPLES)
             fields["validation_examples"] = min(cell.validation_examples, FEW_EXAMPLES)
         else:

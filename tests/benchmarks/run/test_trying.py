@@ -90,6 +90,12 @@ def test_a_suite_that_is_only_tried() -> None:
     assert second.repeats == 1
 
 
+def test_a_shorter_cell_does_not_limit_those_behind_it() -> None:
+    cells = (tiny("rwkv", steps=3), tiny("rwkv", steps=50, seed=1))
+    tried = limit_steps(Suite("mine", "", cells), 20)
+    assert [cell.steps for cell in tried.cells if cell.kind == "learn"] == [3, 20]
+
+
 def test_debugging_shows_the_whole_traceback(tmp_path: Path) -> None:
     plugin = tmp_path / "broken.py"
     plugin.write_text(BROKEN)
