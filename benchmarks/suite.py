@@ -72,6 +72,8 @@ DEFAULT_SCALE = "small"
 SECTIONS = ("match", "endpoint", "pilot")  # tables that say nothing of a cell
 KEYS = ("title", "defaults", "grid", *SECTIONS, "scales")
 FEW_EXAMPLES = 16  # in the tests of a suite that is only tried
+MARGIN = 0.1  # above the sighted floor: a model below has not learned
+CEILING = 0.95  # of an accuracy: models above are not told apart
 MOST_CELLS = 100_000  # per grid: a slip of the pen is an error, not a long wait
 
 Section = TypeVar("Section", bound=StrictModel)

@@ -14,12 +14,10 @@ from typing import Any
 
 from lookback.benchmarks.record import AnyCell, LearnCell, Record, make_cell
 from lookback.benchmarks.run.runner import Runner
-from lookback.benchmarks.suite import Pilot, Suite
+from lookback.benchmarks.suite import CEILING, MARGIN, Pilot, Suite
 from lookback.tasks.task import get_task
 
 EXTENSIONS = 3  # rates that are added beyond each end of the grid, at most
-MARGIN = 0.1  # above the sighted floor: the gate's lower end
-CEILING = 0.95  # its upper end
 SHORTEST = 32  # tokens that a calibration begins with
 MODELS = 2  # that must lie between them
 

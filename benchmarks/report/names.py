@@ -21,13 +21,6 @@ MODELS = {
 }
 """As their papers write them, in the order in which tables list them."""
 
-QUANTITIES = {
-    "score": "score",
-    "area": "area over log2 distance",
-    "halfway": "log2 of the value half-way",
-    "saved": "bits a byte saved by context",
-}
-
 # Fields in which runs of one model may differ; named only where they do.
 TOLD_APART = ("width", "depth", "data")
 

@@ -6,6 +6,7 @@ Numbers are formatted here and nowhere else, by the names of their columns.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import math
 import re
@@ -100,14 +101,22 @@ def write_page(page: Page, folder: Path, style: str = "page", key: str = "") -> 
 
 def page_key(records: Iterable[Record], *settings: object) -> str:
     """Return a digest of records, of the code of the report, and of whatever else a page needs."""
-    content = hashlib.sha256(repr(settings).encode())
-    for path in sorted(Path(__file__).parent.rglob("*")):
-        if path.suffix in (".py", ".toml", ".html", ".css"):
-            content.update(path.read_bytes())
+    content = hashlib.sha256(f"{settings!r} {code_digest()}".encode())
     for record in records:
         content.update(f"{record.suite} {record.cell_id} {record.ended}".encode())
         content.update(record.machine.slug.encode())
     return content.hexdigest()[:16]
+
+
+@functools.cache
+def code_digest() -> str:
+    """Return a digest of the files that pages are made with: code, templates, styles and data."""
+    folder = Path(__file__).parent
+    content = hashlib.sha256()
+    for path in [*sorted(folder.rglob("*")), folder.parent / "published.csv"]:
+        if path.is_file() and "__pycache__" not in path.parts:
+            content.update(path.read_bytes())
+    return content.hexdigest()
 
 
 def is_current(html: Path, key: str) -> bool:
@@ -235,18 +244,17 @@ def format_interval(column: str, low: float, high: float, plus_minus: bool = Fal
     return f" ({format_value(column, low)} to {format_value(column, high)})"
 
 
-def is_text(name: str, texts: Sequence[str]) -> bool:
-    """Return whether a column of texts stands to the left: it holds words, not numbers."""
-    return any(text and not re.match(r"[-+]?[\d.]", text) for text in texts)
+def sides(shown: pd.DataFrame) -> list[str]:
+    """Return the side of each column of texts: words stand to the left, numbers to the right."""
+    is_word = shown.map(lambda text: bool(text) and not re.match(r"[-+]?[\d.]", text))
+    return ["left" if is_word[name].any() else "right" for name in shown]
 
 
 def markdown_table(table: pd.DataFrame) -> str:
     """Return a Markdown table of a table's formatted values."""
     shown = formatted(table)
-    sides = ["left" if is_text(name, list(shown[name])) else "right" for name in shown]
-    return str(
-        shown.map(escape_markdown).to_markdown(index=False, colalign=sides, disable_numparse=True)
-    )
+    texts = shown.map(escape_markdown)
+    return str(texts.to_markdown(index=False, colalign=sides(shown), disable_numparse=True))
 
 
 def escape_markdown(text: str) -> str:
@@ -260,17 +268,15 @@ def escape_markdown(text: str) -> str:
 def terminal_table(table: pd.DataFrame) -> str:
     """Return a table for a terminal."""
     shown = formatted(table.head(MOST_ROWS))
-    sides = ["left" if is_text(name, list(shown[name])) else "right" for name in shown]
-    return str(
-        shown.to_markdown(index=False, tablefmt="plain", colalign=sides, disable_numparse=True)
-    )
+    options = {"tablefmt": "plain", "colalign": sides(shown), "disable_numparse": True}
+    return str(shown.to_markdown(index=False, **options))
 
 
 def html_table(table: pd.DataFrame) -> Markup:
     """Return an HTML table; columns of words carry the class `text`."""
     shown = formatted(table)
-    sides = ["text" if is_text(name, list(shown[name])) else "number" for name in shown]
-    return Markup(TEMPLATES.get_template("table.html").render(table=shown, sides=sides))
+    classes = ["text" if side == "left" else "number" for side in sides(shown)]
+    return Markup(TEMPLATES.get_template("table.html").render(table=shown, sides=classes))
 
 
 def latex(table: pd.DataFrame) -> str:
@@ -279,10 +285,10 @@ def latex(table: pd.DataFrame) -> str:
     bold = pd.DataFrame("", index=shown.index, columns=shown.columns)
     for place in best_rows(table):
         bold.iloc[place, shown.columns.get_loc("score")] = "font-weight: bold;"
-    sides = "".join("l" if is_text(name, list(shown[name])) else "r" for name in shown)
+    letters = "".join(side[0] for side in sides(shown))
     styler = shown.style.format(escape="latex").format_index(escape="latex", axis=1)
     styler = styler.hide(axis="index").apply(lambda _: bold, axis=None)
-    text = styler.to_latex(hrules=True, convert_css=True, column_format=sides)
+    text = styler.to_latex(hrules=True, convert_css=True, column_format=letters)
     return "% \\usepackage{booktabs}\n" + text.replace("±", "$\\pm$")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import cleandoc
@@ -45,11 +44,6 @@ class Section:
     def text(self) -> str:
         """The docstring of the function: how to read the section."""
         return cleandoc(self.make.__doc__ or "")
-
-    @property
-    def file_name(self) -> str:
-        """Name of the files of its figure and table, without an ending."""
-        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
 SECTIONS: dict[str, Section] = {}

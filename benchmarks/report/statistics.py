@@ -14,10 +14,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
+from lookback.benchmarks.suite import CEILING, MARGIN
+
 LEVEL = 0.95
 POWER = 0.8
-MARGIN = 0.1  # above the sighted floor: a model below has not learned
-CEILING = 0.95
 Numbers = NDArray[np.float64]
 NEAREST = 1.25  # largest ratio of parameters of two models that are compared
 
@@ -209,6 +209,12 @@ def standing(score: float, floor: float, unit: str) -> str:
     if score < floor + MARGIN:
         return "at floor"
     return "at ceiling" if score >= CEILING else "learned"
+
+
+def standings(table: pd.DataFrame) -> list[str]:
+    """Return where each row stands, by its columns score, sighted_floor and unit."""
+    rows = table[["score", "sighted_floor", "unit"]].itertuples(index=False)
+    return [standing(*row) for row in rows]
 
 
 def two_terms(lengths: Sequence[float], values: Sequence[float]) -> dict[str, float]:

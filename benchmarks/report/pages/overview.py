@@ -8,7 +8,7 @@ from inspect import cleandoc
 import pandas as pd
 
 from lookback.benchmarks.record import Record
-from lookback.benchmarks.report.endpoints import endpoint_values
+from lookback.benchmarks.report.endpoints import endpoint_values, verdicts
 from lookback.benchmarks.report.names import add_names, model_name
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.pages.papers import papers_table
@@ -95,7 +95,7 @@ def endpoint_scores(records: Sequence[Record], endpoints: Mapping[str, Endpoint]
         values = endpoint_values(Frames([r for r in records if r.suite == suite]), endpoint)
         if values.empty:
             continue
-        table = endpoint_table(values, endpoint)
+        table = endpoint_table(values, verdicts(values, endpoint.difference, BASELINE))
         ranks = table.groupby("task_name")["endpoint"].rank(ascending=False, method="min")
         table = table.assign(suite=suite, rank=ranks.astype(int))
         parts.append(table.sort_values(["task_name", "rank"]))

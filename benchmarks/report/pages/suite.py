@@ -12,9 +12,9 @@ from lookback.benchmarks.report.names import add_names, model_name, printable
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.plots import intervals
 from lookback.benchmarks.report.section import SECTIONS, Content, Frames, contents
-from lookback.benchmarks.report.sections.costs import cost_table, one_protocol, quantities
+from lookback.benchmarks.report.sections.costs import prices
 from lookback.benchmarks.report.sections.scores import named
-from lookback.benchmarks.report.statistics import standing, summarise
+from lookback.benchmarks.report.statistics import standings, summarise
 from lookback.benchmarks.suite import Endpoint
 
 BASELINE = "rwkv"  # that other models are compared with
@@ -40,12 +40,16 @@ def suite_page(
     if endpoint is not None:
         values = endpoint_values(frames, endpoint)
         if not values.empty:
-            endpoint_blocks = list(_endpoint_blocks(values, endpoint))
-            lead += _endpoint_sentences(values, endpoint)
-    table = model_table(frames)
-    if not endpoint_blocks and not table.empty:
-        lead += _first_sentences(frames)
-        endpoint_blocks = [Block("Models", _seeds_text(frames), table=table)]
+            judged = verdicts(values, endpoint.difference, BASELINE)
+            table = endpoint_table(values, judged)
+            endpoint_blocks = list(_endpoint_blocks(table, judged, endpoint))
+            lead += _endpoint_sentences(table)
+    if not endpoint_blocks:
+        costs = prices(frames["costs"])
+        table = model_table(frames["scores"], costs)
+        if not table.empty:
+            lead += _first_sentences(frames["scores"], costs)
+            endpoint_blocks = [Block("Models", _seeds_text(frames["scores"]), table=table)]
     return Page(
         title=f"{records[0].suite}: {machine_name(records[0])}",
         source=_source(records, left_out),
@@ -120,20 +124,19 @@ def _has_model(records: Iterable[Record], name: str) -> bool:
 # --- the endpoint
 
 
-def _endpoint_blocks(values: pd.DataFrame, endpoint: Endpoint) -> Iterable[Block]:
-    table = endpoint_table(values, endpoint)
+def _endpoint_blocks(
+    table: pd.DataFrame, judged: pd.DataFrame, endpoint: Endpoint
+) -> Iterable[Block]:
     tasks = table["task_name"].unique()
     text = endpoint_text(endpoint)
     if len(tasks) == 1:  # said once, not in every row
         table = table.drop(columns="task_name")
         text = f"{tasks[0].capitalize()}. {text}"
     yield Block("Models", text, table=table)
-    judged = verdicts(values, endpoint.difference, BASELINE)
     if judged.empty:
         return
-    judged = add_names(judged)
     figure = intervals(
-        judged.assign(mean=judged["mean"], panel=""),
+        add_names(judged).assign(panel=""),
         "model_name",
         ["panel"],
         f"difference to {model_name(BASELINE)}",
@@ -146,21 +149,19 @@ def _endpoint_blocks(values: pd.DataFrame, endpoint: Endpoint) -> Iterable[Block
     yield Block(f"Difference to {model_name(BASELINE)}", text, figure, folded=True)
 
 
-def endpoint_table(values: pd.DataFrame, endpoint: Endpoint) -> pd.DataFrame:
-    """Return a row per model: score, floor, endpoint, difference to the baseline, verdict."""
+def endpoint_table(values: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per model: score, floor, endpoint, difference to the baseline, verdict.
+
+    `values` are of `endpoint_values`, and `judged` is what `verdicts` says of them.
+    """
     keys = [*PAIR, "model", "model_options", "variant", "width"]
     means = named(summarise(values, keys, "value"), "endpoint")
     scores = summarise(values, keys, "score")[[*keys, "mean"]]
     table = means.merge(scores.rename(columns={"mean": "score"}), on=keys)
     sizes = values.groupby(keys, dropna=False)[["floor", "parameters"]].mean().reset_index()
     table = table.merge(sizes, on=keys)
-    unit = values["unit"].iloc[0]
-    marks = [
-        standing(score, floor, unit)
-        for score, floor in zip(table["score"], table["floor"], strict=True)
-    ]
-    table = table.assign(mark=marks).rename(columns={"floor": "sighted_floor"})
-    judged = verdicts(values, endpoint.difference, BASELINE)
+    table = table.rename(columns={"floor": "sighted_floor"}).assign(unit=values["unit"].iloc[0])
+    table = table.assign(mark=standings(table))
     columns = ["task_name", "model_name", "parameters", "seeds", "score", "sighted_floor", "mark"]
     columns += ["endpoint", "endpoint_low", "endpoint_high"]
     if not judged.empty:
@@ -191,9 +192,9 @@ def endpoint_text(endpoint: Endpoint) -> str:
     )
 
 
-def _endpoint_sentences(values: pd.DataFrame, endpoint: Endpoint) -> list[str]:
+def _endpoint_sentences(table: pd.DataFrame) -> list[str]:
     """Say who is best and by how much, and the verdicts beside the baseline."""
-    table = endpoint_table(values, endpoint).sort_values("endpoint", ascending=False)
+    table = table.sort_values("endpoint", ascending=False)
     best = table.iloc[0]
     words = [f"{row.model_name} {row.endpoint:.2f}" for row in table.iloc[1:5].itertuples()]
     interval = ""
@@ -225,10 +226,9 @@ def verdict_words(table: pd.DataFrame) -> str:
 # --- suites without an endpoint
 
 
-def model_table(frames: Frames) -> pd.DataFrame:
-    """Return a row per model: its scores at the last tests, and its costs."""
+def model_table(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per model: its scores at the last tests, and its costs (see `prices`)."""
     table = pd.DataFrame()
-    scores, costs = frames["scores"], frames["costs"]
     if not scores.empty:
         keys = ["model", "model_options", "variant", "task", "task_options"]
         keys += ["width", "depth", "trained_length", "data", "test_length", "test_options"]
@@ -241,17 +241,13 @@ def model_table(frames: Frames) -> pd.DataFrame:
             chosen = means[(means["task_name"] == task) & (means["test_length"] == length)]
             by_model = chosen.groupby("model_name")["mean"].mean()
             table[f"{task} @{length}"] = by_model
-    rows = quantities(costs) if not costs.empty else pd.DataFrame()
-    if not rows.empty:
-        prices = cost_table(one_protocol(add_names(rows)))
-        if not prices.empty:
-            prices = prices.set_index("model_name")
-            table = prices if table.empty else table.join(prices.drop(columns="parameters"))
+    if not costs.empty:
+        costs = costs.set_index("model_name")
+        table = costs if table.empty else table.join(costs.drop(columns="parameters"))
     return table.reset_index()
 
 
-def _seeds_text(frames: Frames) -> str:
-    scores = frames["scores"]
+def _seeds_text(scores: pd.DataFrame) -> str:
     if scores.empty:
         return ""
     floors = scores.groupby("test_length")["floor"].mean()
@@ -261,10 +257,9 @@ def _seeds_text(frames: Frames) -> str:
     return f"The sighted floor, the best score of an answer without a model: {words}.{note}"
 
 
-def _first_sentences(frames: Frames) -> list[str]:
+def _first_sentences(scores: pd.DataFrame, costs: pd.DataFrame) -> list[str]:
     """Say who scores best at the longest test, and what the longest length costs."""
     sentences = []
-    scores = frames["scores"]
     if not scores.empty:
         named_scores = add_names(scores)
         longest = named_scores["test_length"].max()
@@ -273,15 +268,12 @@ def _first_sentences(frames: Frames) -> list[str]:
         order = means["score"].mean().sort_values(ascending=unit != "accuracy")
         ranked = ", ".join(f"{name} {score:.2f}" for name, score in order.items())
         sentences.append(f"At {longest:,} tokens ({unit}): {ranked}.")
-    costs = frames["costs"]
-    if not costs.empty:
-        prices = cost_table(one_protocol(add_names(quantities(costs))))
-        if "trained_tokens_per_second" in prices and len(prices) > 1:
-            prices = prices.sort_values("trained_tokens_per_second", ascending=False)
-            first, last = prices.iloc[0], prices.iloc[-1]
-            times = first["trained_tokens_per_second"] / last["trained_tokens_per_second"]
-            sentences.append(
-                f"At {first['at_length']:,} tokens {first['model_name']} trains fastest, "
-                f"{times:.1f} times as fast as {last['model_name']}."
-            )
+    if "trained_tokens_per_second" in costs and len(costs) > 1:
+        costs = costs.sort_values("trained_tokens_per_second", ascending=False)
+        first, last = costs.iloc[0], costs.iloc[-1]
+        times = first["trained_tokens_per_second"] / last["trained_tokens_per_second"]
+        sentences.append(
+            f"At {first['at_length']:,} tokens {first['model_name']} trains fastest, "
+            f"{times:.1f} times as fast as {last['model_name']}."
+        )
     return sentences

@@ -67,6 +67,12 @@ def cost_by_length(costs: pd.DataFrame) -> Content:
     return Content(figure, cost_table(rows))
 
 
+def prices(costs: pd.DataFrame) -> pd.DataFrame:
+    """Return the table of a frame of costs, a row per model; empty if there is none."""
+    rows = quantities(costs) if not costs.empty else costs
+    return rows if rows.empty else cost_table(one_protocol(add_names(rows)))
+
+
 def cost_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Return a row per model at the longest length that all have."""
     lengths = rows.groupby("model_name")["trained_length"].apply(set)

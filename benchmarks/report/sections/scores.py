@@ -10,7 +10,7 @@ from lookback.benchmarks.report import plots
 from lookback.benchmarks.report.frames import IDENTITY, values_of
 from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.section import Content, register_section
-from lookback.benchmarks.report.statistics import standing, summarise
+from lookback.benchmarks.report.statistics import standings, summarise
 
 TEST = [*IDENTITY, "test_length", "test_options", "unit"]
 AT_DISTANCES = (16, 64, 256, 1024, 4096)
@@ -104,12 +104,8 @@ def score_table(scores: pd.DataFrame) -> Content:
     keys = ["task_name", "trained_length", "test_length", "test_options"]
     means = means.sort_values(keys, kind="stable")
     means = named(means, "score").rename(columns={"floor": "sighted_floor"})
-    marks = [
-        standing(score, floor, unit)
-        for score, floor, unit in means[["score", "sighted_floor", "unit"]].itertuples(index=False)
-    ]
     columns = [*keys, "model_name", "score", "score_low", "score_high", "sighted_floor", "mark"]
-    return Content(table=means.assign(mark=marks)[[*columns, "seeds"]])
+    return Content(table=means.assign(mark=standings(means))[[*columns, "seeds"]])
 
 
 def named(means: pd.DataFrame, name: str) -> pd.DataFrame:
