@@ -67,7 +67,7 @@ def add_names(table: pd.DataFrame) -> pd.DataFrame:
     The rows come in the order of the models.
     """
     if table.empty:
-        return table
+        return table.assign(model_name="", task_name="")
     several = [column for column in TOLD_APART if column in table and _tells_apart(table, column)]
     models = []
     for row in table[["model", "model_options", *several]].itertuples(index=False):

@@ -120,7 +120,9 @@ def test_examples_run(tmp_path: Path) -> None:
     assert all(record.outcome.status == "ok" and record.cell.task == "echo" for record in records)
 
     folders = ["--results", str(tmp_path / "results"), "--reports", str(tmp_path / "reports")]
-    done = lookback("report", "--plugin", str(tmp_path / "section.py"), *folders)
+    command = [sys.executable, "-m", "lookback.benchmarks.cli", "report"]  # registers a section
+    command += ["--plugin", str(tmp_path / "section.py"), *folders]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (page,) = (tmp_path / "reports").rglob("quick-smoke/README.md")
     assert "Time of a run" in page.read_text()

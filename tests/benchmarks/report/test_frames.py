@@ -123,6 +123,12 @@ def test_names() -> None:
     assert task_name("mine", '{"note": "<b>[x](y)|`"}', ["note"]) == "mine, note ?b?[x] (y)??"
 
 
+def test_names_of_no_rows_are_columns_too(cell: Cell) -> None:
+    """A section of a user's own picks them, also from records that hold nothing for it."""
+    rows = frame("scores", [learn_record(cell)]).head(0)
+    assert {"model_name", "task_name"} <= set(add_names(rows))
+
+
 def test_models_come_in_the_order_of_tables_and_numbers_by_their_size() -> None:
     names = ["Transformer, window 64", "LSTM", "Transformer, window 16", "mine", "RWKV-4"]
     assert sort_models([*names, "Transformer"]) == [
