@@ -351,6 +351,15 @@ class ReachBin(StrictModel):
     share: float  # relative to distance 0; over positions, outputs and examples
 
 
+class FailedTest(StrictModel):
+    """A test that ended in an error, after training and beside tests that did not."""
+
+    length: int  # tokens
+    options: dict[str, Any] = {}  # of the task, where a test has others than training
+    status: Literal["oom", "error"]
+    message: str  # the error
+
+
 class LearnNumbers(StrictModel):
     """Results of a `LearnCell`; of several learning rates, those of the chosen one."""
 
@@ -370,6 +379,7 @@ class LearnNumbers(StrictModel):
     curve: tuple[CurvePoint, ...]
     validation: Score | None
     tests: tuple[Score, ...]
+    failed_tests: tuple[FailedTest, ...] = ()
     reach_before: tuple[ReachBin, ...] = ()
     reach_after: tuple[ReachBin, ...] = ()
 

@@ -78,7 +78,7 @@ class LibraryStack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (batch, length, width) -> same
         self.check_length(x.shape[1])
-        return self.stack(inputs_embeds=x, use_cache=False)[0]
+        return self.stack(inputs_embeds=x.clone(), use_cache=False)[0]  # CTRL writes into it
 
     def initial_state(
         self, batch_size: int, device: torch.device, dtype: torch.dtype
@@ -99,7 +99,8 @@ class LibraryStack(nn.Module):
         length = position + x.shape[1]
         self.check_length(length)
 
-        output = self.stack(inputs_embeds=x, use_cache=True, **{self.cache_name: library_cache})
+        inputs = {"inputs_embeds": x.clone(), self.cache_name: library_cache}
+        output = self.stack(use_cache=True, **inputs)
         if self.cache_name not in output:
             raise ValueError(
                 f"model {self.name!r} keeps no state: its library returns no {self.cache_name}"

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 State = Any
 """What a block remembers between positions: tensors and numbers in tuples, lists and dicts."""
 
+SUGGESTIONS = 12  # most names that an error lists
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
@@ -216,6 +217,12 @@ class SequenceModel(nn.Module):
             state.append(block_state)
         return self.logits(x[:, -1]), state
 
+    def check_length(self, length: int) -> None:
+        """Raise ValueError if a block says that it cannot read so many positions."""
+        for block in self.blocks:
+            if hasattr(block, "check_length"):
+                block.check_length(length)
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the optimizer's parameter groups.
 
@@ -306,6 +313,7 @@ def register_model(name: str, spec: Spec | None = None) -> Callable[[Block], Blo
                                    the state before the first position
         step(x, state)             one position: (batch, width) -> same, and the next state
         prefill(x)                 optional: what `forward` returns, and the state after x
+        check_length(length)       optional: raises ValueError for more positions than it can read
 
     `forward` over T positions must equal T calls of `step`, and a later position must not change
     the output of an earlier one.
@@ -386,10 +394,12 @@ def find_architecture(name: str) -> Architecture:
 
 
 def unknown_model(name: str, names: Iterable[str]) -> ValueError:
-    """Return the error for an unknown name, which suggests similar names, or all without any."""
+    """Return the error for an unknown name, which suggests similar names, or some without any."""
     names = list(names)
     similar = difflib.get_close_matches(name, names) or names
-    return ValueError(f"unknown model {name!r}: expected {' or '.join(similar)}")
+    more = f" or one of {len(similar) - SUGGESTIONS} others" if len(similar) > SUGGESTIONS else ""
+    shown = " or ".join(similar[:SUGGESTIONS])
+    return ValueError(f"unknown model {name!r}: expected {shown}{more}")
 
 
 def model_options(name: str) -> dict[str, Any]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
-from lookback.benchmarks.measure.cost import cost, out_of_memory
+from lookback.benchmarks.measure.cost import cost
 from lookback.benchmarks.measure.evaluate import tested_tasks
-from lookback.benchmarks.measure.memory import LiveBytes
+from lookback.benchmarks.measure.memory import LiveBytes, describe_error
 from lookback.benchmarks.measure.step import (
     Progress,
     logits_and_targets,
@@ -36,7 +35,6 @@ from lookback.tasks.contract import check_task
 from lookback.tasks.task import AbsentCorpusError, Task, get_task
 
 KERNEL_TOKENS = 1024  # most tokens read to see which operators a cost cell calls
-TRACEBACK_CHARACTERS = 2000  # of an error's traceback in a record
 
 
 def check(cell: AnyCell, here: bool = True) -> int:
@@ -69,7 +67,9 @@ def check(cell: AnyCell, here: bool = True) -> int:
             f"{cell.batch_size} sequences of a batch"
         )
 
-    return parameter_count(meta_model(cell, task))
+    model = meta_model(cell, task)
+    model.check_length(max(cell.length, *getattr(cell, "test_lengths", ())))
+    return parameter_count(model)
 
 
 def _check_device(cell: AnyCell) -> None:
@@ -171,6 +171,9 @@ def measure(cell: AnyCell, folder: Path, progress: Progress, stop: list[bool]) -
 
         if cell.kind == "learn":
             learn_numbers = learn(cell, task, folder, progress, lambda: stop[0])
+            for failed in learn_numbers.failed_tests[:1]:
+                status = failed.status
+                message = f"test at {failed.length} tokens: {failed.message}"
         else:
             cost_numbers = cost(cell, task, progress, kernels)
             status = next(iter(cost_numbers.failed.values()), "ok")
@@ -180,13 +183,7 @@ def measure(cell: AnyCell, folder: Path, progress: Progress, stop: list[bool]) -
         status = "nan"
         message = str(error)
     except Exception as error:
-        if out_of_memory(error):
-            status = "oom"
-            # Python's own MemoryError has no message.
-            message = (str(error).strip().splitlines() or ["no memory left"])[0]
-        else:
-            status = "error"
-            message = traceback.format_exc()[-TRACEBACK_CHARACTERS:]
+        status, message = describe_error(error)
     return Outcome(
         status=status,
         message=message,

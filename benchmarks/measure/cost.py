@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-import re
 import signal
 import statistics
 import threading
@@ -27,7 +26,7 @@ from lookback.benchmarks.measure.generation import (
     measure_generation,
     uncompiled,
 )
-from lookback.benchmarks.measure.memory import LiveBytes, alive_in
+from lookback.benchmarks.measure.memory import LiveBytes, alive_in, out_of_memory
 from lookback.benchmarks.measure.operations import counter
 from lookback.benchmarks.measure.step import (
     Progress,
@@ -51,13 +50,6 @@ MIN_REPEATS = 5  # however long they take
 NOISY = 0.1  # of the median
 ENERGY_SECONDS = 2.0  # the driver updates its counter about ten times a second
 REFERENCE_RUNS = 50  # of the reference workload
-
-OUT_OF_MEMORY = (
-    "can't allocate memory",  # malloc
-    "bad_alloc",  # C++
-    "Cannot allocate memory",  # the operating system
-    "ALLOC_FAILED",  # cuBLAS, cuDNN
-)
 
 
 def cost(
@@ -152,18 +144,6 @@ def time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device, or the machine, has no memory left."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    if not isinstance(error, RuntimeError | OSError):
-        return False
-    message = str(error)
-    # CUDA and Triton end a sentence with these words; in others they may mean anything.
-    ends_sentence = re.search(r"out of memory\s*($|[.:;,!])", message, re.MULTILINE)
-    return bool(ends_sentence) or any(words in message for words in OUT_OF_MEMORY)
 
 
 @dataclass

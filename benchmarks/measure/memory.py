@@ -1,10 +1,15 @@
-"""Bytes of tensors alive at once, counted tensor by tensor so that every run counts the same."""
+"""Counts the bytes of tensors alive at once, and recognises the errors of running out of memory.
+
+Bytes are counted tensor by tensor, so that every run counts the same.
+"""
 
 from __future__ import annotations
 
+import re
+import traceback
 import weakref
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +20,16 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 # Parts of the names of operators for attention, LSTM (oneDNN's and cuDNN's too) and WKV.
 KERNELS = ("scaled_dot_product", "lstm", "dnn_rnn", "lookback")
+
+TRACEBACK_CHARACTERS = 2000  # of an error's traceback in a record
+
+# Parts of the messages of libraries that have no memory left.
+OUT_OF_MEMORY = (
+    "can't allocate memory",  # malloc
+    "bad_alloc",  # C++
+    "Cannot allocate memory",  # the operating system
+    "ALLOC_FAILED",  # cuBLAS, cuDNN
+)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -81,3 +96,23 @@ def alive_in(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = N
         for state in optimizer.state.values():
             alive += state.values()
     return alive
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device, or the machine, has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    if not isinstance(error, RuntimeError | OSError):
+        return False
+    message = str(error)
+    # CUDA and Triton end a sentence with these words; in others they may mean anything.
+    ends_sentence = re.search(r"out of memory\s*($|[.:;,!])", message, re.MULTILINE)
+    return bool(ends_sentence) or any(words in message for words in OUT_OF_MEMORY)
+
+
+def describe_error(error: Exception) -> tuple[Literal["oom", "error"], str]:
+    """Return the status of what ended in an error, and its message: one line, or a traceback."""
+    if out_of_memory(error):
+        lines = str(error).strip().splitlines()
+        return "oom", lines[0] if lines else "no memory left"  # Python's own error has no message
+    return "error", "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:]

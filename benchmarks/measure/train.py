@@ -27,6 +27,7 @@ from lookback.benchmarks.measure.evaluate import (
     tested_tasks,
 )
 from lookback.benchmarks.measure.gradient_reach import reach
+from lookback.benchmarks.measure.memory import describe_error
 from lookback.benchmarks.measure.step import (
     Progress,
     learning_rate,
@@ -34,7 +35,16 @@ from lookback.benchmarks.measure.step import (
     make_optimizer,
     training_step,
 )
-from lookback.benchmarks.record import GROWING, CurvePoint, LearnCell, LearnNumbers, Reached, Trial
+from lookback.benchmarks.record import (
+    GROWING,
+    CurvePoint,
+    FailedTest,
+    LearnCell,
+    LearnNumbers,
+    Reached,
+    Score,
+    Trial,
+)
 from lookback.models.model import SequenceModel, parameter_count
 from lookback.tasks.task import Batch, Task, draw_from, seeded_generator
 
@@ -116,11 +126,7 @@ def learn(
     model = best.model
     state = best.state
     began = time.perf_counter()
-    tests = []
-    for options, test_task in tested_tasks(cell, task):
-        for length in cell.test_lengths or (cell.length,):
-            test = evaluate(model, cell, test_task, "test", length, cell.test_examples, state.seen)
-            tests.append(test.model_copy(update={"options": options}))
+    tests, failed_tests = run_tests(model, cell, task, state.seen)
     testing_seconds = time.perf_counter() - began
     trained = tokens_by_length(cell, task, state.step)
     return LearnNumbers(
@@ -139,11 +145,34 @@ def learn(
         reached=goals_reached(state, cell, task),
         curve=tuple(CurvePoint(**point) for point in state.curve),
         validation=evaluate(model, cell, task, "validation", cell.length, cell.validation_examples),
-        tests=tuple(tests),
+        tests=tests,
+        failed_tests=failed_tests,
         reach_before=reach_before,
         reach_after=reach(model, cell, task) if cell.reach else (),
         parallel_recurrent_difference=parallel_recurrent_difference(model, cell, task),
     )
+
+
+def run_tests(
+    model: SequenceModel, cell: LearnCell, task: Task, seen: list[Tensor]
+) -> tuple[tuple[Score, ...], tuple[FailedTest, ...]]:
+    """Test a model at every length and with all options; an error ends one test, not the others."""
+    tests = []
+    failed = []
+    for options, test_task in tested_tasks(cell, task):
+        for length in cell.test_lengths or (cell.length,):
+            try:
+                score = evaluate(model, cell, test_task, "test", length, cell.test_examples, seen)
+            except Exception as error:
+                if parallel.world_size() > 1:  # the other processes wait for this one's answers
+                    raise
+                status, message = describe_error(error)
+                failed.append(
+                    FailedTest(length=length, options=options, status=status, message=message)
+                )
+            else:
+                tests.append(score.model_copy(update={"options": options}))
+    return tuple(tests), tuple(failed)
 
 
 def learning_rates(cell: LearnCell) -> tuple[float, ...]:

@@ -3,11 +3,13 @@
 import importlib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from lookback.benchmarks.measure.cell import check
 from lookback.benchmarks.measure.cost import cost
 from lookback.benchmarks.measure.train import learn
 from lookback.benchmarks.plan.estimate import count_parameters, estimate
@@ -224,7 +226,33 @@ def test_learned_positions_end() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "bert", "mamba2", "rwkv"])
+def test_a_test_beyond_the_last_position_is_refused_before_training() -> None:
+    cell = small_learn(model="hf:gpt2", model_options={"n_positions": 64}, test_lengths=(64,))
+    check(cell)
+    with pytest.raises(ValueError, match="knows 64 positions, not 65: its option 'n_positions'"):
+        check(cell.model_copy(update={"test_lengths": (64, 65)}))
+
+
+@torch.no_grad()
+def test_a_library_may_write_into_what_it_reads() -> None:
+    """CTRL of transformers 5.23 multiplies its input in place."""
+    block: Any = build_model("hf:ctrl", VOCABULARY, width=WIDTH, depth=1).blocks[0].eval()
+    x = torch.randn(1, 4, WIDTH)
+    before = x.clone()
+    block(x)
+    block.prefill(x)
+    assert x.equal(before)
+
+
+def test_an_unknown_type_has_a_few_names_in_its_error() -> None:
+    with pytest.raises(ValueError, match="expected hf:.* or one of [0-9]+ others$") as error:
+        build_model("hf:0000", VOCABULARY, width=WIDTH, depth=1)
+    assert len(str(error.value)) < 400
+    with pytest.raises(ValueError, match="expected hf:llama"):
+        build_model("hf:lama", VOCABULARY, width=WIDTH, depth=1)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert", "mamba2", "rwkv", "ctrl"])
 def test_the_check_accepts_sound_models(kind: str) -> None:
     check_contract(f"hf:{kind}", WIDTH, DEPTH, {}, "cpu")
 

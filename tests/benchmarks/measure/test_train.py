@@ -4,12 +4,15 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from scipy import stats
 
 from lookback.benchmarks.measure import evaluate as evaluating
+from lookback.benchmarks.measure import train as training
+from lookback.benchmarks.measure.cell import measure
 from lookback.benchmarks.measure.evaluate import (
     by_distance,
     by_position,
@@ -31,7 +34,7 @@ from lookback.benchmarks.measure.train import (
     batches,
     learn,
 )
-from lookback.benchmarks.record import LearnCell, LearnNumbers, make_cell
+from lookback.benchmarks.record import LearnCell, LearnNumbers, Score, make_cell
 from lookback.tasks.task import IGNORE, Batch, get_task
 
 
@@ -264,6 +267,32 @@ def test_tests_have_options_of_their_own(cell: LearnCell, tmp_path: Path) -> Non
     assert [test.count for test in numbers.tests] == [80, 80, 240, 240]
     alone = learned(make_cell({**fields, "test_options": [{"pairs": 6}]}), tmp_path / "one")
     assert numbers.tests[2:] == alone.tests
+
+
+def test_a_test_that_fails_leaves_the_others(
+    cell: LearnCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = learned(cell, tmp_path / "a")
+    real = training.evaluate
+
+    def fail_at_40(*arguments: Any) -> Score:
+        if arguments[3:5] == ("test", 40):
+            raise IndexError("position 40 of a table of 39")
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "evaluate", fail_at_40)
+    outcome = measure(cell, tmp_path / "b", ignore_progress, [False])
+    assert outcome.status == "error" and "position 40 of a table" in outcome.message
+    assert outcome.message.startswith("test at 40 tokens")
+    assert outcome.learn is not None
+    assert outcome.learn.curve and outcome.learn.validation == whole.validation
+    assert outcome.learn.tests == whole.tests[:1]
+    assert [failed.length for failed in outcome.learn.failed_tests] == [40]
+
+    # The trained model is kept, so that trying again costs the tests alone.
+    monkeypatch.setattr(training, "evaluate", real)
+    monkeypatch.setattr(training, "training_step", None)
+    assert same(learned(cell, tmp_path / "b"), whole)
 
 
 def test_sums_of_sequences_add_up(cell: LearnCell, tmp_path: Path) -> None:
