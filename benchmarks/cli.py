@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -129,6 +129,23 @@ def list_(
         _print_columns([(entry.name, entry.summary) for entry in entries])
 
 
+def _names(suite: Suite, name: str) -> bool:
+    """Whether a suite has a task or a model of this name."""
+    return any(name in (cell.task, cell.model) for cell in suite.cells)
+
+
+def _grids(suite: Suite) -> Iterator[tuple[str, ...]]:
+    """Yield kind, task, models, lengths and number of the cells with the same task."""
+    groups: dict[tuple[str, str], list[AnyCell]] = {}
+    for cell in suite.cells:
+        options = ", ".join(f"{key} = {json.dumps(v)}" for key, v in cell.task_options.items())
+        groups.setdefault((cell.kind, f"{cell.task} {options}".strip()), []).append(cell)
+    for (kind, task), cells in groups.items():
+        models = dict.fromkeys(cell.model for cell in cells)
+        lengths = sorted({cell.length for cell in cells})
+        yield kind, task, ", ".join(models), ", ".join(map(str, lengths)), str(len(cells))
+
+
 def _print_columns(rows: Sequence[tuple[str, ...]]) -> None:
     """Print a table without lines; on a terminal, long texts wrap within their column."""
     console = Console(markup=False, highlight=False)
@@ -147,19 +164,20 @@ def describe(
 ) -> None:
     """Show what a task asks (with examples), how a model is built, or what a suite measures."""
     is_suite = name.endswith(".toml") or name in suite_names()
-    registered = {
-        entry.name for kind in ("tasks", "models") for entry in catalogue(kind, plugin or [])
-    }
-    if not is_suite or name in registered:
+    if not is_suite:
         from lookback.benchmarks.describe.cards import card
 
-        print(card(name, plugin or []), end="\n\n" if is_suite else "\n")
-    if is_suite:
+        print(card(name, plugin or []))
+        asking = [other for other in suite_names() if _names(read_suite(other), name)]
+        if asking:
+            print(f"\nsuites: {', '.join(asking)}; `lookback describe SUITE` lists their cells")
+    else:
         suite = read_suite(name)
         print(f"Suite {name}: {suite.title}\n")
         if suite.match:
-            print(f"{suite.match}; the ids below have the widths of the file\n")
-        print("\n".join(cell.id for cell in suite.cells))
+            print(f"{suite.match}\n")
+        _print_columns([("kind", "task", "models", "lengths", "cells"), *_grids(suite)])
+        print(f"\n`lookback run {name} --dry-run` lists the cells, and what each needs")
 
 
 @app.command()
@@ -290,15 +308,15 @@ def run(
     from lookback.benchmarks.plugins import load_plugins
     from lookback.benchmarks.run.process import default_jobs
 
-    load_plugins(plugin or [])
     on_this_machine = engine == Engine.local and not dry_run
     if engine == Engine.ray and not dry_run:
         cell_device = _join_ray(address, device)
     else:
         cell_device = _device(device)
-    chosen = _select(
-        read_suite(suite, scale, cell_device), task=task, model=model, length=length, seed=seed
-    )
+    chosen = read_suite(suite, scale, cell_device)
+    plugins = [*chosen.plugins, *(plugin or [])]
+    load_plugins(plugins)
+    chosen = _select(chosen, task=task, model=model, length=length, seed=seed)
     if pilot:
         from lookback.benchmarks.plan.pilot import pilot_suite
 
@@ -318,7 +336,7 @@ def run(
     runner = _runner(
         results,
         dataclasses.replace(chosen, cells=cells),
-        plugins=plugin or [],
+        plugins=plugins,
         threads=threads,
         jobs=jobs or default_jobs(cell_device, threads),
         deadline=deadline,

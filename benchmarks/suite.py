@@ -1,6 +1,7 @@
 """A suite is a TOML file: defaults, then grids whose lists are multiplied out into cells.
 
 title = "How far back can they recall?"
+plugins = ["my_model.py"]      # of what the suite names and Lookback lacks; beside this file
 
 [defaults]                     # of every cell
 width = 64
@@ -32,12 +33,13 @@ difference = 0.05
 learning_rates = [1e-3, 3e-3, 1e-2]
 only = { width = [64] }        # of these cells; without it, of all
 
-[scales.smoke]                 # what a scale changes in every cell
-steps = 3
-match = { tolerance = 0.2 }    # and in [match]; may also stand without one
+[scales.paper]                 # what a scale changes in every cell
+width = 512
+match = { multiple = 16 }      # and in [match]; may also stand without one
 
-A scale overrides a grid, and a grid overrides the defaults. The batch is given by `batch_size` or
-by `batch_tokens`.
+Every suite has the scale `smoke`: models of one narrow layer and two steps, see SMOKE, and what its
+own [scales.smoke] says. A scale overrides a grid, and a grid overrides the defaults. The batch is
+given by `batch_size` or by `batch_tokens`.
 """
 
 from __future__ import annotations
@@ -70,7 +72,19 @@ from lookback.benchmarks.record import (
 FOLDER = Path(__file__).parent / "suites"
 DEFAULT_SCALE = "small"
 SECTIONS = ("match", "endpoint", "pilot")  # tables that say nothing of a cell
-KEYS = ("title", "defaults", "grid", *SECTIONS, "scales")
+KEYS = ("title", "plugins", "defaults", "grid", *SECTIONS, "scales")
+SMOKE = {  # whether a suite runs at all: seconds
+    "width": 16,
+    "depth": 1,
+    "seed": 0,
+    "steps": 2,
+    "warmup": 1,
+    "validations": 1,
+    "validation_examples": 4,
+    "test_examples": 4,
+    "repeats": 3,
+}
+SMOKE_TOLERANCE = 0.2  # of matched sizes: narrow models have few widths to choose from
 FEW_EXAMPLES = 16  # in the tests of a suite that is only tried
 MARGIN = 0.1  # above the sighted floor: a model below has not learned
 CEILING = 0.95  # of an accuracy: models above are not told apart
@@ -151,6 +165,7 @@ class Suite:
     match: Match | None = None
     endpoint: Endpoint | None = None
     pilot: Pilot | None = None
+    plugins: tuple[str, ...] = ()  # files
     digest: str = ""  # of the file
 
 
@@ -202,13 +217,13 @@ def read_suite(name: str, scale: str = DEFAULT_SCALE, device: str = "cpu") -> Su
 
     _check_types(path, content)
     scales = content.get("scales", {})
-    known = {DEFAULT_SCALE, *scales}
+    known = {DEFAULT_SCALE, "smoke", *scales}
     for grid in content["grid"]:
         known.update(grid.get("scales", []))
     if scale not in known:
         raise ValueError(f"{path}: no scale {scale!r}: expected one of {', '.join(sorted(known))}")
 
-    changes = scales.get(scale, {})
+    changes = _changes(content, scale)
     cells: list[AnyCell] = []
     for number, grid in enumerate(content["grid"], start=1):
         if scale not in grid.get("scales", [scale]):
@@ -228,6 +243,7 @@ def read_suite(name: str, scale: str = DEFAULT_SCALE, device: str = "cpu") -> Su
         match=_section(path, content, changes, "match", Match),
         endpoint=_section(path, content, changes, "endpoint", Endpoint),
         pilot=_section(path, content, changes, "pilot", Pilot),
+        plugins=tuple(str(path.parent / plugin) for plugin in content.get("plugins", [])),
         digest=digest(path.read_bytes()),
     )
 
@@ -255,6 +271,9 @@ def _check_types(path: Path, content: Mapping[str, Any]) -> None:
         if not isinstance(changes, dict):
             raise ValueError(f"{path}: scales.{name!r}: expected a table")
 
+    if not _is_list_of(content.get("plugins", []), str):
+        raise ValueError(f"{path}: plugins: expected a list of files")
+
     grids: Any = content.get("grid")
     if not _is_list_of(grids, dict):
         raise ValueError(f"{path}: grid: expected at least one [[grid]] table")
@@ -265,6 +284,18 @@ def _check_types(path: Path, content: Mapping[str, Any]) -> None:
 
 def _is_list_of(value: Any, kind: type) -> bool:
     return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+def _changes(content: Mapping[str, Any], scale: str) -> dict[str, Any]:
+    """Return what a scale changes; `smoke` changes something in every suite."""
+    own = content.get("scales", {}).get(scale, {})
+    if scale != "smoke":
+        return dict(own)
+    changes = {**_layered(SMOKE, own), **{name: own[name] for name in SECTIONS if name in own}}
+    match = own.get("match", {})
+    if "match" in content and isinstance(match, dict):
+        changes["match"] = {"tolerance": SMOKE_TOLERANCE, **match}
+    return changes
 
 
 def _section(
@@ -408,15 +439,29 @@ def select(cells: Sequence[AnyCell], field: str, values: Sequence[Any]) -> tuple
 
     A value that no cell has replaces the value of every cell: `--model rwkv` selects, and `--model
     mine` runs a user's own model wherever the suite runs others. The options of a replaced task or
-    model are dropped, and so are learning rates that the suite chose for each model.
+    model are dropped, and so are learning rates that the suite chose for each model. A new task
+    runs once for each kind, model, size, length and seed, however many grids have them.
     """
     rates = {cell.learning_rate for cell in cells if cell.kind == "learn"}
     dropped = ("learning_rate",) if field == "model" and len(rates) > 1 else ()
     chosen: list[AnyCell] = []
     for value in values:
         matching = [cell for cell in cells if getattr(cell, field) == value]
-        chosen += matching or [_replace(cell, field, value, dropped) for cell in cells]
+        if matching:
+            chosen += matching
+            continue
+        distinct: dict[str, AnyCell] = {}
+        for cell in cells:
+            replaced = _replace(cell, field, value, dropped)
+            distinct.setdefault(_size(replaced) if field == "task" else replaced.id, replaced)
+        chosen += distinct.values()
     return tuple(dict.fromkeys(chosen))
+
+
+def _size(cell: AnyCell) -> str:
+    """Return a key of everything but the task and how it is trained."""
+    fields = (cell.kind, cell.model, cell.model_options, cell.width, cell.depth, cell.length)
+    return repr((*fields, cell.seed))
 
 
 def limit_steps(suite: Suite, steps: int) -> Suite:
@@ -446,6 +491,8 @@ def _replace(cell: AnyCell, field: str, value: Any, dropped: Sequence[str]) -> A
         fields.pop(name, None)
     if field in ("task", "model"):
         fields[f"{field}_options"] = {}
+    if field == "task":
+        fields.pop("test_options", None)
     if (fields.get("start_length") or 0) > fields["length"]:
         fields["start_length"] = None
     return make_cell(fields)

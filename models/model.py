@@ -399,7 +399,9 @@ def unknown_model(name: str, names: Iterable[str]) -> ValueError:
     similar = difflib.get_close_matches(name, names) or names
     more = f" or one of {len(similar) - SUGGESTIONS} others" if len(similar) > SUGGESTIONS else ""
     shown = " or ".join(similar[:SUGGESTIONS])
-    return ValueError(f"unknown model {name!r}: expected {shown}{more}")
+    return ValueError(
+        f"unknown model {name!r}: expected {shown}{more}, or one that a --plugin file registers"
+    )
 
 
 def model_options(name: str) -> dict[str, Any]:

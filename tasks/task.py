@@ -390,7 +390,10 @@ def get_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
     """
     if name not in task_names():
         near = difflib.get_close_matches(name, _TASKS) or sorted(_TASKS)
-        raise ValueError(f"unknown task {name!r}: expected {' or '.join(near)}")
+        raise ValueError(
+            f"unknown task {name!r}: expected {' or '.join(near)}, "
+            "or one that a --plugin file registers"
+        )
     registration = _TASKS[name]
 
     for option, value in (options or {}).items():

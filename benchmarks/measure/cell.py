@@ -68,7 +68,7 @@ def check(cell: AnyCell, here: bool = True) -> int:
         )
 
     model = meta_model(cell, task)
-    model.check_length(max(cell.length, *getattr(cell, "test_lengths", ())))
+    model.check_length(max([cell.length, *getattr(cell, "test_lengths", ())]))
     return parameter_count(model)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from lookback.benchmarks.measure.cost import reference_workload_seconds
 from lookback.benchmarks.plan.estimate import Estimate, estimate, training_steps
 from lookback.benchmarks.record import AnyCell, Machine, Record
 from lookback.benchmarks.run.runner import Runner
@@ -112,8 +114,8 @@ class Plan:
         )
         if self.reference:
             totals.append(
-                "Times scale with parameters x tokens from the nearest record of the same model "
-                f"on {self.reference}."
+                "Times scale with parameters x tokens from the nearest record of the same model, "
+                f"or with operations from another model's, on {self.reference}."
             )
         if len(hours) < len(to_measure):
             totals.append("Measure one cell of each model first, or give a rate by --assume-flops.")
@@ -138,11 +140,12 @@ def make_plan(runner: Runner, assumed: float | None = None) -> Plan:
     memory = memory_of(machine) if machine else None
     folders = _folders(runner, machine, only_own=assumed is not None)
     records = _finished_records(runner, folders) if missing else []
+    relative_time = _relative_time(machine, records)
 
     lines = []
     for cell in tqdm(cells, unit="cell", leave=False, disable=None, dynamic_ncols=True):
         if cell in missing:
-            lines.append(_unrecorded(cell, memory, records, assumed))
+            lines.append(_unrecorded(cell, memory, records, relative_time, assumed))
         else:
             lines.append(_recorded(cell, runner))
     return Plan(
@@ -182,10 +185,14 @@ def _recorded(cell: AnyCell, runner: Runner) -> PlannedCell:
 
 
 def _unrecorded(
-    cell: AnyCell, memory: int | None, records: Sequence[Record], assumed: float | None
+    cell: AnyCell,
+    memory: int | None,
+    records: Sequence[Record],
+    relative_time: float,
+    assumed: float | None,
 ) -> PlannedCell:
     needs = estimate(cell)
-    seconds = _scaled_seconds(cell, needs.parameters, records)
+    seconds = _scaled_seconds(cell, needs, records, relative_time)
     if seconds is None and assumed and needs.flops:
         seconds = START_SECONDS + needs.flops / assumed / cell.processes
     if seconds is not None:
@@ -194,27 +201,36 @@ def _unrecorded(
     return PlannedCell(cell, state, **vars(needs), seconds=seconds)
 
 
-def _scaled_seconds(cell: AnyCell, parameters: int, records: Sequence[Record]) -> float | None:
-    """Return the time of a cell, scaled from the record of its model that is nearest in size.
+def _scaled_seconds(
+    cell: AnyCell, needs: Estimate, records: Sequence[Record], relative_time: float
+) -> float | None:
+    """Return the time of a cell, scaled from the record that is nearest: in model, size and task.
 
     Starting a process takes the same time whatever it computes; the rest grows with parameters x
-    tokens. None if no record has the cell's kind, model and precision.
+    tokens, or with operations if the record is another model's. None if no record has the cell's
+    kind and precision.
     """
     candidates = []
     for record in records:
         other = record.cell
         numbers = record.outcome.learn or record.outcome.cost
-        comparable = (other.kind, other.model, other.precision)
-        if numbers and comparable == (cell.kind, cell.model, cell.precision):
-            factor = _work(cell, parameters) / _work(other, numbers.parameters)
-            # Among records that are equally near, prefer one of the same task.
-            candidates.append((abs(math.log(factor)), other.task != cell.task, factor, record))
+        if numbers and (other.kind, other.precision) == (cell.kind, cell.precision):
+            factor = _work(cell, needs.parameters) / _work(other, numbers.parameters)
+            distance = (other.model != cell.model, abs(math.log(factor)), other.task != cell.task)
+            candidates.append((distance, factor, record))
     if not candidates:
         return None
 
-    *_, factor, record = min(candidates, key=lambda candidate: candidate[:2])
+    _, factor, record = min(candidates, key=lambda candidate: candidate[0])
+    if record.cell.model != cell.model:
+        there = None
+        with contextlib.suppress(ValueError):  # its model may be a plug-in's
+            there = estimate(record.cell).flops
+        if not needs.flops or not there:
+            return None
+        factor = needs.flops / there
     start = min(_seconds(record), START_SECONDS)
-    return start + (_seconds(record) - start) * factor
+    return start + (_seconds(record) - start) * factor * relative_time
 
 
 def _work(cell: AnyCell, parameters: int) -> float:
@@ -246,6 +262,24 @@ def _finished_records(runner: Runner, folders: Sequence[Path]) -> list[Record]:
             most = Counter(record.machine.slug for record in records).most_common(1)
             return [record for record in records if record.machine.slug == most[0][0]]
     return []
+
+
+def _relative_time(machine: Machine | None, records: Sequence[Record]) -> float:
+    """Return how many times as long as on the machine of the records work takes on this one.
+
+    Told by the reference workload, which records of costs have timed; 1 if it is not known.
+    """
+    if machine is None or not records or records[0].machine.slug == machine.slug:
+        return 1.0
+    timed = []
+    for record in records:
+        for phase in record.outcome.cost.phases.values() if record.outcome.cost else ():
+            if phase.reference_seconds:
+                timed.append(phase.reference_seconds)
+    if not timed:
+        return 1.0
+    device = "cuda" if "gpu" in machine.facts else "cpu"
+    return reference_workload_seconds(device) / statistics.median(timed)
 
 
 def _seconds(record: Record) -> float:

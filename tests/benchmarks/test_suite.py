@@ -198,6 +198,52 @@ def test_select_selects_known_values_and_substitutes_others(tmp_path: Path) -> N
         select(cells, "task", ["../copy"])
 
 
+def test_a_new_task_runs_once_for_each_size_and_length(tmp_path: Path) -> None:
+    """Whatever options, tests and tokens the suite's tasks have in several grids."""
+    grids = (
+        GOOD
+        + """
+[[grid]]
+kind = "learn"
+task = "mqar"
+task_options = { pairs = 4 }
+test_options = [{ pairs = 2 }]
+model = ["rwkv", "lstm"]
+length = 64
+steps = 7
+"""
+    )
+    cells = select(read_suite(suite_file(tmp_path, grids)).cells, "task", ["mine"])
+    assert [(cell.model, cell.length) for cell in cells] == [
+        ("rwkv", 64),
+        ("lstm", 64),
+        ("rwkv", 128),
+        ("lstm", 128),
+    ]
+    assert all(cell.task == "mine" and not cell.task_options for cell in cells)
+    assert all(isinstance(cell, LearnCell) and not cell.test_options for cell in cells)
+
+
+def test_every_suite_has_a_smoke_scale(tmp_path: Path) -> None:
+    plain = GOOD.partition("[scales.smoke]")[0]
+    cells = read_suite(suite_file(tmp_path, plain), "smoke").cells
+    sizes = {(c.width, c.depth, c.steps, c.length) for c in cells if isinstance(c, LearnCell)}
+    assert sizes == {(16, 1, 2, 64), (16, 1, 2, 128)}
+
+    matched = GOOD + '[match]\nto = "rwkv"\n'
+    suite = read_suite(suite_file(tmp_path, matched), "smoke")
+    assert suite.match is not None and suite.match.tolerance == 0.2
+    assert {c.steps for c in suite.cells if isinstance(c, LearnCell)} == {1}  # the suite's own
+
+
+def test_a_suite_names_its_plugins_beside_it(tmp_path: Path) -> None:
+    path = suite_file(tmp_path, 'plugins = ["mine.py"]\n' + GOOD)
+    assert read_suite(path).plugins == (str(tmp_path / "mine.py"),)
+    for wrong in ('"mine.py"', "[3]"):
+        with pytest.raises(ValueError, match="plugins: expected a list of files"):
+            read_suite(suite_file(tmp_path, f"plugins = {wrong}\n" + GOOD))
+
+
 def scales(name: str) -> list[str]:
     return ["small", "smoke"] if name == "quick" else ["small", "smoke", "paper"]
 

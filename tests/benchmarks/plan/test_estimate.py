@@ -194,8 +194,30 @@ def test_times_scale_with_parameters_and_tokens_from_the_nearest_record(tmp_path
     )
     lines = make_plan(runner(tmp_path, *cells)).lines
     assert [line.state for line in lines] == ["recorded"] + 3 * ["to measure"]
-    assert [line.seconds for line in lines] == [60, 60, pytest.approx(4 + 56 * 2, rel=1e-3), None]
-    assert "0.049 hours for 2 of the 3 to measure" in str(make_plan(runner(tmp_path, *cells)))
+    ratio = estimate(cells[3]).flops / estimate(known).flops  # type: ignore[operator]
+    expected = [60, 60, pytest.approx(4 + 56 * 2, rel=1e-3), pytest.approx(4 + 56 * ratio)]
+    assert [line.seconds for line in lines] == expected
+    hours = sum(line.seconds for line in lines[1:]) / 3600
+    plan = str(make_plan(runner(tmp_path, *cells)))
+    assert f"{hours:.2g} hours for 3 of the 3 to measure" in plan
+
+
+def test_times_from_another_machine_are_in_proportion_of_the_reference_workload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = small("rwkv", length=256)
+    record = cost_record(cell, suite="s", parameters=estimate(cell).parameters)
+    there = record.machine.model_copy(update={"slug": "published"})
+    phase = record.outcome.cost.phases["training"]  # type: ignore[union-attr]
+    phase = phase.model_copy(update={"reference_seconds": 0.01})
+    numbers = record.outcome.cost.model_copy(update={"phases": {"training": phase}})  # type: ignore[union-attr]
+    outcome = record.outcome.model_copy(update={"cost": numbers})
+    record = record.model_copy(update={"machine": there, "outcome": outcome})
+    write_record(tmp_path / "published" / "s", record)
+    monkeypatch.setattr(dry_run, "PUBLISHED_RECORDS", tmp_path / "published")
+    monkeypatch.setattr(dry_run, "reference_workload_seconds", lambda device: 0.03)
+    (line,) = make_plan(runner(tmp_path / "own", cell)).lines
+    assert line.seconds == pytest.approx(4 + 56 * 3)
 
 
 def test_gpu_hours_are_of_all_processes_and_of_a_rate_where_nothing_is_recorded(

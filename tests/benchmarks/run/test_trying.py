@@ -96,13 +96,32 @@ def test_a_shorter_cell_does_not_limit_those_behind_it() -> None:
     assert [cell.steps for cell in tried.cells if cell.kind == "learn"] == [3, 20]
 
 
-def test_debugging_shows_the_whole_traceback(tmp_path: Path) -> None:
+SUITE = """
+plugins = ["broken.py"]
+[[grid]]
+kind = "learn"
+task = "copy"
+model = "broken"
+length = 32
+batch_size = 2
+"""
+
+
+@pytest.mark.parametrize("named_by", ["option", "suite"])
+def test_debugging_shows_the_whole_traceback(tmp_path: Path, named_by: str) -> None:
+    """Of a plug-in that --plugin names, or the suite it stands beside."""
     plugin = tmp_path / "broken.py"
     plugin.write_text(BROKEN)
-    options = ["--model", "broken", "--device", "cpu", "--results", str(tmp_path / "results")]
-    command = [sys.executable, "-m", "lookback.benchmarks.cli", "run", "quick", "--scale", "smoke"]
-    command += ["--plugin", str(plugin), *options, "--debug"]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    suite = tmp_path / "mine.toml"
+    suite.write_text(SUITE)
+    arguments = [str(suite)]
+    if named_by == "option":
+        arguments = ["quick", "--plugin", str(plugin), "--model", "broken"]
+    options = ["--scale", "smoke", "--device", "cpu", "--results", str(tmp_path / "results")]
+    command = [sys.executable, "-m", "lookback.benchmarks.cli", "run", *arguments, *options]
+    done = subprocess.run(
+        [*command, "--debug"], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "ZeroDivisionError" in done.stderr
