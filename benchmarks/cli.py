@@ -7,6 +7,7 @@ import io
 import json
 import math
 import pdb
+import signal
 import sys
 import tempfile
 import time
@@ -377,10 +378,17 @@ def run(
     raise typer.Exit(code or int(bool(absent)))
 
 
+def _raise_on_interrupt() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt from here on, so that temporary files are removed."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _debug(cell: AnyCell) -> int:
     """Measure a cell in this process; after an error, open the debugger if somebody is there."""
     from lookback.benchmarks.measure.cell import debug
 
+    _raise_on_interrupt()
     try:
         with tempfile.TemporaryDirectory(prefix="lookback-debug-") as folder:
             debug(cell, Path(folder))
@@ -695,6 +703,7 @@ def prefetch(
     """Download or generate the data of a task, check them, and keep them in data/."""
     from lookback.benchmarks.describe.data_sets import prefetch as fetch_data
 
+    _raise_on_interrupt()
     print(fetch_data(task, length, option or [], plugin or []))
 
 
@@ -714,6 +723,8 @@ def main() -> None:
     command: Callable[..., Any] = typer.main.get_command(app)
     try:
         code = command(standalone_mode=False)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         print(f"lookback: {error}", file=sys.stderr)
         code = 2
@@ -730,7 +741,3 @@ def main() -> None:
         print(message, file=sys.stderr)
         code = getattr(error, "exit_code", 2)
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

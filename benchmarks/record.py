@@ -42,6 +42,10 @@ FINAL = ("ok", "oom", "nan", "timeout")
 """Statuses that are results and are plotted as such; `error` and `killed` are tried again."""
 
 GROWING = 0.6  # part of training in which lengths grow, in a cell with `start_length`
+# Numbers that were measured: none is negative, and arithmetic on them does not overflow.
+Count = Annotated[int, Field(ge=0, le=10**18)]
+Amount = Annotated[float, Field(ge=0, le=1e100)]
+
 LARGEST = 1 << 53  # every JSON reader represents integers up to here exactly
 SHOWN = 100  # characters of an unexpected value that a message repeats
 
@@ -256,10 +260,10 @@ class ResolvedOptions(StrictModel):
 class TaskFacts(StrictModel):
     """Facts of the task that a reader of the numbers needs; see `lookback.tasks.task.Task`."""
 
-    vocabulary: int
-    classes: int | None
+    vocabulary: Count
+    classes: Count | None
     score: PlainText
-    baseline_score: float
+    baseline_score: Amount
     source: str
     data: dict[str, Any] = {}
 
@@ -272,19 +276,19 @@ class TaskFacts(StrictModel):
 class DistanceScore(StrictModel):
     """Correct answers whose information lay `low` to `high` positions back, inclusive."""
 
-    low: int
-    high: int
-    correct: int
-    count: int
+    low: Count
+    high: Count
+    correct: Count
+    count: Count
 
 
 class PositionScore(StrictModel):
     """Mean loss of answers at positions `low` to `high` of the sequence, inclusive, from 0."""
 
-    low: int
-    high: int
-    loss: float  # mean cross entropy, nats
-    count: int
+    low: Count
+    high: Count
+    loss: Amount  # mean cross entropy, nats
+    count: Count
 
 
 class SequenceSums(StrictModel):
@@ -300,61 +304,70 @@ class SequenceSums(StrictModel):
 class Score(StrictModel):
     """Answers to unseen examples of one length."""
 
-    length: int  # tokens
+    length: Count  # tokens
     options: dict[str, Any] = {}  # of the task, where a test has others than training
-    examples: int  # sequences
-    count: int  # answers
-    correct: int
-    loss: float | None  # mean cross entropy, nats; None if it was not finite
-    score: float | None  # in the task's unit: accuracy, or bits per byte
-    seen_in_training: int = 0  # test examples that also occurred in a training batch
+    examples: Count  # sequences
+    count: Count  # answers
+    correct: Count
+    loss: Amount | None  # mean cross entropy, nats; None if it was not finite
+    score: Amount | None  # in the task's unit: accuracy, or bits per byte
+    seen_in_training: Count = 0  # test examples that also occurred in a training batch
     by_distance: tuple[DistanceScore, ...] = ()
     by_position: tuple[PositionScore, ...] = ()  # of language modelling
     by_sequence: SequenceSums | None = None  # None in old records, and in validation
-    references: dict[str, float | None] = {}  # scores of answers without a model, on these examples
+    references: dict[
+        str, Amount | None
+    ] = {}  # scores of answers without a model, on these examples
+
+    @model_validator(mode="after")
+    def _check_counts(self) -> Score:
+        for part in (self, *self.by_distance):
+            if part.correct > part.count:
+                raise ValueError(f"{part.correct} correct answers of {part.count}")
+        return self
 
 
 class CurvePoint(StrictModel):
     """State of training after `step` steps."""
 
-    step: int
-    loss: float  # mean training loss since the last point, nats
-    validation: float  # in the task's unit
-    seconds: float | None = None  # spent in training steps so far
-    joules: float | None = None
+    step: Count
+    loss: Amount  # mean training loss since the last point, nats
+    validation: Amount  # in the task's unit
+    seconds: Amount | None = None  # spent in training steps so far
+    joules: Amount | None = None
 
 
 class Trial(StrictModel):
     """Training at one of several learning rates."""
 
-    learning_rate: float
-    steps: int
-    seconds: float
-    validation: float | None  # at the end; None if it was not finite
+    learning_rate: Amount
+    steps: Count
+    seconds: Amount
+    validation: Amount | None  # at the end; None if it was not finite
 
 
 class Reached(StrictModel):
     """Cost of training up to the first validation of at least `score`."""
 
-    score: float
-    step: int
-    seconds: float
-    tokens: int
-    joules: float | None = None  # of the GPU; None if no driver reports them
+    score: Amount
+    step: Count
+    seconds: Amount
+    tokens: Count
+    joules: Amount | None = None  # of the GPU; None if no driver reports them
 
 
 class ReachBin(StrictModel):
     """RMS gradient of an output with respect to inputs `low` to `high` positions earlier."""
 
-    low: int
-    high: int
-    share: float  # relative to distance 0; over positions, outputs and examples
+    low: Count
+    high: Count
+    share: Amount  # relative to distance 0; over positions, outputs and examples
 
 
 class FailedTest(StrictModel):
     """A test that ended in an error, after training and beside tests that did not."""
 
-    length: int  # tokens
+    length: Count  # tokens
     options: dict[str, Any] = {}  # of the task, where a test has others than training
     status: Literal["oom", "error"]
     message: str  # the error
@@ -363,17 +376,17 @@ class FailedTest(StrictModel):
 class LearnNumbers(StrictModel):
     """Results of a `LearnCell`; of several learning rates, those of the chosen one."""
 
-    parameters: int
-    steps: int  # steps taken
-    tokens_trained: int | None = None  # None in old records, as the two below
-    tokens_at_full_length: int | None = None
-    longest_trained: int | None = None  # tokens of the longest sequence in training
-    seconds: float  # in training steps; data and start-up included, validation not
-    waiting: float | None = None  # seconds of these outside the step, mostly for the batch
-    evaluating: float | None = None  # seconds in validations and tests
-    saving: float | None = None  # seconds in writing checkpoints
-    joules: float | None = None  # of the GPU, in all steps; None if no driver reports them
-    learning_rate: float | None = None  # None in old records: the cell's
+    parameters: Count
+    steps: Count  # steps taken
+    tokens_trained: Count | None = None  # None in old records, as the two below
+    tokens_at_full_length: Count | None = None
+    longest_trained: Count | None = None  # tokens of the longest sequence in training
+    seconds: Amount  # in training steps; data and start-up included, validation not
+    waiting: Amount | None = None  # seconds of these outside the step, mostly for the batch
+    evaluating: Amount | None = None  # seconds in validations and tests
+    saving: Amount | None = None  # seconds in writing checkpoints
+    joules: Amount | None = None  # of the GPU, in all steps; None if no driver reports them
+    learning_rate: Amount | None = None  # None in old records: the cell's
     trials: tuple[Trial, ...] = ()
     reached: tuple[Reached, ...] = ()
     curve: tuple[CurvePoint, ...]
@@ -385,7 +398,7 @@ class LearnNumbers(StrictModel):
 
     # Largest difference between the logits of `forward` and those of `step`, relative to the
     # largest logit; None if the model has no recurrent form.
-    parallel_recurrent_difference: float | None = None
+    parallel_recurrent_difference: Amount | None = None
 
 
 class Timing(StrictModel):
@@ -395,37 +408,37 @@ class Timing(StrictModel):
     took 10 % more or less time after the repeats than before them.
     """
 
-    median: float
-    low: float
-    high: float
-    n: int
+    median: Annotated[Amount, Field(gt=0)]
+    low: Amount
+    high: Amount
+    n: Count
     noisy: bool
 
 
 class Phase(StrictModel):
     """One operation of a model, measured at the cell's length."""
 
-    tokens: int  # handled in each repeat
+    tokens: Count  # handled in each repeat
     seconds: Timing
 
     # Most bytes of tensors alive at once, including those alive before. Every tensor is counted on
     # a CPU; on a GPU this is the allocator's maximum, with the memory reserved from the driver
     # beside.
-    peak_bytes: int
-    reserved_bytes: int | None = None
+    peak_bytes: Count
+    reserved_bytes: Count | None = None
 
-    flops: int | None = None  # of one repeat; a multiplication and an addition are two
-    joules: float | None = None  # of the GPU in one repeat; None if no driver reports them
-    reference_seconds: float | None = None  # of the reference workload, before and after
+    flops: Count | None = None  # of one repeat; a multiplication and an addition are two
+    joules: Amount | None = None  # of the GPU in one repeat; None if no driver reports them
+    reference_seconds: Amount | None = None  # of the reference workload, before and after
 
 
 class Generated(StrictModel):
     """State of generation after `tokens` tokens for every sequence, from an empty state."""
 
-    tokens: int
-    seconds: float  # since the first token
-    state_bytes: int  # of the whole batch
-    alive_bytes: int | None = None  # of all tensors then, weights included, where counted
+    tokens: Count
+    seconds: Amount  # since the first token
+    state_bytes: Count  # of the whole batch
+    alive_bytes: Count | None = None  # of all tensors then, weights included, where counted
 
 
 class CostNumbers(StrictModel):
@@ -435,10 +448,12 @@ class CostNumbers(StrictModel):
     after prefill).
     """
 
-    parameters: int
+    parameters: Count
     phases: dict[Name, Phase]
     failed: dict[Name, Status] = {}  # phases that did not end as `ok`
-    state_bytes: int | None = None  # of the whole batch after `length` tokens; None without prefill
+    state_bytes: Count | None = (
+        None  # of the whole batch after `length` tokens; None without prefill
+    )
     generation: tuple[Generated, ...] = ()
 
 
@@ -451,7 +466,7 @@ class Outcome(StrictModel):
     learn: LearnNumbers | None = None
     cost: CostNumbers | None = None
     kernels: tuple[str, ...] = ()  # attention, WKV and LSTM operators that were called
-    starting: float | None = None  # seconds from asking for the process until it could measure
+    starting: Amount | None = None  # seconds from asking for the process until it could measure
 
 
 class Machine(StrictModel):

@@ -103,8 +103,7 @@ def page_key(records: Iterable[Record], *settings: object) -> str:
     """Return a digest of records, of the code of the report, and of whatever else a page needs."""
     content = hashlib.sha256(f"{settings!r} {code_digest()}".encode())
     for record in records:
-        content.update(f"{record.suite} {record.cell_id} {record.ended}".encode())
-        content.update(record.machine.slug.encode())
+        content.update(record.model_dump_json().encode())
     return content.hexdigest()[:16]
 
 

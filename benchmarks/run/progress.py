@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
 import threading
@@ -121,7 +122,12 @@ class ProgressBar(MessageLog):
         with self.lock:
             super().say(message)
             self.bar.clear()
-            print(message, flush=True)
+            try:
+                print(message, flush=True)
+            except BrokenPipeError:  # as after `| head -1`
+                sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+                with contextlib.suppress(BrokenPipeError):
+                    print("lookback: nobody reads the output; the run goes on", file=sys.stderr)
 
 
 class CellLog(MessageLog):

@@ -42,7 +42,7 @@ def test_harness(benchmark: BenchmarkFixture, tmp_path: Path, suite: str) -> Non
     """`lookback run`: time outside of training, evaluation and cost cells."""
     file = tmp_path / "small-cells.toml"
     file.write_text(SMALL_CELLS, encoding="utf-8")
-    command = [sys.executable, "-P", "-m", "lookback.benchmarks.cli", "run"]
+    command = [sys.executable, "-P", "-m", "lookback", "run"]
     command += ["quick" if suite == "quick" else str(file), "--scale", "small", "--device", "cpu"]
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     cpu_before = cpu_seconds()

@@ -3,6 +3,7 @@ done.
 """
 
 import csv
+import functools
 import json
 import os
 import pickle
@@ -236,6 +237,28 @@ def test_damaged_records_are_told_in_one_line(tmp_path: Path, data: st.DataObjec
     path = tmp_path / "damaged.json"
     path.write_bytes(content)
     refused(lambda: read_record(path), str(path))
+
+
+@settings(many, max_examples=10)
+@given(data=st.data())
+def test_pages_are_made_of_whatever_numbers_can_be_read(
+    tmp_path: Path, data: st.DataObject
+) -> None:
+    whole = data.draw(st.sampled_from(RECORDS))
+    numbers = []
+    for place in places(whole["outcome"]):
+        value = functools.reduce(lambda tree, key: tree[key], place, whole["outcome"])
+        if type(value) in (int, float):
+            numbers.append(("outcome", *place))
+    place = data.draw(st.sampled_from(numbers))
+    value = data.draw(st.sampled_from([0, 1, -1, 10**18, 0.0, 1e-300, 1e100]))
+    folder = tmp_path / "some-machine" / "suite"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{whole['cell_id']}.json"
+    path.write_text(json.dumps(changed(whole, place, "replace", value)))
+    if not refused(lambda: read_record(path), str(path)):
+        make_pages(tmp_path, tmp_path / "pages", ["suite"])
+    path.unlink()
 
 
 @pytest.mark.parametrize(

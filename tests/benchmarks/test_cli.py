@@ -36,7 +36,7 @@ def test_list_answers_at_once() -> None:
     command = [
         sys.executable,
         "-m",
-        "lookback.benchmarks.cli",
+        "lookback",
         "list",
         "tasks",
         "--json",
@@ -212,7 +212,7 @@ def test_the_version_is_that_of_the_package() -> None:
 def test_a_terminal_without_our_signs_shows_others(encoding: str) -> None:
     """The card of python shows spaces as a sign that neither encoding has."""
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "lookback.benchmarks.cli", "describe", "python"],
+        [sys.executable, "-P", "-m", "lookback", "describe", "python"],
         env={**os.environ, "PYTHONIOENCODING": encoding},
         capture_output=True,
     )

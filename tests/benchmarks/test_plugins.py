@@ -135,7 +135,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lookback(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lookback.benchmarks.cli", *arguments]
+    command = [sys.executable, "-m", "lookback", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(site)}
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300

@@ -107,7 +107,7 @@ def test_examples_run(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "lookback.benchmarks.cli",
+        "lookback",
         *arguments,
         *plugins,
         "--results",
@@ -120,7 +120,7 @@ def test_examples_run(tmp_path: Path) -> None:
     assert all(record.outcome.status == "ok" and record.cell.task == "echo" for record in records)
 
     folders = ["--results", str(tmp_path / "results"), "--reports", str(tmp_path / "reports")]
-    command = [sys.executable, "-m", "lookback.benchmarks.cli", "report"]  # registers a section
+    command = [sys.executable, "-m", "lookback", "report"]  # registers a section
     command += ["--plugin", str(tmp_path / "section.py"), *folders]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -49,7 +49,7 @@ def test_a_run_and_its_report_need_no_network(watched: dict[str, str], tmp_path:
         seen.read_text().count("127.0.0.1") == 2
     )  # so whatever a process or its child reached for would be seen
     seen.unlink()
-    cli = ["-m", "lookback.benchmarks.cli"]
+    cli = ["-m", "lookback"]
     cells = ["--scale", "smoke", "--task", "copy", "--model", "lstm"]
     device = ["--device", "cpu", "--threads", "1"]
     reports = ["--reports", str(tmp_path / "reports")]

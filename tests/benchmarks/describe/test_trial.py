@@ -17,7 +17,7 @@ def tried(folder: Path, content: str) -> subprocess.CompletedProcess[str]:
     """Run `lookback test` on a file with this content, from its folder."""
     (folder / "mine.py").write_text(content)
     return subprocess.run(
-        [sys.executable, "-P", "-m", "lookback.benchmarks.cli", "test", "mine.py"],
+        [sys.executable, "-P", "-m", "lookback", "test", "mine.py"],
         cwd=folder,
         capture_output=True,
         text=True,

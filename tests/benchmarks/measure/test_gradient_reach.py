@@ -264,7 +264,7 @@ length = 24
 def test_a_suite_measures_and_reports_it(tmp_path: Path) -> None:
     suite = tmp_path / "tiny.toml"
     suite.write_text(SUITE)
-    lookback = [sys.executable, "-m", "lookback.benchmarks.cli"]
+    lookback = [sys.executable, "-m", "lookback"]
     results = ["--results", str(tmp_path / "results")]
     run = [*lookback, "run", str(suite), "--device", "cpu", *results]
     subprocess.run(run, cwd=ROOT, check=True)

@@ -212,7 +212,7 @@ def records_of_each_model(runs):
 def test_a_section_of_ones_own(results: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "my_section.py"
     plugin.write_text(PLUGIN)
-    command = [sys.executable, "-m", "lookback.benchmarks.cli", "report", "suite"]
+    command = [sys.executable, "-m", "lookback", "report", "suite"]
     command += ["--plugin", str(plugin), "--results", str(results)]
     command += ["--reports", str(tmp_path / "reports")]
     subprocess.run(command, check=True, capture_output=True)

@@ -212,7 +212,7 @@ def start(folder: Path, address: str) -> subprocess.Popen[str]:
     command = [
         sys.executable,
         "-m",
-        "lookback.benchmarks.cli",
+        "lookback",
         "run",
         str(suite),
         "--engine",

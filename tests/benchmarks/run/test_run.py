@@ -189,11 +189,40 @@ def start(folder: Path) -> subprocess.Popen[str]:
         '[[grid]]\nkind = "learn"\ntask = "copy"\nmodel = "slow"\nwidth = 8\ndepth = 1\n'
         "length = 24\nbatch_size = 2\nsteps = 30\nvalidations = 1\ntest_examples = 2\n"
     )
-    command = [sys.executable, "-m", "lookback.benchmarks.cli", "run", str(suite)]
+    command = [sys.executable, "-m", "lookback", "run", str(suite)]
     command += ["--plugin", PLUGIN, "--results", str(folder / "results")]
     return subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def test_a_run_goes_on_when_nobody_reads_its_output(tmp_path: Path) -> None:
+    """As under `lookback run ... | head -1`."""
+    process = start(tmp_path)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
+    assert len(list((tmp_path / "results").rglob("copy-*.json"))) == 1
+
+
+SWALLOWS = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+except KeyboardInterrupt:
+    pass
+"""
+
+
+def test_an_interrupt_ends_what_is_still_being_imported(tmp_path: Path) -> None:
+    """An exception may be lost there, as in the C++ code of torch, and the run would go on."""
+    plugin = tmp_path / "swallows.py"
+    plugin.write_text(SWALLOWS)
+    command = [sys.executable, "-m", "lookback", "run", "quick", "--plugin", str(plugin)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def wait_until_training(folder: Path) -> None:

@@ -118,7 +118,7 @@ def test_debugging_shows_the_whole_traceback(tmp_path: Path, named_by: str) -> N
     if named_by == "option":
         arguments = ["quick", "--plugin", str(plugin), "--model", "broken"]
     options = ["--scale", "smoke", "--device", "cpu", "--results", str(tmp_path / "results")]
-    command = [sys.executable, "-m", "lookback.benchmarks.cli", "run", *arguments, *options]
+    command = [sys.executable, "-m", "lookback", "run", *arguments, *options]
     done = subprocess.run(
         [*command, "--debug"], capture_output=True, text=True, stdin=subprocess.DEVNULL
     )

@@ -1,0 +1,26 @@
+"""Entry of the command `lookback` and of `python -m lookback`; light, so that Ctrl-C works."""
+
+import os
+import signal
+import sys
+
+
+def main() -> None:
+    """Run the command line.
+
+    Ctrl-C ends the process at once until a verb has something to clean up or to save: an exception
+    raised while torch is imported would be lost in its C++ code, or abort it.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # not ignored, as by nohup
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from lookback.benchmarks.cli import main as run_command
+
+    try:
+        run_command()
+    except BrokenPipeError:  # whoever read the output has left, as `| head -1` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()
