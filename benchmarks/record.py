@@ -330,7 +330,7 @@ class Score(StrictModel):
 class CurvePoint(StrictModel):
     """State of training after `step` steps."""
 
-    step: Count
+    step: Annotated[Count, Field(le=10**9)]
     loss: Amount  # mean training loss since the last point, nats
     validation: Amount  # in the task's unit
     seconds: Amount | None = None  # spent in training steps so far
