@@ -23,7 +23,6 @@ from lookback.benchmarks.report.make import endpoints_of
 from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.page import format_value, formatted, terminal_table
 from lookback.benchmarks.report.sections.costs import ratios
-from lookback.benchmarks.report.sections.scores import named
 from lookback.benchmarks.storage import read_records
 
 TOLERANCE = 0.1  # relative difference that medians of times may have
@@ -310,7 +309,7 @@ def compare_models(results: str | Path, model: str, against: str) -> ModelCompar
     if rows.empty:
         raise ValueError(f"{model} and {against} have no test of the same seed in common")
     rows = rows.assign(score=rows["value"].abs(), baseline=rows["baseline"].abs(), width=0)
-    table = named(add_names(rows), "difference").rename(columns={"shown": "smallest_shown"})
+    table = add_names(rows)
     columns = ["suite", "task_name", "test_length", "test_options", "model_name", "baseline"]
     columns += ["score", "difference", "difference_low", "difference_high", "seeds"]
     columns += ["smallest_shown", "verdict"]

@@ -149,10 +149,10 @@ def verdicts(
     `values` has a row per run and test: `value` (larger is better), `score`, `floor`, `unit` and
     the columns `keys` that a pair shares. `matters` is the smallest difference that does.
 
-    Columns: keys, model, model_options, variant, parameters, value, baseline, mean (of the
-    differences), low, high, seeds, `shown` (the smallest difference that so many seeds show) and
-    verdict. In place of a verdict stands `both at floor` or `both at ceiling`, and `not learned` or
-    `baseline not learned` where one is at the floor.
+    Columns: keys, model, model_options, variant, parameters, value, baseline, difference (the mean
+    of the seeds), difference_low, difference_high, seeds, `smallest_shown` (the smallest difference
+    that so many seeds show) and verdict. In place of a verdict stands `both at floor` or `both at
+    ceiling`, and `not learned` or `baseline not learned` where one is at the floor.
     """
     if values.empty:
         return values
@@ -186,11 +186,11 @@ def judge(pairs: pd.DataFrame, matters: float, own: str, other: str) -> dict[str
     return {
         "value": pairs["value"].mean(),
         "baseline": pairs["baseline"].mean(),
-        "mean": math.fsum(differences) / len(differences),
-        "low": low,
-        "high": high,
+        "difference": math.fsum(differences) / len(differences),
+        "difference_low": low,
+        "difference_high": high,
         "seeds": len(differences),
-        "shown": statistics.smallest_difference(differences),
+        "smallest_shown": statistics.smallest_difference(differences),
         "verdict": word,
     }
 

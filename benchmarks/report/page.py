@@ -49,6 +49,7 @@ class Block:
     figure: Plot | None = None
     table: pd.DataFrame | None = None
     folded: bool = False
+    rows: int = MOST_ROWS  # of the table that are shown at first
 
     @property
     def file_name(self) -> str:
@@ -152,8 +153,7 @@ def _markdown(page: Page) -> str:
     return TEMPLATES.get_template("page.md").render(
         page=page,
         figures=_figures,
-        table=lambda block: Markup(markdown_table(block.table.head(MOST_ROWS))),
-        rows=MOST_ROWS,
+        table=lambda block: Markup(markdown_table(block.table.head(block.rows))),
         raw=Markup,
     )
 
@@ -167,7 +167,6 @@ def _html(page: Page, key: str) -> str:
         inline=lambda text: Markup(MARKDOWN.renderInline(text)),
         panels=_panels,
         table=html_table,
-        rows=MOST_ROWS,
     )
 
 

@@ -224,8 +224,9 @@ def intervals(
     x_label: str,
     band: float | None = None,
     zero: float | None = 0.0,
+    value: str = "difference",
 ) -> Plot:
-    """Plot a point with its interval per row (columns mean, low, high), rows under one another.
+    """Plot a column with its interval (value_low, value_high), rows under one another.
 
     Shaded: from -band to band, where a difference does not matter.
     """
@@ -234,7 +235,7 @@ def intervals(
     most = 1
     for key, rows in table.groupby(list(panel), sort=False, dropna=False):
         most = max(most, len(rows))
-        drawer = _intervals_drawer(rows, label, looks, x_label, band, zero)
+        drawer = _intervals_drawer(rows, label, looks, x_label, band, zero, value)
         panels.append(Panel(panel_title(panel, key), drawer))
     return Plot(panels, height=max(0.6, 0.1 * most + 0.4))
 
@@ -246,6 +247,7 @@ def _intervals_drawer(
     x_label: str,
     band: float | None,
     zero: float | None,
+    value: str,
 ) -> Callable[[Axes], None]:
     def draw(axes: Axes) -> None:
         if band is not None:
@@ -254,8 +256,9 @@ def _intervals_drawer(
             axes.axvline(zero, color="#777777", linewidth=0.8)
         for place, (_, row) in enumerate(rows.iterrows()):
             look = looks[row["model_name"]]
-            axes.plot([row["low"], row["high"]], [place, place], color=look["color"])
-            axes.plot(row["mean"], place, color=look["color"], marker=look["marker"])
+            ends = [row[f"{value}_low"], row[f"{value}_high"]]
+            axes.plot(ends, [place, place], color=look["color"])
+            axes.plot(row[value], place, color=look["color"], marker=look["marker"])
         axes.set_yticks(range(len(rows)), list(rows[label]))
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel(x_label)

@@ -97,8 +97,7 @@ def measure(claim: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row of the table of measures."""
     column = claim["value"]
     value = float(row[column])
-    prefix = "" if column == "mean" else f"{column}_"
-    low, high = (float(row.get(f"{prefix}{end}", math.nan)) for end in ("low", "high"))
+    low, high = (float(row.get(f"{column}_{end}", math.nan)) for end in ("low", "high"))
     least, most = claim.get("low", -math.inf), claim.get("high", math.inf)
     ends = (value, value) if math.isnan(low) else (low, high)
     if row.get("verdict") in NOT_DECIDED or row.get("seeds") == 1:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from lookback.benchmarks.record import Record
-from lookback.benchmarks.report.names import model_name
+from lookback.benchmarks.report.names import model_name, sort_models
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.section import Frames
 from lookback.benchmarks.report.sections.costs import growth
@@ -75,7 +75,11 @@ def _block(paper: dict[str, Any], theirs: pd.DataFrame, ours: pd.DataFrame) -> B
     text = f"{paper['paper']}, {paper['table']}. {paper['note']} Ours: `{paper['target']}`."
     if theirs["setting"].nunique() == 1:
         text += f" Theirs: {theirs['setting'].iloc[0]}."
-    return Block(paper["table"].capitalize(), text, table=both[["source", "model", *kept, *more]])
+    if "seeds" in both:
+        counts = [None if pd.isna(n) else int(n) for n in both["seeds"]]
+        both["seeds"] = pd.Series(counts, dtype=object)  # as numbers, None would make them floats
+    table = both[["source", "model", *kept, *more]]
+    return Block(paper["table"].capitalize(), text, table=table, rows=len(table))
 
 
 # --- our rows: a row per model, a column per column of the paper's table
@@ -104,7 +108,8 @@ def _parity(frames: Frames) -> pd.DataFrame:
     keys = ["model", "model_options"]
     runs = scores.groupby([*keys, "seed"], sort=False)["score"].mean().mul(2).sub(1)
     table = runs.groupby(keys, sort=False).agg(parity="max", median="median", seeds="count")
-    return _named(table.reset_index())
+    table = _named(table.reset_index()).set_index("model")
+    return table.loc[sort_models(table.index)].reset_index()
 
 
 def _complexity(frames: Frames) -> pd.DataFrame:

@@ -14,7 +14,6 @@ from lookback.benchmarks.report.pages.suite import RECONSTRUCTION
 from lookback.benchmarks.report.plots import intervals
 from lookback.benchmarks.report.section import Frames
 from lookback.benchmarks.report.sections.costs import ratios
-from lookback.benchmarks.report.sections.scores import named
 from lookback.benchmarks.suite import Endpoint
 
 
@@ -50,18 +49,18 @@ def rrwkv_page(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -> 
 
 def _endpoint_block(judged: pd.DataFrame) -> Block:
     """Differences in units of what matters, so that endpoints share one axis."""
-    scaled = {name: judged[name] / judged["matters"] for name in ("mean", "low", "high")}
+    differences = ["difference", "difference_low", "difference_high"]
+    scaled = judged[differences].div(judged["matters"], axis=0)
     rows = judged.assign(**scaled, label=judged["suite"] + ", " + judged["model_name"], panel="")
     label = "RRWKV minus RWKV-4, in smallest differences that matter"
     figure = intervals(rows, "label", ["panel"], label, band=1.0)
-    columns = ["suite", "task_name", "model_name", "seeds", "difference", "difference_low"]
-    columns += ["difference_high", "matters", "smallest_shown", "verdict"]
-    table = named(judged, "difference").rename(columns={"shown": "smallest_shown"})
+    columns = ["suite", "task_name", "model_name", "seeds", *differences]
+    columns += ["matters", "smallest_shown", "verdict"]
     text = (
         "Paired by seed, with 95 % intervals. Shaded: differences too small to matter. Right of "
         "zero RRWKV is better."
     )
-    return Block("What it gains", text, figure, table[columns])
+    return Block("What it gains", text, figure, judged[columns])
 
 
 def _cost_block(prices: pd.DataFrame) -> Block:

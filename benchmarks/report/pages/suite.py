@@ -165,7 +165,6 @@ def endpoint_table(values: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     columns = ["task_name", "model_name", "parameters", "seeds", "score", "sighted_floor", "mark"]
     columns += ["endpoint", "endpoint_low", "endpoint_high"]
     if not judged.empty:
-        judged = named(judged, "difference").rename(columns={"shown": "smallest_shown"})
         own = ["difference", "difference_low", "difference_high", "smallest_shown", "verdict"]
         on = [*PAIR, "variant", "parameters"]
         table = table.merge(judged[[*on, *own]], on=on, how="left")
@@ -227,14 +226,16 @@ def verdict_words(table: pd.DataFrame) -> str:
 
 
 def model_table(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per model: its scores at the last tests, and its costs (see `prices`)."""
+    """Return a row per model: its scores in a few tests, and its costs (see `prices`)."""
     table = pd.DataFrame()
     if not scores.empty:
         keys = ["model", "model_options", "variant", "task", "task_options"]
         keys += ["width", "depth", "trained_length", "data", "test_length", "test_options"]
         means = add_names(summarise(scores, keys, "score"))
         columns = ["task_name", "test_length"]
-        tests = means[columns].drop_duplicates().sort_values(columns).head(MOST_TESTS)
+        tests = means[columns].drop_duplicates().sort_values(columns)
+        if len(tests) > MOST_TESTS:  # the first, and the last ones
+            tests = pd.concat([tests.head(1), tests.tail(MOST_TESTS - 1)])
         sizes = add_names(scores).groupby("model_name", sort=False)["parameters"].max()
         table = sizes.to_frame()
         for task, length in tests.itertuples(index=False):

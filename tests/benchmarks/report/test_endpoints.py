@@ -75,7 +75,7 @@ def test_verdicts_are_paired_by_seed(cell: Cell) -> None:
     wanted = endpoint(quantity="score")
     judged = verdicts(endpoint_values(Frames(records), wanted), wanted.difference)
     assert list(judged["model"]) == ["lstm"]
-    assert judged["mean"].iloc[0] == pytest.approx(0.105)
+    assert judged["difference"].iloc[0] == pytest.approx(0.105)
     assert judged["verdict"].iloc[0] == "better"
     assert judged["seeds"].iloc[0] == 4
 
@@ -113,7 +113,7 @@ def test_fewer_bits_are_better(cell: Cell) -> None:
     wanted = endpoint(quantity="score", difference=0.02)
     judged = verdicts(endpoint_values(Frames(records), wanted), wanted.difference)
     assert judged["verdict"].iloc[0] == "worse"
-    assert judged["mean"].iloc[0] == pytest.approx(-0.201)
+    assert judged["difference"].iloc[0] == pytest.approx(-0.201)
 
 
 def test_runs_of_another_task_have_no_value(cell: Cell) -> None:
