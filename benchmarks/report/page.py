@@ -128,31 +128,20 @@ def is_current(html: Path, key: str) -> bool:
 
 def _write_files(block: Block, folder: Path, style: str) -> None:
     if block.figure is not None:
+        figure = block.figure if style == "paper" else block.figure.first(MOST_PANELS)
         endings = (".svg",) if style == "page" else (".svg", ".pdf", ".png")
-        for name, figure in _figures(block):
-            for ending in endings:
-                plots.save(figure.draw(style), folder / f"{name}{ending}")
+        for ending in endings:
+            plots.save(figure.draw(style), folder / f"{block.file_name}{ending}")
     if block.table is not None and not block.table.empty:
         write_atomically(folder / f"{block.file_name}.csv", csv(block.table))
         if style == "paper":
             write_atomically(folder / f"{block.file_name}.tex", latex(block.table))
 
 
-def _figures(block: Block) -> list[tuple[str, Plot]]:
-    """Return the figures of a block by their file names: the first panels, and if more, all."""
-    figure = block.figure
-    if figure is None:
-        return []
-    first = Plot(figure.panels[:MOST_PANELS], figure.legend, figure.height)
-    if len(figure.panels) <= MOST_PANELS:
-        return [(block.file_name, first)]
-    return [(block.file_name, first), (f"{block.file_name}-all", figure)]
-
-
 def _markdown(page: Page) -> str:
     return TEMPLATES.get_template("page.md").render(
         page=page,
-        figures=_figures,
+        most_panels=MOST_PANELS,
         table=lambda block: Markup(markdown_table(block.table.head(block.rows))),
         raw=Markup,
     )
@@ -167,6 +156,7 @@ def _html(page: Page, key: str) -> str:
         inline=lambda text: Markup(MARKDOWN.renderInline(text)),
         panels=_panels,
         table=html_table,
+        most_panels=MOST_PANELS,
     )
 
 

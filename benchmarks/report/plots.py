@@ -17,7 +17,7 @@ import matplotlib as mpl
 
 mpl.use("svg")
 import pandas as pd
-from matplotlib import pyplot as plt
+from matplotlib import style as styles
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -61,7 +61,8 @@ class Plot:
         columns = min(2, len(self.panels))
         rows = -(-len(self.panels) // columns)
         size = (width * columns, height * self.height * rows + 0.5)
-        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+        figure = Figure(figsize=size)
+        axes = figure.subplots(rows, columns, squeeze=False)
         for unused in axes.flat[len(self.panels) :]:
             unused.set_visible(False)
         for number, (panel, place) in enumerate(zip(self.panels, axes.flat, strict=False)):
@@ -73,10 +74,15 @@ class Plot:
         self._add_legend(figure)
         return figure
 
+    def first(self, count: int) -> Plot:
+        """Return the plot with its first panels alone."""
+        return Plot(self.panels[:count], self.legend, self.height)
+
     def draw_panel(self, number: int) -> Figure:
         """Return one panel without the legend."""
         width, height = PANEL["page"]
-        figure, axes = plt.subplots(figsize=(width, height * self.height))
+        figure = Figure(figsize=(width, height * self.height))
+        axes = figure.subplots()
         axes.set_title(self.panels[number].title)
         self.panels[number].draw(axes)
         return figure
@@ -84,7 +90,7 @@ class Plot:
     def draw_legend(self) -> Figure:
         """Return the legend alone."""
         rows = -(-len(self.legend) // LEGEND_COLUMNS)
-        figure = plt.figure(figsize=(1.5 * LEGEND_COLUMNS, 0.05 + 0.22 * rows))
+        figure = Figure(figsize=(1.5 * LEGEND_COLUMNS, 0.05 + 0.22 * rows))
         handles = [Line2D([], [], **look) for look in self.legend.values()]
         figure.legend(handles, list(self.legend), loc="center left", ncols=LEGEND_COLUMNS)
         return figure
@@ -105,19 +111,18 @@ class Plot:
 def style(name: str = "page") -> contextlib.AbstractContextManager[None]:
     """Draw in a style of STYLES, whatever the user's own settings of matplotlib are."""
     files = [str(TEMPLATES / file) for file in STYLES[name]]
-    return plt.style.context(files, after_reset=True)
+    return styles.context(files, after_reset=True)
 
 
 def svg(figure: Figure) -> str:
-    """Return a figure as SVG, without a date, and close it."""
+    """Return a figure as SVG, without a date."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
-    plt.close(figure)
     return text.getvalue()
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as SVG, PNG or PDF, as the path's ending says, and close it.
+    """Write a figure as SVG, PNG or PDF, as the path's ending says.
 
     Raises ValueError on another ending.
     """
@@ -126,7 +131,6 @@ def save(figure: Figure, path: Path) -> None:
         raise ValueError(f"{path}: expected a file name that ends in .png, .svg or .pdf")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata=endings[path.suffix])
-    plt.close(figure)
 
 
 def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:

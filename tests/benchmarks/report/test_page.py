@@ -165,7 +165,7 @@ def test_legends_fit_their_figures(name: str) -> None:
     ]
     with plots.style(name):
         figure = plots.curves(pd.DataFrame(rows), "x", ["panel"], "accuracy").draw(name)
-        figure.canvas.draw()
+        figure.draw_without_rendering()
         whole = figure.bbox
         (legend,) = figure.legends
         box = legend.get_window_extent()
