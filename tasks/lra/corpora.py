@@ -20,6 +20,7 @@ from lookback.tasks.lra.examples import (
     grey_values,
     pair_batch,
     picture,
+    shrunk,
     text_batch,
     text_picture,
 )
@@ -89,7 +90,7 @@ def sample_text(rows: Tensor, length: int, split: str) -> Batch:
     vocabulary=256,
     classes=10,
     baseline_score=0.1,
-    lengths=(1024,),
+    lengths=(1024, 256),
     exact=True,
     sizes=IMAGE.sizes,
     symbols=GREY_SYMBOLS,
@@ -107,7 +108,8 @@ def sample_image(rows: Tensor, length: int, split: str) -> Batch:
         target    0 airplane, 1 automobile, 2 bird, 3 cat, 4 deer, 5 dog, 6 frog, 7 horse, 8 ship,
                   9 truck
 
-    The photographs are grey, as published; in colour it would be another task.
+    The photographs are grey, as published; in colour it would be another task. At a length of 256
+    they have 16 x 16 pixels, each the mean of four.
 
     Tests relating pixels whose neighbours below lie 32 tokens away, without knowing that there are
     rows. Does not test reach alone: models soon overfit, so that regularisation decides as much.
@@ -119,8 +121,8 @@ def sample_image(rows: Tensor, length: int, split: str) -> Batch:
         row = open_corpus(IMAGE)[split][number]
         images.append(grey_values(row.content, 32, f"{IMAGE.hub}: {file}: row {row.number}"))
         labels.append(row.label)
-    tokens = torch.from_numpy(np.stack(images).astype(np.int64))
-    return Batch(tokens, torch.tensor(labels))
+    tokens = shrunk(np.stack(images), length).astype(np.int64)
+    return Batch(torch.from_numpy(tokens), torch.tensor(labels))
 
 
 def pairs_of(split: str) -> Pairs:

@@ -72,6 +72,13 @@ def grey_values(file: bytes, side: int, name: str) -> NDArray[np.uint8]:
     return grey.reshape(-1)
 
 
+def shrunk(images: NDArray[np.uint8], length: int) -> NDArray[np.uint8]:
+    """Return square images, (n, pixels), with `length` pixels, the rounded means of blocks."""
+    side, smaller = isqrt(images.shape[1]), isqrt(length)
+    blocks = images.reshape(len(images), smaller, side // smaller, smaller, side // smaller)
+    return np.rint(blocks.mean(axis=(2, 4))).astype(np.uint8).reshape(len(images), length)
+
+
 def text_picture(tokens: Tensor) -> str:
     """Return a document, (length,), as text without its padding."""
     content = bytes(token for token in tokens.tolist() if token < PAD)

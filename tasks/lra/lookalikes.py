@@ -30,6 +30,7 @@ from lookback.tasks.lra.examples import (
     TEXT_SYMBOLS,
     pair_batch,
     picture,
+    shrunk,
     text_batch,
     text_picture,
 )
@@ -106,7 +107,7 @@ def glyphs_identity() -> dict[str, Any]:
     vocabulary=256,
     classes=10,
     baseline_score=0.1,
-    lengths=(SIDE * SIDE,),
+    lengths=(SIDE * SIDE, SIDE * SIDE // 4),
     exact=True,
     sizes={"train": 45000, "validation": 5000, "test": 10000},
     symbols=GREY_SYMBOLS,
@@ -121,17 +122,20 @@ def sample_digit_image(rows: Tensor, length: int, split: str) -> Batch:
         tokens    grey values 0 to 255, from the upper left
         target    0 to 9
 
+    At a length of 256 there are 16 x 16 pixels, each the mean of four.
+
     Tests combining strokes that lie rows of 32 tokens apart, without a network. Does not test what
     photographs ask for: its scores say nothing about CIFAR-10.
     """
-    tokens = []
+    images = []
     labels = []
     for row in rows.tolist():
         random = random_of(f"digit-image {split} {row}")
         label = int(random.random() * 10)
         labels.append(label)
-        tokens.append(draw_digit(label, random))
-    return Batch(torch.from_numpy(np.stack(tokens).astype(np.int64)), torch.tensor(labels))
+        images.append(draw_digit(label, random))
+    tokens = shrunk(np.stack(images), length).astype(np.int64)
+    return Batch(torch.from_numpy(tokens), torch.tensor(labels))
 
 
 # Source code.

@@ -317,6 +317,15 @@ def test_digits_are_distinguishable():
     assert right > 0.2 and torch.bincount(test.targets, minlength=10).min() > 100
 
 
+def test_a_small_picture_is_the_mean_of_blocks():
+    task = get_task("digit-image")
+    large, small = (task.batch("test", 0, 0, 20, length) for length in (1024, 256))
+    assert small.targets.equal(large.targets)
+    images = large.tokens.double().reshape(20, 1, 32, 32)
+    means = torch.nn.functional.avg_pool2d(images, 2).flatten(1)
+    assert (small.tokens - means).abs().max() <= 0.5
+
+
 def test_the_picture_in_the_docs_is_of_the_data():
     with Image.open(PATHFINDER) as image:
         assert (np.asarray(image) == pathfinder_grid()).all()
