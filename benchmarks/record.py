@@ -321,9 +321,11 @@ class Score(StrictModel):
 
     @model_validator(mode="after")
     def _check_counts(self) -> Score:
-        for part in (self, *self.by_distance):
-            if part.correct > part.count:
-                raise ValueError(f"{part.correct} correct answers of {part.count}")
+        counts = [(self.correct, self.count)]
+        counts += [(part.correct, part.count) for part in self.by_distance]
+        for correct, count in counts:
+            if correct > count:
+                raise ValueError(f"{correct} correct answers of {count}")
         return self
 
 

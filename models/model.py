@@ -219,6 +219,7 @@ class SequenceModel(nn.Module):
 
     def check_length(self, length: int) -> None:
         """Raise ValueError if a block says that it cannot read so many positions."""
+        block: Any
         for block in self.blocks:
             if hasattr(block, "check_length"):
                 block.check_length(length)
