@@ -42,9 +42,10 @@ FINAL = ("ok", "oom", "nan", "timeout")
 """Statuses that are results and are plotted as such; `error` and `killed` are tried again."""
 
 GROWING = 0.6  # part of training in which lengths grow, in a cell with `start_length`
-# Numbers that were measured: none is negative, and arithmetic on them does not overflow.
+# Numbers that were measured: arithmetic on them does not overflow. A clock that was set meanwhile
+# may have made a negative amount of time.
 Count = Annotated[int, Field(ge=0, le=10**18)]
-Amount = Annotated[float, Field(ge=0, le=1e100)]
+Amount = Annotated[float, Field(ge=-1e100, le=1e100)]
 
 LARGEST = 1 << 53  # every JSON reader represents integers up to here exactly
 SHOWN = 100  # characters of an unexpected value that a message repeats

@@ -391,7 +391,7 @@ def find_architecture(name: str) -> Architecture:
         return _families[prefix](rest)
 
     families = [f"{family}:NAME" for family in sorted(_families)]
-    raise unknown_model(name, [*names, *families])
+    raise unknown_model(name, [*families, *names])
 
 
 def unknown_model(name: str, names: Iterable[str]) -> ValueError:

@@ -221,7 +221,15 @@ def test_an_interrupt_ends_what_is_still_being_imported(tmp_path: Path) -> None:
     plugin = tmp_path / "swallows.py"
     plugin.write_text(SWALLOWS)
     command = [sys.executable, "-m", "lookback", "run", "quick", "--plugin", str(plugin)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        # A job in the background of a script ignores Ctrl-C, and what it starts inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
