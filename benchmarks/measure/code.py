@@ -45,7 +45,8 @@ def _modules_beside(plugin: Path) -> list[Path]:
         if file is None or name.startswith(("lookback.", MODULE_PREFIX)):
             continue
         path = Path(file).resolve()
-        if path.is_relative_to(plugin.parent) and not path.is_relative_to(sys.prefix):
+        is_beside = path.is_relative_to(plugin.parent) and not path.is_relative_to(sys.prefix)
+        if is_beside and path.is_file():  # torch.classes says "_classes.py", wherever one stands
             files.append(path)
     return files
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from lookback.benchmarks.measure import code
 from lookback.benchmarks.plugins import MODULE_PREFIX
@@ -124,6 +125,16 @@ def test_the_old_record_is_kept_until_the_new_one_is_final(
     )
     run(own)
     assert not list(own.rglob("*.old"))
+
+
+def test_a_user_may_stand_in_the_folder_of_her_plugin(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`torch.classes` has a relative file name, which then seems to lie beside the plug-in."""
+    run(own)
+    monkeypatch.chdir(own)
+    assert not Path(torch.classes.__file__).is_absolute()
+    assert code._modules_beside(own / "plugin.py") == [own / "own_scale.py"]
 
 
 def test_again_measures_anew_and_keeps_the_record_meanwhile(own: Path) -> None:
