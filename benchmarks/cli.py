@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import pdb
 import signal
 import sys
@@ -723,8 +724,9 @@ def main() -> None:
     command: Callable[..., Any] = typer.main.get_command(app)
     try:
         code = command(standalone_mode=False)
-    except BrokenPipeError:
-        raise
+    except BrokenPipeError:  # whoever read the output has left, as `| head -1` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     except (ValueError, OSError) as error:
         print(f"lookback: {error}", file=sys.stderr)
         code = 2

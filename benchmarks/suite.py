@@ -447,21 +447,21 @@ def select(cells: Sequence[AnyCell], field: str, values: Sequence[Any]) -> tuple
     chosen: list[AnyCell] = []
     for value in values:
         matching = [cell for cell in cells if getattr(cell, field) == value]
-        if matching:
-            chosen += matching
-            continue
-        distinct: dict[str, AnyCell] = {}
-        for cell in cells:
-            replaced = _replace(cell, field, value, dropped)
-            distinct.setdefault(_size(replaced) if field == "task" else replaced.id, replaced)
-        chosen += distinct.values()
+        if not matching:
+            matching = [_replace(cell, field, value, dropped) for cell in cells]
+            if field == "task":
+                matching = _first_of_each_size(matching)
+        chosen += matching
     return tuple(dict.fromkeys(chosen))
 
 
-def _size(cell: AnyCell) -> str:
-    """Return a key of everything but the task and how it is trained."""
-    fields = (cell.kind, cell.model, cell.model_options, cell.width, cell.depth, cell.length)
-    return repr((*fields, cell.seed))
+def _first_of_each_size(cells: Sequence[AnyCell]) -> list[AnyCell]:
+    """Return the first of the cells that differ only in how their task is trained and tested."""
+    first: dict[str, AnyCell] = {}
+    for cell in cells:
+        fields = (cell.kind, cell.model, cell.model_options, cell.width, cell.depth, cell.length)
+        first.setdefault(repr((*fields, cell.seed)), cell)
+    return list(first.values())
 
 
 def limit_steps(suite: Suite, steps: int) -> Suite:

@@ -1,8 +1,6 @@
 """Entry of the command `lookback` and of `python -m lookback`; light, so that Ctrl-C works."""
 
-import os
 import signal
-import sys
 
 
 def main() -> None:
@@ -15,11 +13,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from lookback.benchmarks.cli import main as run_command
 
-    try:
-        run_command()
-    except BrokenPipeError:  # whoever read the output has left, as `| head -1` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    run_command()
 
 
 if __name__ == "__main__":
