@@ -43,6 +43,7 @@ def machine(device: str) -> Machine:
     name = cpu_name()
     facts: dict[str, Any] = {
         "cpu": name,
+        "instruction_set": instruction_set(),
         "cores": cores,
         "memory_bytes": memory_bytes(),
         "system": platform.system(),
@@ -156,6 +157,21 @@ def cpu_name(root: Path = Path("/")) -> str:
         model = (root / "proc/device-tree/model").read_text(encoding="utf-8")
         words.append(model.strip("\0 \n"))
     return " ".join(words) if len(words) > 1 else platform.processor() or platform.machine()
+
+
+def instruction_set(root: Path = Path("/")) -> str | None:
+    """Return the widest vector instructions that torch finds on an x86 CPU; None on others.
+
+    Clouds give one name to CPUs that differ in them, and so in the last digits of sums.
+    """
+    information = ""
+    with contextlib.suppress(OSError):
+        information = (root / "proc/cpuinfo").read_text(encoding="utf-8")
+    match = re.search(r"^flags\s*:(.*)$", information, re.MULTILINE)
+    flags = set(match[1].split()) if match else set()
+    if flags >= {"avx512f", "avx512vl", "avx512bw", "avx512dq", "fma"}:
+        return "AVX-512"
+    return "AVX2" if flags >= {"avx2", "fma"} else None
 
 
 def memory_bytes() -> int:

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from lookback.benchmarks import machine
-from lookback.benchmarks.machine import cgroup_limits, commit, cpu_name, cpu_quotas, joules
+from lookback.benchmarks.machine import (
+    cgroup_limits,
+    commit,
+    cpu_name,
+    cpu_quotas,
+    instruction_set,
+    joules,
+)
 
 
 def test_control_groups_limit_memory(tmp_path: Path) -> None:
@@ -80,6 +87,31 @@ def test_arm_machines_have_names_of_their_own(
         "aarch64 implementer 0x41 part 0xd40",
         "aarch64 implementer 0x61 part 0x022 M1",
     }
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("fpu sse4_2 avx avx2 fma avx512f avx512dq avx512bw avx512vl", "AVX-512"),
+        ("fpu sse4_2 avx avx2 fma avx512f", "AVX2"),  # the first AVX-512 chips: torch uses AVX2
+        ("fpu sse4_2", None),
+    ],
+)
+def test_cpus_of_one_name_differ_in_their_instruction_sets(
+    tmp_path: Path, flags: str, expected: str | None
+) -> None:
+    (tmp_path / "proc").mkdir()
+    information = f"model name\t: AMD EPYC\nflags\t\t: {flags}\nbugs\t\t: none\n"
+    (tmp_path / "proc/cpuinfo").write_text(information)
+    assert instruction_set(tmp_path) == expected
+
+
+@pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="torch was told what to use")
+def test_the_instruction_set_is_the_one_that_torch_finds() -> None:
+    import torch
+
+    found = {"AVX512": "AVX-512", "AVX2": "AVX2"}.get(torch.backends.cpu.get_cpu_capability())
+    assert instruction_set() == found
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,23 @@ def test_a_run_says_how_many_scores_are_equal_and_how_fast_it_trained(tmp_path: 
     ]
 
 
+def test_a_run_names_the_instruction_sets_where_scores_differ(tmp_path: Path) -> None:
+    published, own = learn_record(tiny(), 80), learn_record(tiny(), 81)
+    records = []
+    for record, instructions in ((published, "AVX2"), (own, "AVX-512")):
+        facts = {**record.machine.facts, "instruction_set": instructions}
+        machine = record.machine.model_copy(update={"facts": facts})
+        records.append(record.model_copy(update={"machine": machine}))
+    put(tmp_path / "published", records[0])
+    (line,) = compare_with_published(
+        runner_with(tmp_path / "own", records[1]), tmp_path / "published"
+    )
+    assert line == (
+        "scores: 0 of 1 equal to the published records of Some Machine; "
+        "those were made with AVX2, yours with AVX-512"
+    )
+
+
 def test_times_of_other_numbers_of_threads_and_other_options_are_not_compared(
     tmp_path: Path,
 ) -> None:
