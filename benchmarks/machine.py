@@ -43,12 +43,12 @@ def machine(device: str) -> Machine:
     name = cpu_name()
     facts: dict[str, Any] = {
         "cpu": name,
-        "instruction_set": instruction_set(),
         "cores": cores,
         "memory_bytes": memory_bytes(),
         "system": platform.system(),
     }
     if device == "cpu":
+        facts["instruction_set"] = instruction_set()
         return Machine(slug=_slug(f"{name}-{cores}-cores"), device=name, facts=facts)
 
     facts |= _gpu_facts()
@@ -137,9 +137,7 @@ def cpu_name(root: Path = Path("/")) -> str:
 
     Two ARM machines of as many cores must not share a name, or one's times count as the other's.
     """
-    information = ""
-    with contextlib.suppress(OSError):
-        information = (root / "proc/cpuinfo").read_text(encoding="utf-8")
+    information = _cpuinfo(root)
     match = re.search(r"model name\s*:\s*(.+)", information)
     if match:
         return match[1].strip()
@@ -164,14 +162,20 @@ def instruction_set(root: Path = Path("/")) -> str | None:
 
     Clouds give one name to CPUs that differ in them, and so in the last digits of sums.
     """
-    information = ""
-    with contextlib.suppress(OSError):
-        information = (root / "proc/cpuinfo").read_text(encoding="utf-8")
+    information = _cpuinfo(root)
     match = re.search(r"^flags\s*:(.*)$", information, re.MULTILINE)
     flags = set(match[1].split()) if match else set()
     if flags >= {"avx512f", "avx512vl", "avx512bw", "avx512dq", "fma"}:
         return "AVX-512"
     return "AVX2" if flags >= {"avx2", "fma"} else None
+
+
+def _cpuinfo(root: Path) -> str:
+    """Return what Linux says of the CPUs; "" elsewhere."""
+    try:
+        return (root / "proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 def memory_bytes() -> int:
