@@ -4,6 +4,7 @@ cell.
 
 import gc
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: processes that tests start inherit it
 
@@ -13,6 +14,10 @@ import torch
 from lookback.benchmarks.record import Cell, LearnCell
 
 torch.set_num_threads(1)
+
+# A shell starts background jobs with Ctrl-C ignored, and processes that tests interrupt inherit it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
