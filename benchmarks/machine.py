@@ -40,15 +40,16 @@ def machine(device: str) -> Machine:
     Raises ValueError if there is no such GPU.
     """
     cores = min([os.cpu_count() or 1, *cpu_quotas(Path("/"))])
-    name = cpu_name()
     facts: dict[str, Any] = {
-        "cpu": name,
+        "cpu": cpu_name(),
         "cores": cores,
         "memory_bytes": memory_bytes(),
         "system": platform.system(),
     }
     if device == "cpu":
         facts["instruction_set"] = instruction_set()
+        # Clouds give one name to CPUs of which one is twice as fast as the other.
+        name = ", ".join(filter(None, (facts["cpu"], facts["instruction_set"])))
         return Machine(slug=_slug(f"{name}-{cores}-cores"), device=name, facts=facts)
 
     facts |= _gpu_facts()
@@ -158,9 +159,9 @@ def cpu_name(root: Path = Path("/")) -> str:
 
 
 def instruction_set(root: Path = Path("/")) -> str | None:
-    """Return the widest vector instructions that torch finds on an x86 CPU; None on others.
+    """Return the widest vector instructions that torch uses on an x86 CPU; None on others.
 
-    Clouds give one name to CPUs that differ in them, and so in the last digits of sums.
+    The order of sums depends on them, and so do the last digits of scores.
     """
     information = _cpuinfo(root)
     match = re.search(r"^flags\s*:(.*)$", information, re.MULTILINE)

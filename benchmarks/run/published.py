@@ -62,12 +62,10 @@ def _compare(device: str, pairs: Sequence[tuple[Record, Record]]) -> str:
     for own, published in pairs:
         if own.outcome.learn and published.outcome.learn:
             learned += 1
-            there, here = (each.machine.facts.get("instruction_set") for each in (published, own))
             if _tests(own.outcome.learn) == _tests(published.outcome.learn):
                 equal += 1
-            elif there and here and there != here:
-                # Another order of summation changes last digits, and in training these grow.
-                reasons.add(f"those were made with {there}, yours with {here}")
+            else:
+                reasons.update(_other_instructions(published, own))
         same_threads = own.machine.facts.get("threads") == published.machine.facts.get("threads")
         if own.cell.kind == "cost" and same_threads:
             ratios += _speed_ratios(own, published)
@@ -80,6 +78,13 @@ def _compare(device: str, pairs: Sequence[tuple[Record, Record]]) -> str:
         speed = f"training steps {statistics.median(ratios):.2g} times as fast"
         parts.append(speed if parts else f"{speed} as in the published records of {device}")
     return "; ".join(parts) or f"published records of {device} had other numbers of threads"
+
+
+def _other_instructions(published: Record, own: Record) -> list[str]:
+    """Return a line if two CPUs summed in another order; in training, last digits grow."""
+    there, here = (each.machine.facts.get("instruction_set") for each in (published, own))
+    is_other = there and here and there != here
+    return [f"published with {there}, measured here with {here}"] if is_other else []
 
 
 def _tests(numbers: LearnNumbers) -> list[tuple[object, ...]]:
@@ -123,6 +128,7 @@ class Verdict:
             return lines[0]
         assert self.record.outcome.learn is not None
         if self.verdict != EQUAL:
+            lines += [f"  {line}" for line in _other_instructions(self.record, self.again)]
             for old, new in _paired_tests(self.record.outcome.learn, self.again.outcome.learn):
                 lines.append(f"  at {old.length}: published {old.score}, here {new.score}")
         return "\n".join(lines)

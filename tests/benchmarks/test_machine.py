@@ -106,6 +106,22 @@ def test_cpus_of_one_name_differ_in_their_instruction_sets(
     assert instruction_set(tmp_path) == expected
 
 
+def test_a_cpu_is_named_with_its_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one name, one machine may be twice as fast as the other; times must not be mixed."""
+    monkeypatch.setattr(machine, "cpu_name", lambda: "AMD EPYC")
+    monkeypatch.setattr(machine, "cpu_quotas", lambda root: [2])
+    names = []
+    for instructions in ("AVX-512", "AVX2", None):
+        monkeypatch.setattr(machine, "instruction_set", lambda found=instructions: found)
+        found = machine.machine("cpu")
+        names.append((found.slug, found.device))
+    assert names == [
+        ("amd-epyc-avx-512-2-cores", "AMD EPYC, AVX-512"),
+        ("amd-epyc-avx2-2-cores", "AMD EPYC, AVX2"),
+        ("amd-epyc-2-cores", "AMD EPYC"),
+    ]
+
+
 @pytest.mark.skipif("ATEN_CPU_CAPABILITY" in os.environ, reason="torch was told what to use")
 def test_the_instruction_set_is_the_one_that_torch_finds() -> None:
     import torch

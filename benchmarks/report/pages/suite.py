@@ -59,7 +59,7 @@ def suite_page(
 
 
 def machine_name(record: Record) -> str:
-    """Return a machine in words: `AMD EPYC, 2 cores`."""
+    """Return a machine in words: `AMD EPYC, AVX-512, 2 cores`."""
     cores = record.machine.facts.get("cores")
     is_cpu = record.cell.device == "cpu" and isinstance(cores, int)
     return f"{record.machine.device}, {cores} cores" if is_cpu else record.machine.device

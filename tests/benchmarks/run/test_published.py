@@ -11,6 +11,7 @@ from lookback.benchmarks.run.published import (
     DIFFERENT,
     EQUAL,
     WITHIN,
+    Verdict,
     Verification,
     compare_with_published,
     publish,
@@ -65,7 +66,7 @@ def test_a_run_names_the_instruction_sets_where_scores_differ(tmp_path: Path) ->
     )
     assert line == (
         "scores: 0 of 1 equal to the published records of Some Machine; "
-        "those were made with AVX2, yours with AVX-512"
+        "published with AVX2, measured here with AVX-512"
     )
 
 
@@ -134,6 +135,19 @@ def test_a_forged_record_is_caught(measured: Path, tmp_path: Path) -> None:
     place = f"{records[0].cell_id} of three on {records[0].machine.device}"
     assert f"{place}: {DIFFERENT}\n" in done.stdout
     assert f"published 1.0, here {true.score}" in done.stdout
+    assert "measured here with" not in done.stdout  # the same machine
+
+
+def test_a_second_measurement_names_the_instruction_sets_where_it_differs() -> None:
+    records = []
+    for instructions in ("AVX2", "AVX-512"):
+        record = learn_record(tiny(), 80)
+        facts = {**record.machine.facts, "instruction_set": instructions}
+        machine = record.machine.model_copy(update={"facts": facts})
+        records.append(record.model_copy(update={"machine": machine}))
+    line = "  published with AVX2, measured here with AVX-512"
+    assert line in str(Verdict(*records, DIFFERENT)).splitlines()
+    assert line not in str(Verdict(*records, EQUAL)).splitlines()
 
 
 @LINUX
