@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lookback.benchmarks.measure.cost import CPU_WARMUP, LEARNING_RATE, WEIGHT_DECAY
 from lookback.benchmarks.measure.evaluate import EVALUATION_BATCH, EVALUATION_TOKENS
@@ -34,6 +34,7 @@ from lookback.benchmarks.measure.step import (
     training_step,
 )
 from lookback.benchmarks.record import AnyCell
+from lookback.models.matrix_state import chunked
 from lookback.models.model import parameter_count
 from lookback.models.model import state_bytes as bytes_of_state
 from lookback.models.wkv import tiled
@@ -191,7 +192,7 @@ class FakeRun:
     def measure(self, run: Callable[[], None]) -> tuple[int, int]:
         """Return the operations of a call, and the most bytes that are alive during it."""
         live = FakeBytes(alive_in(self.model, self.optimizer), self.counts_scratch)
-        with live:
+        with live, equal_segments_once(live):
             run()
         return live.flops, live.peak
 
@@ -289,17 +290,14 @@ SCRATCH: dict[Any, int] = {}  # (operator, shapes) -> bytes that it has alive at
 
 def _scratch_bytes(func: Any, args: Any, kwargs: Any) -> int:
     """Run a custom operator's Python code on fake tensors, once for each combination of shapes."""
-    key = [func]
-    for leaf in tree_leaves((args, kwargs)):
-        key.append((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf)
-
-    if tuple(key) not in SCRATCH:
+    key = _shapes(func, args, kwargs)
+    if key not in SCRATCH:
         live = FakeBytes((args, kwargs), scratch=True)
         before = live.now
         with live, few_tiles():
             OPDEFS[func.name()]._init_fn(*args, **kwargs)
-        SCRATCH[tuple(key)] = live.peak - before
-    return SCRATCH[tuple(key)]
+        SCRATCH[key] = live.peak - before
+    return SCRATCH[key]
 
 
 @contextmanager
@@ -317,6 +315,55 @@ def few_tiles() -> Iterator[None]:
         yield
     finally:
         tiled.tiles = tiles
+
+
+NEEDS: dict[Any, tuple[int, int, Any]] = {}  # (function, shapes) -> what a call took
+
+
+@contextmanager
+def equal_segments_once(live: FakeBytes) -> Iterator[None]:
+    """Let matrix_state compute one segment of each shape, and count its equals like it.
+
+    Long sequences have many, and every operation on a fake tensor takes 0.1 ms.
+    """
+
+    def once(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            if torch.is_grad_enabled():  # results without a graph would not do
+                return function(*arguments)
+            key = _shapes(function, arguments)
+            if key not in NEEDS:
+                inner = FakeBytes(arguments, scratch=False)
+                before = inner.now
+                with inner:
+                    results = function(*arguments)
+                makers = tree_map_only(Tensor, _maker, results)
+                NEEDS[key] = inner.flops, inner.peak - before, makers
+                return results
+            flops, scratch, makers = NEEDS[key]
+            live.flops += flops
+            live.peak = max(live.peak, live.now + scratch)
+            return tree_map_only(partial, lambda make: make(), makers)
+
+        return call
+
+    functions = chunked.compute_segment, chunked.segment_gradients
+    try:
+        chunked.compute_segment, chunked.segment_gradients = map(once, functions)
+        yield
+    finally:
+        chunked.compute_segment, chunked.segment_gradients = functions
+
+
+def _maker(tensor: Tensor) -> partial[Tensor]:
+    """Return a function that makes an empty tensor of the same shape and dtype."""
+    return partial(torch.empty, tensor.shape, dtype=tensor.dtype)
+
+
+def _shapes(*values: Any) -> tuple[Any, ...]:
+    """Return shapes and dtypes in place of tensors, and everything else as it is."""
+    leaves = tree_leaves(values)
+    return tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves)
 
 
 SHORT, LONG = 64, 320  # positions

@@ -83,17 +83,12 @@ class Segments(torch.autograd.Function):
         )
         with torch.autocast(states.device.type, enabled=False):
             for parts, grad_parts, grad_part, state in reversed(pieces):
-                leaves = [None if x is None else x.detach().requires_grad_() for x in parts]
-                state = state.detach().requires_grad_()
-                with torch.enable_grad():
-                    results = compute_segment(leaves, state, chunk)
-                present = [x for x in leaves if x is not None]
-                *part_grads, grad_state = torch.autograd.grad(
-                    results, (*present, state), (grad_part, grad_state)
+                part_grads, grad_state = segment_gradients(
+                    parts, state, (grad_part, grad_state), chunk
                 )
-                places = [place for place in grad_parts if place is not None]
-                for place, grad in zip(places, part_grads, strict=True):
-                    place.copy_(grad)
+                for place, grad in zip(grad_parts, part_grads, strict=True):
+                    if place is not None:
+                        place.copy_(grad)
         return (*grads, grad_state, None, None)
 
 
@@ -145,6 +140,26 @@ def compute_segment(
         output = output + within @ v + decay.scores(q, b) @ u
     output = output.flatten(1, 2)[:, :length].unflatten(0, (batch_size, heads)).transpose(1, 2)
     return output.to(dtype), state.unflatten(0, (batch_size, heads))
+
+
+def segment_gradients(
+    inputs: Sequence[Tensor | None],
+    state: Tensor,
+    grads: tuple[Tensor, Tensor],
+    chunk: int,
+) -> tuple[list[Any], Tensor]:
+    """Return the gradients of a segment's inputs, None for missing ones, and of its first state.
+
+    grads are those of what `compute_segment` returns; it is computed again.
+    """
+    leaves = [None if x is None else x.detach().requires_grad_() for x in inputs]
+    state = state.detach().requires_grad_()
+    with torch.enable_grad():
+        results = compute_segment(leaves, state, chunk)
+    present = [x for x in leaves if x is not None]
+    *found, grad_state = torch.autograd.grad(results, (*present, state), grads)
+    remaining = iter(found)
+    return [None if x is None else next(remaining) for x in leaves], grad_state
 
 
 def in_chunks(x: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
