@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -165,21 +165,27 @@ def describe(
     plugin: Plugins = None,
 ) -> None:
     """Show what a task asks (with examples), how a model is built, or what a suite measures."""
+    plugins = plugin or []
     is_suite = name.endswith(".toml") or name in suite_names()
-    if not is_suite:
+    if is_suite:
+        _describe_suite(name)
+    registered = {entry.name for kind in ("tasks", "models") for entry in catalogue(kind, plugins)}
+    if name in registered or not is_suite:  # a plug-in's task may have the name of a suite
         from lookback.benchmarks.describe.cards import card
 
-        print(card(name, plugin or []))
+        print(card(name, plugins))
         asking = [other for other in suite_names() if _names(read_suite(other), name)]
         if asking:
             print(f"\nsuites: {', '.join(asking)}; `lookback describe SUITE` lists their cells")
-    else:
-        suite = read_suite(name)
-        print(f"Suite {name}: {suite.title}\n")
-        if suite.match:
-            print(f"{suite.match}\n")
-        _print_columns([("kind", "task", "models", "lengths", "cells"), *_grids(suite)])
-        print(f"\n`lookback run {name} --dry-run` lists the cells, and what each needs")
+
+
+def _describe_suite(name: str) -> None:
+    suite = read_suite(name)
+    print(f"Suite {name}: {suite.title}\n")
+    if suite.match:
+        print(f"{suite.match}\n")
+    _print_columns([("kind", "task", "models", "lengths", "cells"), *_grids(suite)])
+    print(f"\n`lookback run {name} --dry-run` lists the cells, and what each needs")
 
 
 @app.command()
@@ -306,39 +312,31 @@ def run(
         raise ValueError("--address and --share are options of Ray: expected --engine ray too")
 
     from lookback.benchmarks.measure.cell import absent_data, check, check_tasks
-    from lookback.benchmarks.plan.match_widths import match_widths
-    from lookback.benchmarks.plugins import load_plugins
     from lookback.benchmarks.run.process import default_jobs
 
-    on_this_machine = engine == Engine.local and not dry_run
-    if engine == Engine.ray and not dry_run:
-        cell_device = _join_ray(address, device)
-    else:
-        cell_device = _device(device)
-    chosen = read_suite(suite, scale, cell_device)
-    plugins = [*chosen.plugins, *(plugin or [])]
-    load_plugins(plugins)
-    chosen = _select(chosen, task=task, model=model, length=length, seed=seed)
-    if pilot:
-        from lookback.benchmarks.plan.pilot import pilot_suite
-
-        chosen = pilot_suite(chosen)
-    if limit is not None:
-        chosen = limit_steps(chosen, limit)
-    chosen = match_widths(chosen, tolerance)
+    on_ray = engine == Engine.ray and not dry_run
+    cell_device = _join_ray(address, device) if on_ray else _device(device)
+    chosen = _choose(
+        read_suite(suite, scale, cell_device),
+        plugins=plugin or [],
+        fields={"task": task, "model": model, "length": length, "seed": seed},
+        pilot=pilot,
+        limit=limit,
+        tolerance=tolerance,
+    )
     for cell in chosen.cells:
-        check(cell, here=on_this_machine)
-
+        check(cell, here=engine == Engine.local and not dry_run)
     absent = absent_data(chosen.cells)
     _print_left_out(list(absent.values()))
     cells = tuple(cell for cell in chosen.cells if cell not in absent)
     check_tasks(cells)
     if debug and cells:
         raise typer.Exit(_debug(cells[0]))
+
     runner = _runner(
         results,
         dataclasses.replace(chosen, cells=cells),
-        plugins=plugins,
+        plugins=chosen.plugins,
         threads=threads,
         jobs=jobs or default_jobs(cell_device, threads),
         deadline=deadline,
@@ -352,10 +350,10 @@ def run(
         print(json.dumps([line.values() for line in plan.lines], indent=1) if as_json else plan)
         return
 
-    if cells and engine == Engine.ray:
-        from lookback.benchmarks.run.ray_engine import on_ray
+    if cells and on_ray:
+        from lookback.benchmarks.run.ray_engine import on_ray as with_ray
 
-        runner = on_ray(runner)
+        runner = with_ray(runner)
     if cells and cell_device == "cpu" and not attempt_all:
         from lookback.benchmarks.plan.dry_run import without_too_big
 
@@ -364,19 +362,59 @@ def run(
     if again:
         count = runner.set_records_aside()
         print(f"{count} records set aside as .json.old; to continue this run, leave out --again")
-    code = 0
-    if runner.suite.cells and pilot:
-        from lookback.benchmarks.plan.pilot import findings, run_pilot
-
-        code = run_pilot(runner)
-        if code == 0:  # half a pilot has no best rate
-            print("\n".join(findings(runner)))
-    elif runner.suite.cells:
-        code = runner.run()
-        if limit is not None:  # its records have a folder of their own
-            suite, scale = runner.suite.name, DEFAULT_SCALE
-        _print_next(runner, suite, scale, code)
+    code = _measure(runner, pilot)
     raise typer.Exit(code or int(bool(absent)))
+
+
+def _choose(
+    suite: Suite,
+    plugins: Sequence[str],
+    fields: Mapping[str, Sequence[Any] | None],
+    pilot: bool,
+    limit: int | None,
+    tolerance: float | None,
+) -> Suite:
+    """Return the suite with the cells that a user asks for, and with their widths matched.
+
+    Args:
+        suite: as its file says.
+        plugins: files to load beside the suite's own.
+        fields: the values of a cell's fields to choose, or to put in; see `select`.
+        pilot: whether to look for learning rates instead.
+        limit: the most training steps of a trial; None for no trial.
+        tolerance: in place of that of the suite's [match], if any.
+    """
+    from lookback.benchmarks.plan.match_widths import match_widths
+    from lookback.benchmarks.plan.pilot import pilot_suite
+    from lookback.benchmarks.plugins import load_plugins
+
+    suite = dataclasses.replace(suite, plugins=(*suite.plugins, *plugins))
+    load_plugins(suite.plugins)
+    for field, values in fields.items():
+        if values:
+            suite = dataclasses.replace(suite, cells=select(suite.cells, field, values))
+    if pilot:
+        suite = pilot_suite(suite)
+    if limit is not None:
+        suite = limit_steps(suite, limit)
+    return match_widths(suite, tolerance)
+
+
+def _measure(runner: Runner, pilot: bool) -> int:
+    """Run a suite or its pilot, print what was found and what to do next, and return a code."""
+    if not runner.suite.cells:
+        return 0
+    if not pilot:
+        code = runner.run()
+        _print_next(runner, code)
+        return code
+
+    from lookback.benchmarks.plan.pilot import findings, run_pilot
+
+    code = run_pilot(runner)
+    if code == 0:  # half a pilot has no best rate
+        print("\n".join(findings(runner)))
+    return code
 
 
 def _raise_on_interrupt() -> None:
@@ -386,7 +424,7 @@ def _raise_on_interrupt() -> None:
 
 
 def _debug(cell: AnyCell) -> int:
-    """Measure a cell in this process; after an error, open the debugger if somebody is there."""
+    """Measure a cell in this process; after an error on a terminal, open the debugger."""
     from lookback.benchmarks.measure.cell import debug
 
     _raise_on_interrupt()
@@ -416,7 +454,7 @@ def _runner(results: Path, suite: Suite, **settings: Any) -> Runner:
     )
 
 
-def _print_next(runner: Runner, suite: str, scale: str, code: int) -> None:
+def _print_next(runner: Runner, code: int) -> None:
     """Compare what a run recorded with the published records, and say what to type next."""
     from lookback.benchmarks.run.published import compare_with_published
     from lookback.benchmarks.storage import read_published
@@ -428,21 +466,10 @@ def _print_next(runner: Runner, suite: str, scale: str, code: int) -> None:
         print(f"{left} cells have no result yet: the same command tries them again")
 
     folder = runner.folder(runner.suite.cells[0])
-    options = "" if scale == DEFAULT_SCALE else f" --scale {scale}"
-    if runner.results != RESULTS:
-        options += f" --results {runner.results}"
+    options = "" if runner.results == RESULTS else f" --results {runner.results}"
     if any(read_published([runner.suite.name])):
         options += " --published"  # baselines beside a model of one's own
-    print(f"records: {folder}\nnext: lookback report {suite}{options}")
-
-
-def _select(suite: Suite, **values: Sequence[Any] | None) -> Suite:
-    """Return the suite with the cells that have these values of their fields; see `select`."""
-    cells = suite.cells
-    for field, chosen in values.items():
-        if chosen:
-            cells = select(cells, field, chosen)
-    return dataclasses.replace(suite, cells=cells)
+    print(f"records: {folder}\nnext: lookback report {runner.suite.name}{options}")
 
 
 def _print_left_out(reasons: list[str]) -> None:
@@ -587,10 +614,9 @@ def plot_(
 ) -> None:
     """Draw one figure from the records, in the colours of the pages."""
     from lookback.benchmarks.report.figure import draw_figure
-    from lookback.benchmarks.report.make import Selection, all_records
+    from lookback.benchmarks.report.make import Selection, chosen_records
 
-    selection = Selection(task or [], model or [], title)
-    records = [r for r in all_records(results, suite or []) if selection.keep(r)]
+    records = chosen_records(results, suite or [], Selection(task or [], model or []))
     draw_figure(records, x, y, output, frame_name=of, style=style.value, title=title)
     print(output)
 
@@ -601,6 +627,10 @@ def compare_(
     b: Annotated[Path | None, typer.Argument(help="Folder of records: after, or ours.")] = None,
     model: Annotated[str, typer.Option(help="Compare this model within one folder.")] = "",
     against: Annotated[str, typer.Option(help="The model to compare it with.")] = "rwkv",
+    published: Annotated[
+        bool,
+        typer.Option("--published", help="With --model: the published records count as yours."),
+    ] = False,
     tolerance: Annotated[
         float, typer.Option(help="Relative difference that medians of times may have.")
     ] = 0.1,
@@ -615,7 +645,7 @@ def compare_(
     from lookback.benchmarks.report.compare import compare_folders, compare_models
 
     if model:
-        models = compare_models(b or a, model, against)
+        models = compare_models(b or a, model, against, published)
         print(models.as_json() if as_json else models)
         raise typer.Exit(int(models.is_worse))
     if b is None:

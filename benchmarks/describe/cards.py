@@ -8,6 +8,7 @@ the version.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import inspect
 import math
 import os
@@ -67,8 +68,11 @@ def card(name: str, plugins: Sequence[str] = ()) -> str:
         return task_card(get_task(name))
     if ":" in name or name in model_names():
         return model_card(name)
+    near = difflib.get_close_matches(name, [*task_names(), *model_names()])
+    expected = " or ".join(near) or "a name that `lookback list` tasks, models or suites shows"
     raise ValueError(
-        f"nothing is called {name!r}: `lookback list` tasks, models or suites shows the names"
+        f"unknown task, model or suite {name!r}: expected {expected}, "
+        "or one that a --plugin file registers"
     )
 
 

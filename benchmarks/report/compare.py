@@ -19,7 +19,7 @@ from lookback.benchmarks.record import Record
 from lookback.benchmarks.report import statistics
 from lookback.benchmarks.report.endpoints import PAIR, verdicts
 from lookback.benchmarks.report.frames import distinct, frame
-from lookback.benchmarks.report.make import endpoints_of
+from lookback.benchmarks.report.make import Selection, chosen_records, endpoints_of
 from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.page import format_value, formatted, terminal_table
 from lookback.benchmarks.report.sections.costs import ratios
@@ -283,18 +283,16 @@ class ModelComparison:
         return "\n\n".join([*parts, f"{len(self.rows)} tests: {counted}."])
 
 
-def compare_models(results: str | Path, model: str, against: str) -> ModelComparison:
+def compare_models(
+    results: str | Path, model: str, against: str, published: bool = False
+) -> ModelComparison:
     """Compare two models in all tests that both have, larger scores being better.
 
-    Raises ValueError if they have no test in common.
+    With `published`, scores of the published records stand in for those that were not run here.
+    Raises ValueError if a model has no records, or if they have no test in common.
     """
-    records = _read(Path(results))
-    names = {record.cell.model for record in records}
-    for name in (model, against):
-        if name not in names:
-            known = ", ".join(sorted(names))
-            raise ValueError(f"no records of model {name!r} in {results}: expected one of {known}")
-    chosen = [record for record in records if record.cell.model in (model, against)]
+    models = Selection(models=(model, against))
+    chosen, _ = distinct(chosen_records(Path(results), (), models, published))
     endpoints = endpoints_of(chosen)
     parts = []
     for suite in dict.fromkeys(record.suite for record in chosen):

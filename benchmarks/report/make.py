@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,39 @@ def all_records(results: Path, suites: Sequence[str] = (), published: bool = Fal
     return records if suites else list(without_pilots(records))
 
 
+def chosen_records(
+    results: Path,
+    suites: Sequence[str] = (),
+    selection: Selection | None = None,
+    published: bool = False,
+) -> list[Record]:
+    """Return the records of these suites, tasks and models.
+
+    Raises ValueError that names the first suite, task or model without a record.
+    """
+    selection = selection or Selection()
+    records = all_records(results, suites, published)
+    wanted = {"suite": suites, "task": selection.tasks, "model": selection.models}
+    for kind, names in wanted.items():
+        absent = [name for name in names if name not in _present(kind, records)]
+        if absent:
+            present = sorted(_present(kind, all_records(results, (), published)))
+            near = difflib.get_close_matches(absent[0], present) or present
+            hint = f"expected {' or '.join(near)}, or " if near else ""
+            raise ValueError(f"no records of {kind} {absent[0]!r} in {results}: {hint}run it first")
+    records = [record for record in records if selection.keep(record)]
+    if not records:
+        raise ValueError(f"no records in {results} to show: run a suite first")
+    return records
+
+
+def _present(kind: str, records: Iterable[Record]) -> set[str]:
+    """Return the names of the suites, tasks or models that have records."""
+    return {
+        str(record.suite if kind == "suite" else getattr(record.cell, kind)) for record in records
+    }
+
+
 def with_baselines(own: Sequence[Record], published: Iterable[Record]) -> list[Record]:
     """Return the published records, as baselines on the pages of one's own wherever there are any.
 
@@ -101,25 +135,19 @@ def make_pages(
 ) -> list[WrittenPage]:
     """Write the pages of these suites and topics; without names, all pages and the overview.
 
-    Raises ValueError if a name has no records.
+    Raises ValueError if a name, or a selected task or model, has no records.
     """
     selection = selection or Selection()
     suites = [name for name in names if name not in TOPICS]
     topics = [name for name in names if name in TOPICS] if names else list(TOPICS)
-    chosen = suites if names and not topics else []
-    records = [r for r in all_records(results, chosen, published) if selection.keep(r)]
-    if not records:
-        what = f" of suite {names[0]!r}" if names else ""
-        raise ValueError(f"no records{what} in {results}: run it first")
-
+    records = chosen_records(results, suites, selection, published)
+    if suites and topics:  # which look at all suites
+        records = chosen_records(results, (), selection, published)
     writer = Writer(reports, style, selection.title)
     written = []
     for group in by_machine_and_suite(records):
         if not names or group[0].suite in suites:
             written.append(writer.write_suite(group))
-    missing = set(suites) - {record.suite for record in records}
-    if missing:
-        raise ValueError(f"no records of suite {min(missing)!r} in {results}: run it first")
     for topic in topics:
         page = writer.write_topic(topic, records)
         if page is None and names:

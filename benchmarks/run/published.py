@@ -276,7 +276,8 @@ def publish(
     source = results / machine
     if not source.is_dir():
         known = sorted(path.name for path in results.glob("*/") if path.name != PUBLISHED)
-        raise ValueError(f"no records in {source}: expected one of {', '.join(known) or 'none'}")
+        hint = f"expected one of {', '.join(known)}" if known else "run a suite first"
+        raise ValueError(f"no records in {source}: {hint}")
     paths = []
     records = []
     for path in record_files(source):

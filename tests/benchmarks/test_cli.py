@@ -163,7 +163,7 @@ BROKEN = '[[grid]]\nkind = "learn"\ntask = "copy"\nmodle = "rwkv"\n'
             ["run", "quick", "--plugin", "TAKEN"],
             "'rwkv' is already registered by lookback.models.rwkv",
         ),
-        (["describe", "nothing"], "nothing is called 'nothing'"),
+        (["describe", "nothing"], "unknown task, model or suite 'nothing'"),
         (["list", "things"], "'things' is not one of 'tasks', 'models', 'suites'"),
         (["run", "quick", "--length", "abc"], "Invalid value for '--length'"),
         (["run", "quick", "--tolerance", "-1"], "Invalid value for '--tolerance'"),

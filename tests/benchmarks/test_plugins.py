@@ -178,7 +178,7 @@ def test_it_is_described(site: Path) -> None:
 
 def test_without_it_nothing_is_known_of_it(tmp_path: Path) -> None:
     done = lookback(tmp_path, "describe", "acme-mean")
-    assert done.returncode == 2 and "nothing is called 'acme-mean'" in done.stderr
+    assert done.returncode == 2 and "unknown task, model or suite 'acme-mean'" in done.stderr
 
 
 @pytest.mark.parametrize(

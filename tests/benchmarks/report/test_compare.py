@@ -180,6 +180,24 @@ def test_a_model_is_paired_with_another_by_seed(cell: Cell, tmp_path: Path) -> N
     assert compare_models(results, "rwkv", "lstm").is_worse
 
 
+def test_a_model_is_compared_with_a_published_one(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine published it; a score does not depend on the machine."""
+    published, own = (
+        seeds(cell, [40, 60, 80], model="rwkv"),
+        seeds(cell, [52, 71, 93], model="lstm"),
+    )
+    elsewhere = own[0].machine.model_copy(update={"slug": "my-machine"})
+    results = folder(tmp_path / "mine", [r.model_copy(update={"machine": elsewhere}) for r in own])
+    folder(tmp_path / "published", published)
+    monkeypatch.setattr("lookback.benchmarks.storage.PUBLISHED_RECORDS", tmp_path / "published")
+    (row,) = compare_models(results, "lstm", "rwkv", published=True).rows.to_dict("records")
+    assert (row["verdict"], row["seeds"]) == ("better", 3)
+    with pytest.raises(ValueError, match=r"no records of model 'rwkv' in .*: expected lstm"):
+        compare_models(results, "lstm", "rwkv")
+
+
 def test_an_exit_code_for_scripts(
     cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

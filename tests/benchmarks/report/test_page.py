@@ -272,7 +272,7 @@ def test_a_plot(
     [
         (["figure.png", "--x", "pairs"], "no frame has columns 'pairs' and 'score'"),
         (["figure.jpg", "--x", "distance"], "ends in .png, .svg or .pdf"),
-        (["figure.png", "--x", "distance", "--model", "gru"], "expected two of"),
+        (["figure.png", "--x", "distance", "--model", "gru"], "no records of model 'gru'"),
     ],
 )
 def test_a_plot_that_cannot_be(
@@ -286,6 +286,29 @@ def test_a_plot_that_cannot_be(
     words = [str(tmp_path / words[0]), *words[1:]]
     assert run(monkeypatch, "plot", *words, "--results", results) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["suit"], "no records of suite 'suit' in RESULTS: expected suite, or run it first"),
+        (["suite", "--model", "rwk"], "no records of model 'rwk' in RESULTS: expected rwkv, or"),
+        (["--task", "copi"], "no records of task 'copi' in RESULTS: expected copy, or"),
+        (["claims", "suit"], "no records of suite 'suit' in RESULTS: expected suite, or"),
+    ],
+)
+def test_what_has_no_record_is_named_before_a_page_is_written(
+    results: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    options = ["--results", results, "--reports", tmp_path / "reports"]
+    assert run(monkeypatch, "report", *words, *options) == 2
+    assert message.replace("RESULTS", str(results)) in capsys.readouterr().err
+    assert not (tmp_path / "reports").exists()
 
 
 def test_a_selection_and_a_title(
