@@ -22,6 +22,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from lookback.benchmarks.machine import machine, usable_cores
 from lookback.benchmarks.record import AnyCell, Machine, Record
 from lookback.benchmarks.run.progress import CellResult, MessageLog, ProgressBar
@@ -36,6 +38,8 @@ RAY_SETTINGS = {  # of a cluster that is started here; the user's override ours
     "RAY_memory_monitor_refresh_ms": "0",  # a cell that runs out of memory says so: a result
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+FOLDER_PREFIX = "lookback-ray-"  # of the temporary folder of a cluster that is started here
+FOLDER_LOCK = "in-use.lock"  # held as long as the process that started it lives
 STORE_BYTES = 100 << 20  # of memory for what Ray's processes exchange: records
 
 
@@ -196,8 +200,7 @@ def join_ray(address: str = "") -> None:
     if address == "local":
         for name, value in RAY_SETTINGS.items():
             os.environ.setdefault(name, value)
-        folder = tempfile.mkdtemp(prefix="lookback-ray-")  # a short path, because it holds sockets
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        folder = _make_folder()
         settings = {
             "num_cpus": usable_cores(),
             "include_dashboard": False,
@@ -221,6 +224,23 @@ def join_ray(address: str = "") -> None:
         ray.init(address, log_to_driver=False, logging_level="ERROR", **settings)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise ValueError(f"no Ray cluster at {address!r}: {_first_line(error)}") from None
+
+
+def _make_folder() -> str:
+    """Return a new folder for a cluster, which is removed at exit.
+
+    A killed process cannot remove its folder; the next one does.
+    """
+    for lock_file in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*/{FOLDER_LOCK}"):
+        with contextlib.suppress(Timeout, OSError), FileLock(lock_file, timeout=0):
+            shutil.rmtree(lock_file.parent, ignore_errors=True)
+
+    folder = tempfile.mkdtemp(prefix=FOLDER_PREFIX)  # a short path, because it holds sockets
+    lock = FileLock(Path(folder) / FOLDER_LOCK)
+    lock.acquire()
+    atexit.register(lock.release)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _check_reachable(address: str) -> None:

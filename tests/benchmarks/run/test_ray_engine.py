@@ -117,6 +117,24 @@ def test_a_missing_cluster_is_one_line() -> None:
         join_ray("127.0.0.1:9")
 
 
+def test_the_folder_of_a_killed_cluster_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of one whose process lives stays."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "lookback-ray-theirs").mkdir()  # without a lock: nobody knows whose it is
+    living = Path(ray_engine._make_folder())
+    code = "import os, sys, tempfile; tempfile.tempdir = sys.argv[1]\n"
+    code += "from lookback.benchmarks.run import ray_engine\n"
+    code += "print(ray_engine._make_folder(), flush=True); os.kill(os.getpid(), 9)"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    killed = Path(subprocess.run(command, capture_output=True, text=True).stdout.strip())
+    assert killed.exists() and killed != living
+    newest = Path(ray_engine._make_folder())
+    assert living.exists() and newest.exists() and not killed.exists()
+    assert (tmp_path / "lookback-ray-theirs").exists()
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
