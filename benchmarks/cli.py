@@ -468,7 +468,7 @@ def _print_next(runner: Runner, code: int) -> None:
     folder = runner.folder(runner.suite.cells[0])
     options = "" if runner.results == RESULTS else f" --results {runner.results}"
     if any(read_published([runner.suite.name])):
-        options += " --published"  # baselines beside a model of one's own
+        options += " --published"  # baselines beside the user's model
     print(f"records: {folder}\nnext: lookback report {runner.suite.name}{options}")
 
 
@@ -588,7 +588,7 @@ def report(
 
 
 def _load_sections(plugins: Sequence[str]) -> None:
-    """Load plug-ins, which may bring sections; without any, nothing of torch is imported."""
+    """Load plug-ins, which may register sections; without plug-ins, do not import torch."""
     if plugins or entry_points(group="lookback.plugins"):
         from lookback.benchmarks.plugins import load_plugins
 
@@ -699,7 +699,7 @@ def publish(
     ] = None,
     results: Results = RESULTS,
 ) -> None:
-    """Move records of your own into results/published, if they can be relied upon."""
+    """Move your own records into results/published, if they are final and know their commit."""
     from lookback.benchmarks.run.published import publish as publish_records
 
     print("\n".join(publish_records(results, machine, suite or [])))

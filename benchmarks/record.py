@@ -34,7 +34,7 @@ ModelName = Annotated[str, StringConstraints(pattern=f"^([a-z0-9]+:)?{NAME}$")]
 SUITE_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
 SuiteName = Annotated[str, StringConstraints(pattern=f"^{SUITE_NAME}$")]
 
-# Printed as it is in titles and figures, so it may hold no tags, links or formulas.
+# Printed verbatim in titles and figures, so it must not hold tags, links or formulas.
 PlainText = Annotated[str, StringConstraints(pattern=r"^[^<>\[\]$`\x00-\x1f\x7f]{0,200}$")]
 
 Status = Literal["ok", "oom", "nan", "timeout", "error", "killed"]
@@ -42,8 +42,8 @@ FINAL = ("ok", "oom", "nan", "timeout")
 """Statuses that are results and are plotted as such; `error` and `killed` are tried again."""
 
 GROWING = 0.6  # part of training in which lengths grow, in a cell with `start_length`
-# Numbers that were measured: arithmetic on them does not overflow. A clock that was set meanwhile
-# may have made a negative amount of time.
+# Measured numbers, bounded so that arithmetic on them does not overflow. Seconds can be negative if
+# the clock was set during the measurement.
 Count = Annotated[int, Field(ge=0, le=10**18)]
 Amount = Annotated[float, Field(ge=-1e100, le=1e100)]
 

@@ -73,7 +73,7 @@ FOLDER = Path(__file__).parent / "suites"
 DEFAULT_SCALE = "small"
 SECTIONS = ("match", "endpoint", "pilot")  # tables that say nothing of a cell
 KEYS = ("title", "plugins", "defaults", "grid", *SECTIONS, "scales")
-SMOKE = {  # whether a suite runs at all: seconds
+SMOKE = {  # enough to see that a suite runs: seconds
     "width": 16,
     "depth": 1,
     "seed": 0,
@@ -88,7 +88,7 @@ SMOKE_TOLERANCE = 0.2  # of matched sizes: narrow models have few widths to choo
 FEW_EXAMPLES = 16  # in the tests of a suite that is only tried
 MARGIN = 0.1  # above the sighted floor: a model below has not learned
 CEILING = 0.95  # of an accuracy: models above are not told apart
-MOST_CELLS = 100_000  # per grid: a slip of the pen is an error, not a long wait
+MOST_CELLS = 100_000  # per grid: more are a typing error
 
 Section = TypeVar("Section", bound=StrictModel)
 

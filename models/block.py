@@ -1,4 +1,4 @@
-"""What blocks have in common: one way to read positions, a gated layer, and the token before."""
+"""What blocks share: reading positions by one method, a gated layer, and the token shift."""
 
 from __future__ import annotations
 

@@ -304,7 +304,7 @@ def library_architecture(name: str, configuration: Any, language_model: Any) -> 
     """Return the architecture whose block is a LibraryStack of these classes."""
     import transformers
 
-    transformers.logging.set_verbosity_error()  # no advice on faster kernels or special tokens
+    transformers.logging.set_verbosity_error()  # hide advice on faster kernels and special tokens
     attributes = {
         "name": name,
         "configuration": configuration,

@@ -395,7 +395,7 @@ def find_architecture(name: str) -> Architecture:
 
 
 def unknown_model(name: str, names: Iterable[str]) -> ValueError:
-    """Return the error for an unknown name, which suggests similar names, or some without any."""
+    """Return the error for an unknown name; it suggests similar names, or else the first few."""
     names = list(names)
     similar = difflib.get_close_matches(name, names) or names
     more = f" or one of {len(similar) - SUGGESTIONS} others" if len(similar) > SUGGESTIONS else ""

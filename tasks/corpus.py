@@ -53,7 +53,7 @@ class Corpus:
     """Description of the copy that `variable` may name."""
 
     read: Callable[[Path | None], tuple[str, Texts]] = field(repr=False)
-    """Returns revision and texts, from the user's copy, or from the source if that is None.
+    """Return revision and texts, from the user's copy, or from the source if that is None.
 
     Raises ValueError if the content is wrong, ConnectionError if the source cannot be reached.
     """

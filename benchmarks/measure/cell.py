@@ -148,7 +148,7 @@ def absent_data(cells: Iterable[AnyCell]) -> dict[AnyCell, str]:
 
 
 def measure(cell: AnyCell, folder: Path, progress: Progress, stop: list[bool]) -> Outcome:
-    """Return the outcome of a cell; whatever can happen to it is an outcome.
+    """Measure a cell and return its outcome; an error is an outcome too.
 
     Args:
         folder: where a learning cell keeps its checkpoints.
@@ -195,7 +195,7 @@ def measure(cell: AnyCell, folder: Path, progress: Progress, stop: list[bool]) -
 
 
 def debug(cell: AnyCell, folder: Path) -> None:
-    """Measure a cell in this process; unlike in `measure`, an exception is not caught."""
+    """Measure a cell in this process, without catching exceptions as `measure` does."""
     task = get_task(cell.task, cell.task_options)
     check_contract(cell.model, cell.width, cell.depth, cell.model_options, cell.device)
 
@@ -228,7 +228,7 @@ def kernels_of(cell: AnyCell, task: Task) -> tuple[str, ...]:
         if cell.kind == "learn":
             logits_and_targets(model, batch, cell)
         else:
-            # A long sequence may need more memory than there is; its beginning will do.
+            # A long sequence may not fit in memory; its first tokens call the same operators.
             tokens = batch.tokens[:, :KERNEL_TOKENS].to(cell.device)
             with contextlib.suppress(MemoryError, RuntimeError), precision(cell):
                 model(tokens)

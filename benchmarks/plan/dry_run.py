@@ -165,7 +165,7 @@ def _machine(runner: Runner) -> Machine | None:
 
 
 def _recorded(cell: AnyCell, runner: Runner) -> PlannedCell:
-    """Return what the record of a cell says; nothing if another version wrote it."""
+    """Return the numbers of a cell's record; without numbers if another version wrote it."""
     record = None
     with contextlib.suppress(ValueError):
         record = runner.recorded(cell)
@@ -204,7 +204,7 @@ def _unrecorded(
 def _scaled_seconds(
     cell: AnyCell, needs: Estimate, records: Sequence[Record], relative_time: float
 ) -> float | None:
-    """Return the time of a cell, scaled from the record that is nearest: in model, size and task.
+    """Return the time of a cell, scaled from the record nearest in model, size and task.
 
     Starting a process takes the same time whatever it computes; the rest grows with parameters x
     tokens, or with operations if the record is another model's. None if no record has the cell's
@@ -246,9 +246,9 @@ def _folders(runner: Runner, machine: Machine | None, only_own: bool) -> list[Pa
 
 
 def _finished_records(runner: Runner, folders: Sequence[Path]) -> list[Record]:
-    """Return the finished records in the first of the folders that has some, of one machine.
+    """Return the finished records of one machine, from the first folder that has any.
 
-    They are made on the suite's devices. Of several machines, the one with most records counts.
+    Only records of the suite's devices count. Of several machines, take the one with most records.
     """
     devices = {cell.device for cell in runner.suite.cells}
     for folder in folders:
@@ -265,9 +265,9 @@ def _finished_records(runner: Runner, folders: Sequence[Path]) -> list[Record]:
 
 
 def _relative_time(machine: Machine | None, records: Sequence[Record]) -> float:
-    """Return how many times as long as on the machine of the records work takes on this one.
+    """Return the factor by which work takes longer here than on the machine of the records.
 
-    Told by the reference workload, which records of costs have timed; 1 if it is not known.
+    It is that of the reference workload, which cost records have timed; 1 if none has.
     """
     if machine is None or not records or records[0].machine.slug == machine.slug:
         return 1.0

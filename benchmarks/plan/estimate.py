@@ -349,7 +349,8 @@ def equal_segments_once(live: FakeBytes) -> Iterator[None]:
 
     functions = chunked.compute_segment, chunked.segment_gradients
     try:
-        chunked.compute_segment, chunked.segment_gradients = map(once, functions)
+        chunked.compute_segment = once(chunked.compute_segment)
+        chunked.segment_gradients = once(chunked.segment_gradients)
         yield
     finally:
         chunked.compute_segment, chunked.segment_gradients = functions

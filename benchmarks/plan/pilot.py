@@ -61,7 +61,7 @@ def pilot_cell(cell: LearnCell, pilot: Pilot, rate: float) -> LearnCell:
 
 
 def run_pilot(runner: Runner) -> int:
-    """Measure a pilot, with more rates where the best is at an end of its grid; the exit code."""
+    """Measure a pilot, and extend each grid whose best rate is at its end; return the exit code."""
     while True:
         code = runner.run()
         added = tuple(beyond_the_grid(runner))
@@ -94,7 +94,7 @@ def group_of(cell: LearnCell) -> Group:
 
 
 def is_same_curve(a: AnyCell, b: LearnCell) -> bool:
-    """Return whether two cells differ in their rate at most."""
+    """Return whether two cells differ at most in their rate."""
     return a.kind == "learn" and group_of(a) == group_of(b)
 
 
@@ -146,7 +146,7 @@ def beyond_the_grid(runner: Runner) -> Iterator[LearnCell]:
 def findings(runner: Runner) -> Iterator[str]:
     """Yield the rate of each model, and for each task whether its gate is open.
 
-    Matched models differ in width, so that a gate is of all widths of a task.
+    A task has one gate for all widths, because matched models differ in width.
     """
     tasks: dict[str, list[Record]] = {}
     for records in learned(runner).values():

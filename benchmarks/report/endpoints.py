@@ -147,7 +147,7 @@ def verdicts(
     """Return the verdict of every other model against one without options, paired by seed.
 
     `values` has a row per run and test: `value` (larger is better), `score`, `floor`, `unit` and
-    the columns `keys` that a pair shares. `matters` is the smallest difference that does.
+    the columns `keys` that a pair shares. `matters` is the smallest difference that matters.
 
     Columns: keys, model, model_options, variant, parameters, value, baseline, difference (the mean
     of the seeds), difference_low, difference_high, seeds, `smallest_shown` (the smallest difference

@@ -107,7 +107,7 @@ def plain(value: Any) -> Any:
 
 
 def measurement(record: Record, *without: str) -> str:
-    """Return what was measured, wherever it was: the cell but for NOT_MEASURED and `without`.
+    """Return what identifies a measurement: the cell without NOT_MEASURED and the fields `without`.
 
     The batch counts as its number of sequences, and data of another revision are another
     measurement.
@@ -124,7 +124,7 @@ def measurement(record: Record, *without: str) -> str:
 def variant(record: Record) -> str:
     """Return a key of how a model was set up: equal for cells that differ in size, task and seed.
 
-    What tells two variants apart is told apart in tables and figures as well.
+    Tables and figures tell two variants apart by the same fields.
     """
     cell = record.cell
     fields = {
@@ -223,7 +223,7 @@ def _curves(record: Record) -> Iterator[Row]:
 
 
 def _rates(record: Record) -> Iterator[Row]:
-    """A row per learning rate: of a pilot's cell its own, of a cell with several each trial."""
+    """Return a row per learning rate: of a pilot's cell its own, of other cells each trial."""
     learn = record.outcome.learn
     if learn is None or record.cell.kind != "learn":
         return
@@ -296,7 +296,7 @@ FRAMES: dict[str, Callable[[Record], Iterator[Row]]] = {
 
 
 def without_pilots(records: Iterable[Record]) -> Iterator[Record]:
-    """Yield the records that compare: pilots and calibrations choose settings."""
+    """Yield the records that are not of pilots and calibrations, which only choose settings."""
     for record in records:
         if not (record.suite.endswith("-pilot") or record.suite.startswith("calibrate-")):
             yield record

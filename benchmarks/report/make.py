@@ -96,7 +96,7 @@ def _present(kind: str, records: Iterable[Record]) -> set[str]:
 
 
 def with_baselines(own: Sequence[Record], published: Iterable[Record]) -> list[Record]:
-    """Return the published records, as baselines on the pages of one's own wherever there are any.
+    """Return the published records; those of suites that were run here become baselines.
 
     A score does not depend on the machine, so a learning record of a suite that was run here is
     shown as if it were of this machine, unless its model was run here as well.

@@ -1,4 +1,4 @@
-"""Intervals, paired differences and verdicts: the only place of the report with an interval.
+"""Intervals, paired differences and verdicts. No other module computes an interval.
 
 All seeds are tested on the same sequences, and the answers of one sequence are not independent:
 seeds and sequences are the two units of an interval.
@@ -167,7 +167,7 @@ def subtract(ours: Numbers | None, theirs: Numbers | None) -> Numbers | None:
 
 
 def smallest_difference(values: Sequence[float]) -> float:
-    """Return the difference that so many pairs, scattered so, show with a power of 80 %.
+    """Return the smallest difference that so many pairs with this scatter show, at a power of 80 %.
 
     Two-sided at 5 %, by the noncentral t distribution. Nan of fewer than two values.
     """

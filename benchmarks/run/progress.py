@@ -79,7 +79,7 @@ class ProgressBar(MessageLog):
 
     @contextlib.contextmanager
     def following(self, cell: AnyCell) -> Iterator[CellLog]:
-        """While this lasts, show a cell as running; its log takes its progress and messages."""
+        """Show a cell as running inside; yield the log for its progress and messages."""
         self.show(cell, 0.0, "starting")
         try:
             yield CellLog(self, cell)
@@ -137,7 +137,7 @@ class CellLog(MessageLog):
         super().__init__()
         self.bar = bar
         self.cell = cell
-        self.messages = bar.messages  # what one cell has said, another need not repeat
+        self.messages = bar.messages  # print a message of several cells once
 
     def progress(self, done: int, total: int, description: str) -> None:
         self.bar.show(self.cell, done / max(1, total), description)

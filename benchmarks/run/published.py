@@ -1,4 +1,4 @@
-"""Published records: comparing with them, measuring them again, and publishing one's own."""
+"""Compare records with published ones, measure published ones again, and publish new ones."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class Verification:
         folder: the records.
         count: how many to choose.
         seed: of the choice.
-        is_possible: tells whether a cell can be measured here, data and device considered.
+        is_possible: tells whether this machine has the data and the device of a cell.
     """
 
     folder: Path
@@ -271,7 +271,7 @@ def publish(
 ) -> list[str]:
     """Move a machine's records into the folder of published ones; return what was checked.
 
-    Raises ValueError that names what is wrong with which records; then nothing is moved.
+    If some cannot be published, moves nothing and raises ValueError with every reason.
     """
     source = results / machine
     if not source.is_dir():

@@ -1,8 +1,8 @@
 """Measures many cells at once on the nodes of a Ray cluster.
 
-A node does with a cell what a runner does with it here: it measures the cell in a fresh process and
-writes its record. The record also comes home and is written here if it does not exist yet, so the
-nodes need no common disk. The nodes must be of one type, because records of different machines are
+A node measures a cell as a runner does here: in a fresh process, and it writes the record. The
+record is also sent back, and written here if it does not exist yet, so the nodes need no common
+disk. The nodes must be of one type, because records of different machines are
 not mixed; each node says what it is before anything is measured.
 """
 

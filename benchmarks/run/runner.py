@@ -150,8 +150,8 @@ class Runner:
     def _is_result(self, cell: AnyCell, record: Record) -> bool:
         """Return whether a cell with this record need not be measured again.
 
-        A record made with other defaults or another plug-in does not count, nor does one that ran
-        out of less time than there is now.
+        A record of other defaults or another plug-in does not count, nor does a timeout under a
+        shorter limit.
         """
         if record.outcome.status == "timeout" and record.cell.time_limit < cell.time_limit:
             return False
@@ -309,7 +309,7 @@ class Runner:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """While this lasts, Ctrl-C and SIGTERM ask cells to save and stop, twice kill them."""
+        """Inside, Ctrl-C and SIGTERM ask cells to save and stop; the second one kills them."""
 
         def request_stop(number: int, frame: FrameType | None) -> None:
             self.signals.append(signal.Signals(number))
@@ -326,7 +326,7 @@ class Runner:
 
     @contextlib.contextmanager
     def _serving(self, cells: int, log: MessageLog) -> Iterator[None]:
-        """While this lasts, a server forks the processes of cells, if it saves time.
+        """Run the server that forks the processes of cells, where that saves time.
 
         Linux only: elsewhere, a forked process cannot be relied on to use its system libraries.
         """
@@ -409,7 +409,7 @@ class Runner:
         if outcome.status == "killed" and not self.stop_requests:
             log.say(f"{cell.id}: killed; trying once more")
             outcome = self._in_own_process(cell, work, log, jobs)
-        # A cell that was asked to stop may still have come to its end.
+        # A cell that was asked to stop may have finished before it noticed.
         if self.stop_requests and outcome.status not in FINAL:
             return None
         if outcome.status == "oom" and jobs > 1:

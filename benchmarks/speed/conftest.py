@@ -8,7 +8,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Limits torch to one thread during a measurement."""
+    """Limit torch to one thread during a measurement."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

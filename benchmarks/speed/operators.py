@@ -87,7 +87,7 @@ PACKAGES = {"transformers": "transformers", "flash-linear-attention": "fla"}
 
 
 def operator_inputs(shape: Shape) -> list[Tensor]:
-    """Returns w, u, k, v and a gradient of y; decay rates as RWKV-4 initialises them."""
+    """Return w, u, k, v and a gradient of y; decay rates as RWKV-4 initialises them."""
     generator = torch.Generator(DEVICE).manual_seed(0)
     dtype = getattr(torch, shape.dtype)
     w = torch.linspace(-5, 3, shape.channels, device=DEVICE).exp()
@@ -99,7 +99,7 @@ def operator_inputs(shape: Shape) -> list[Tensor]:
 
 
 def operator_call(name: str, direction: str, shape: Shape) -> tuple[Callable[[], Any], str]:
-    """Returns the call to time, and which of Lookback's implementations it runs, if any."""
+    """Return the call to time, and which of Lookback's implementations it runs, if any."""
     operator = OPERATORS[name]
     *inputs, grad = operator_inputs(shape)
     implementation = resolve_backend("auto", grad) if name == "lookback" else ""
@@ -119,7 +119,7 @@ def touched_bytes(direction: str, shape: Shape) -> int:
 
 
 def peak_bytes(name: str, direction: str, shape: Shape) -> int | None:
-    """Returns the peak memory of one call beyond its inputs, or None if the system cannot tell.
+    """Return the peak memory of one call beyond its inputs, or None if the system cannot tell.
 
     On a GPU, that of its allocator; on a CPU, that of a new process.
     """
@@ -138,7 +138,7 @@ def peak_bytes(name: str, direction: str, shape: Shape) -> int | None:
 
 
 def process_peak(name: str, direction: str, shape: Shape) -> int | None:
-    """Returns by how many bytes a call raises the peak memory of this process (Linux only)."""
+    """Return by how many bytes a call raises the peak memory of this process (Linux only)."""
     clear_refs = Path("/proc/self/clear_refs")
     if not clear_refs.exists():
         return None

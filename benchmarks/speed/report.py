@@ -29,7 +29,7 @@ Measurements = list[Measurement]
 
 
 def measure(target: Path, selection: str = "") -> int:
-    """Runs the measurements that `selection` names; returns pytest's exit code.
+    """Run the measurements that `selection` names; returns pytest's exit code.
 
     pytest-benchmark writes them to `target`.
     """
@@ -39,7 +39,7 @@ def measure(target: Path, selection: str = "") -> int:
 
 
 def read_measurements(path: Path) -> dict[str, Measurements]:
-    """Reads pytest-benchmark's file: by section, `extra_info` with seconds per call and spread."""
+    """Read pytest-benchmark's file: by section, `extra_info` with seconds per call and spread."""
     sections: dict[str, Measurements] = {}
     for result in json.loads(path.read_text())["benchmarks"]:
         info, stats = result["extra_info"], result["stats"]
@@ -54,7 +54,7 @@ def read_measurements(path: Path) -> dict[str, Measurements]:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """Aligns rows of text: the first column to the left, the others to the right."""
+    """Align rows of text: the first column to the left, the others to the right."""
     frame = DataFrame(rows)
     first = frame.columns[0]
     width = frame[first].str.len().max()
@@ -222,7 +222,7 @@ REPORT: tuple[Tables, ...] = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0 if everything was measured, otherwise pytest's exit code."""
+    """Return 0 if everything was measured, otherwise pytest's exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m lookback.benchmarks.speed.report", allow_abbrev=False
     )

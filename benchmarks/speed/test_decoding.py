@@ -36,13 +36,13 @@ class ProductRecorder(TorchDispatchMode):
         return call()
 
     def run(self) -> None:
-        """Repeats the recorded calls."""
+        """Repeat the recorded calls."""
         for call in self.calls:
             call()
 
 
 def make_decoder(name: str) -> Callable[[], None]:
-    """Returns a call that decodes DECODED tokens of one sequence behind its context."""
+    """Return a call that decodes DECODED tokens of one sequence behind its context."""
     model = build_model(name, VOCABULARY, width=WIDTH, depth=DEPTH).to(DEVICE).eval()
     tokens = torch.randint(VOCABULARY, (1, CONTEXT), device=DEVICE)
     with torch.no_grad():

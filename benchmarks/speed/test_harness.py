@@ -32,7 +32,7 @@ test_examples = 4
 
 
 def cpu_seconds() -> float:
-    """Returns the CPU time of all processes that this one has started and waited for."""
+    """Return the CPU time of all processes that this one has started and waited for."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 

@@ -24,7 +24,7 @@ REPORTED = 100  # records of the suite that is reported
 
 
 def write_records(results: Path, name: str, count: int) -> Suite:
-    """Returns a suite of `count` cells, each with a record as long as that of a real run."""
+    """Return a suite of `count` cells, each with a record as long as that of a real run."""
     first = make_cell(
         {
             "kind": "learn",

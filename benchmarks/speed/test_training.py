@@ -107,7 +107,7 @@ def test_training_step(benchmark: BenchmarkFixture, name: str, shape: StepShape)
 
 
 def profile_table(call: Callable[[], Any]) -> str:
-    """Returns a table of the operators (on a GPU: and kernels) that take most of a call's time."""
+    """Return a table of the operators (on a GPU: and kernels) that take most of a call's time."""
     activities = [ProfilerActivity.CPU]
     if ON_GPU:
         activities.append(ProfilerActivity.CUDA)

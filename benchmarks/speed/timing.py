@@ -22,7 +22,7 @@ MOST_ROUNDS, FEWEST_ROUNDS = 20, 3
 
 
 def measure(benchmark: BenchmarkFixture, call: Callable[[], Any]) -> None:
-    """Times `call` in as many rounds as fit into SECONDS, after a warm-up."""
+    """Time `call` in as many rounds as fit into SECONDS, after a warm-up."""
 
     def run_round(calls: int) -> None:
         for _ in range(calls):
@@ -48,7 +48,7 @@ def measure(benchmark: BenchmarkFixture, call: Callable[[], Any]) -> None:
 
 
 def skip_without(package: str) -> None:
-    """Skips the measurement of a peer whose package is not installed."""
+    """Skip the measurement of a peer whose package is not installed."""
     if find_spec(package) is None:
         pytest.skip(f"{package} is not installed: pip install -e '.[peers]'")
 

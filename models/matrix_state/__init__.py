@@ -50,7 +50,7 @@ def matrix_state(
     has v's dtype. Every tensor can be differentiated once, the state too.
 
     Args:
-        q: queries; this and the following as the module says, in any floating dtype.
+        q: queries; shapes of all tensors as in the module's docstring, in any floating dtype.
         k: keys.
         v: values.
         w: logarithm of the decay, at most 0; -inf forgets everything before.

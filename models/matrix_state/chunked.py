@@ -1,4 +1,4 @@
-"""The matrix-state operator in chunks, which are parallel inside and recurrent among themselves.
+"""The matrix-state operator in chunks: parallel within a chunk, recurrent from chunk to chunk.
 
 A chunk has C positions; g_i is the sum of its w up to position i, included, and h its incoming
 state. Unrolled within the chunk, the definition says

@@ -42,7 +42,7 @@ HAS_TRITON = find_spec("triton") is not None
 def wkv(
     w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: WKVState | None = None, backend: str = "auto"
 ) -> tuple[Tensor, WKVState]:
-    """Returns y (batch, length, channels) in v's dtype, and the state after the last position.
+    """Return y (batch, length, channels) in v's dtype, and the state after the last position.
 
     w and u are (channels,), k and v (batch, length, channels), in any floating dtype. `state` is
     what an earlier call returned, or None for the empty past. Every tensor can be differentiated
@@ -60,7 +60,7 @@ def wkv(
 
 
 def resolve_backend(backend: str, k: Tensor) -> str:
-    """Returns the implementation that `wkv` would run on these keys: reference, tiled or triton.
+    """Return the implementation that `wkv` would run on these keys: reference, tiled or triton.
 
     Raises ValueError if `backend` is unknown or cannot run on k's device and dtype.
     """

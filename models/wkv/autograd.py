@@ -22,7 +22,7 @@ ROUNDING_ERRORS = 16  # a sum smaller than this many rounding errors of its summ
 
 
 def save(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
-    """Saves the inputs and all outputs but y; outputs behind the state have no gradient."""
+    """Save the inputs and all outputs but y; outputs behind the state have no gradient."""
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[OUTPUTS:])
     ctx.save_for_backward(*inputs[:INPUTS], *output[1:])
@@ -31,7 +31,7 @@ def save(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
 def differentiate(
     backward: Callable[..., tuple[Tensor, ...]], ctx: Any, *grads: Tensor | None
 ) -> tuple[Any, ...]:
-    """Returns the gradients of all inputs, from those of the outputs (None for an unused output).
+    """Return the gradients of all inputs, from those of the outputs (None for an unused output).
 
     `backward(grad_y, grad_numerator, grad_denominator, w, u, k, v, *incoming state, outgoing
     exponent, *extra outputs)` returns the gradients of w, u, k, v, and those of the incoming state
@@ -63,7 +63,7 @@ def differentiate(
 
 
 def count_flops(operator: Any, flops: int, argument: int) -> None:
-    """Tells FlopCounterMode that `operator` takes `flops` per element of an argument, by index."""
+    """Tell FlopCounterMode that `operator` takes `flops` per element of an argument, by index."""
 
     @register_flop_formula(operator)
     def formula(*shapes: Any, **_: Any) -> int:

@@ -66,7 +66,7 @@ def adjoint_summaries(
     CARRIED: tl.constexpr,
     FULL: tl.constexpr,
 ):
-    """Writes what each chunk adds to the adjoint before it, and checkpoints of the sums.
+    """Write what each chunk adds to the adjoint before it, and checkpoints of the sums.
 
     Position j of a chunk adds 2^(-j w) (gN_j, gD_j), a sum that can be taken forwards, together
     with the sums that gN_j needs. One program: one chunk. Grid: (channel blocks, chunks, batch).
@@ -135,7 +135,7 @@ def carry_backward(
     GROUP: tl.constexpr,
     STATE: tl.constexpr,
 ):
-    """Replaces each chunk's summary in `adjoint` by the adjoint after that chunk.
+    """Replace each chunk's summary in `adjoint` by the adjoint after that chunk.
 
     One program: all chunks from the last to the first, GROUP of them loaded at a time. Grid:
     (channel blocks, batch). With STATE the scan starts from the gradients of the outgoing numerator
@@ -205,7 +205,7 @@ def gradients(
     STATE: tl.constexpr,
     FULL: tl.constexpr,
 ):
-    """Writes the gradients of k, v and the incoming state, and each chunk's share of those of w, u.
+    """Write the gradients of k, v and the incoming state, and each chunk's share of those of w, u.
 
     One program: one chunk, from its last SUB positions to its first. Grid: (channel blocks, chunks,
     batch). Within SUB positions it goes forwards from their checkpoint, keeping in registers what

@@ -69,7 +69,7 @@ def reciprocal(x):
 
 @triton.jit
 def relative_weights(difference):
-    """Returns 2^old and 2^new divided by the larger of the two, given difference = new - old."""
+    """Return 2^old and 2^new divided by the larger of the two, given difference = new - old."""
     smaller = exp2(-tl.abs(difference))
     new_is_larger = difference > 0
     return tl.where(new_is_larger, smaller, 1.0), tl.where(new_is_larger, 1.0, smaller)
@@ -77,7 +77,7 @@ def relative_weights(difference):
 
 @triton.jit
 def decay_and_add(a, b, top, age, steps, w, new_a, new_b, new_top):
-    """Decays the sums by `steps` steps, then adds (new_a, new_b) 2^new_top."""
+    """Decay the sums by `steps` steps, then adds (new_a, new_b) 2^new_top."""
     age += steps
     difference = new_top - tl.fma(-age, w, top)
     kept, added = relative_weights(difference)
@@ -89,7 +89,7 @@ def decay_and_add(a, b, top, age, steps, w, new_a, new_b, new_top):
 
 @triton.jit
 def join_exponent(a, b, top, age, w):
-    """Returns the same sums with one exponent p = top - age w.
+    """Return the same sums with one exponent p = top - age w.
 
     The rounding error of p goes into a and b, by 2^error = 1 + error ln 2.
     """
@@ -176,7 +176,7 @@ def summaries(
     CHUNK: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    """Writes what each chunk but the last adds to the sums, as if nothing came before it.
+    """Write what each chunk but the last adds to the sums, as if nothing came before it.
 
     One program: one chunk of CHUNK positions, all of which exist. Grid: (channel blocks,
     chunks - 1, batch). Writes sums (3, batch, chunks, channels), whose three planes are a, b and p.
@@ -216,7 +216,7 @@ def carry_forward(
     GROUP: tl.constexpr,
     STATE: tl.constexpr,
 ):
-    """Replaces each chunk's summary in `sums` by the sums before that chunk.
+    """Replace each chunk's summary in `sums` by the sums before that chunk.
 
     One program: all chunks in order, GROUP of them loaded at a time. Grid: (channel blocks, batch).
     With STATE the scan starts from the incoming state (a, b, p), each (batch, channels) and p a
@@ -271,7 +271,7 @@ def outputs(
     CARRIED: tl.constexpr,
     FULL: tl.constexpr,
 ):
-    """Writes y (batch, length, channels), and from the last chunk the outgoing state.
+    """Write y (batch, length, channels), and from the last chunk the outgoing state.
 
         y_t = (a_{t-1} + 2^(u + k_t) v_t) / (b_{t-1} + 2^(u + k_t))
 

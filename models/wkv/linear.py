@@ -53,7 +53,7 @@ def forward(
     y: Tensor,
     carries: Tensor,
 ) -> Tensor:
-    """Fills y and, unless it is empty, carries; returns the outgoing sums (2, batch, channels).
+    """Fill y and, unless it is empty, carries; returns the outgoing sums (2, batch, channels).
 
     w, u (channels,); k, v, y (batch, length, channels); carries (tiles, 2, batch, channels). `sums`
     and the result are numerator and denominator times e^-shift.
@@ -95,7 +95,7 @@ def backward(
     grad_k: Tensor,
     grad_v: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fills grad_k and grad_v; returns the gradients of w, u and the incoming sums.
+    """Fill grad_k and grad_v; returns the gradients of w, u and the incoming sums.
 
     grad_sums (2, batch, channels) is the gradient of the outgoing sums. Buffers are few and each
     holds several quantities in turn, because the cache holds no more: read the names, not the
@@ -159,7 +159,7 @@ def positions(tile: slice) -> int:
 
 
 def _load(k: Tensor, v: Tensor, shift: float, rows: Tensor, values: Tensor | None = None) -> None:
-    """Fills rows (positions, 2, batch, channels) with e^{k - shift} (v, 1), and `values` with v."""
+    """Fill rows (positions, 2, batch, channels) with e^{k - shift} (v, 1), and `values` with v."""
     weighted_values, exp_keys = rows.unbind(1)
     torch.exp(exp_keys.copy_(k.transpose(0, 1)).sub_(shift), out=exp_keys)
     values = weighted_values if values is None else values
@@ -167,7 +167,7 @@ def _load(k: Tensor, v: Tensor, shift: float, rows: Tensor, values: Tensor | Non
 
 
 def decay_powers(decay: Tensor, batch_size: int, length: int) -> list[Tensor]:
-    """Returns decay^1, ..., decay^n, each (2, batch, channels), where n is `scan_`'s block length.
+    """Return decay^1, ..., decay^n, each (2, batch, channels), where n is `scan_`'s block length.
 
     n is 1 where blocks do not pay. The powers are expanded to the shape of a row, because
     `addcmul_` is slower when it has to broadcast.

@@ -53,7 +53,7 @@ def forward(
     y: Tensor,
     carries: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Fills y and, unless it is empty, carries; returns the outgoing sums and their exponent.
+    """Fill y and, unless it is empty, carries; returns the outgoing sums and their exponent.
 
     w, u (channels,); k, v, y (batch, length, channels); carries (tiles, 2, batch, channels); sums
     (2, batch, channels), to be multiplied by e^exponent, (batch, channels).
@@ -85,7 +85,7 @@ def backward(
     grad_k: Tensor,
     grad_v: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fills grad_k and grad_v; returns the gradients of w, u and the incoming sums.
+    """Fill grad_k and grad_v; returns the gradients of w, u and the incoming sums.
 
     grad_sums (2, batch, channels) is the gradient of the outgoing sums, for sums divided by
     e^after_exponent.

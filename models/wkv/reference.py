@@ -32,7 +32,7 @@ def empty_state(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> WKVState:
-    """Returns the state before the first position. `dtype` is float32 or float64."""
+    """Return the state before the first position. `dtype` is float32 or float64."""
     zeros = torch.zeros(2, batch_size, channels, device=device, dtype=dtype)
     exponent = torch.full((batch_size, channels), EMPTY_EXPONENT, device=device, dtype=dtype)
     return WKVState(zeros[0], zeros[1], exponent)
@@ -58,7 +58,7 @@ def wkv_reference(
 def wkv_step(
     w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: WKVState
 ) -> tuple[Tensor, WKVState]:
-    """Returns y (batch, channels) of one position, and the state after it.
+    """Return y (batch, channels) of one position, and the state after it.
 
     w and u are (channels,), k and v (batch, channels). Computes in the state's dtype: in float32
     the weight of a position n steps back has a relative error of about n times 6e-8. Arguments are

@@ -52,7 +52,7 @@ def tiles(k: Tensor) -> list[slice]:
 
 
 def linear_shift(w: Tensor, u: Tensor, k: Tensor, exponent: Tensor) -> float:
-    """Returns what to subtract from every key so that linear space holds their exponentials.
+    """Return what to subtract from every key so that linear space holds their exponentials.
 
     That is 0 where possible, otherwise the middle of the keys' range, or nan where no number would
     do: then the keys need `logspace`.
@@ -76,7 +76,7 @@ def forward(
     exponent: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns y, the outgoing state, and for the backward pass the carries and the shift.
+    """Return y, the outgoing state, and for the backward pass the carries and the shift.
 
     The carries (tiles, 2, batch, channels) are the sums before each tile, or empty unless `keep`.
     """
@@ -135,7 +135,7 @@ def backward(
     carries: Tensor,
     shift: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns the gradients of w, u, k, v and the incoming state, stacked (3, batch, channels).
+    """Return the gradients of w, u, k, v and the incoming state, stacked (3, batch, channels).
 
     See `autograd.differentiate`, which calls it.
     """

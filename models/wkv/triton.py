@@ -46,7 +46,7 @@ def interpreted() -> bool:
 
 @lru_cache(maxsize=256)
 def plan(batch_size: int, length: int, channels: int) -> Plan:
-    """Returns the longest chunks that give the GPU enough programs.
+    """Return the longest chunks that give the GPU enough programs.
 
     A chunk's summary costs as much as a position, hence long chunks; each program is sequential,
     hence many of them.
@@ -83,7 +83,7 @@ def forward(
     denominator: Tensor | None,
     exponent: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns y, the outgoing state, and for the backward pass the sums before each chunk.
+    """Return y, the outgoing state, and for the backward pass the sums before each chunk.
 
     The latter are (3, batch, chunks, channels): numerator, denominator and exponent to base 2.
     """
@@ -171,7 +171,7 @@ def backward(
     after_exponent: Tensor,
     sums: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns the gradients of w, u, k, v and the incoming state, (3, batch, channels) or empty.
+    """Return the gradients of w, u, k, v and the incoming state, (3, batch, channels) or empty.
 
     See `autograd.differentiate`, which calls it.
     """
@@ -279,5 +279,5 @@ def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def _device_of(k: Tensor) -> Any:
-    """Selects k's device: kernels start on the current one, which may be another."""
+    """Select k's device: kernels start on the current one, which may be another."""
     return torch.cuda.device(k.device) if k.is_cuda else torch.no_grad()

@@ -28,7 +28,7 @@ def read_claims() -> list[dict[str, Any]]:
 
 
 def claims_page(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -> Page | None:
-    """Return the page of all claims; None if these records have a measure of none."""
+    """Return the page of all claims; None if these records measure none of them."""
     measures = claim_measures(records, endpoints)
     if measures.empty:
         return None

@@ -42,7 +42,7 @@ def papers_table(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def papers_page(records: Sequence[Record]) -> Page | None:
-    """Return the page of published tables beside ours; None if we have a row for none of them."""
+    """Return the page of published tables beside ours; None if we have no row for any of them."""
     published = pd.read_csv(PUBLISHED)
     blocks = []
     for paper in read_papers():

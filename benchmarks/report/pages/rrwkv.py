@@ -18,7 +18,7 @@ from lookback.benchmarks.suite import Endpoint
 
 
 def rrwkv_page(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -> Page | None:
-    """Return the page; None if these records compare RRWKV with RWKV in nothing."""
+    """Return the page; None if no endpoint compares RRWKV with RWKV."""
     blocks: list[Block] = []
     lead = [RECONSTRUCTION]
     judged = all_verdicts(records, endpoints)
@@ -48,7 +48,7 @@ def rrwkv_page(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -> 
 
 
 def _endpoint_block(judged: pd.DataFrame) -> Block:
-    """Differences in units of what matters, so that endpoints share one axis."""
+    """Return the differences over the smallest that matters, so that endpoints share one axis."""
     differences = ["difference", "difference_low", "difference_high"]
     scaled = judged[differences].div(judged["matters"], axis=0)
     rows = judged.assign(**scaled, label=judged["suite"] + ", " + judged["model_name"], panel="")

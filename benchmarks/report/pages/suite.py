@@ -18,7 +18,9 @@ from lookback.benchmarks.report.statistics import standings, summarise
 from lookback.benchmarks.suite import Endpoint
 
 BASELINE = "rwkv"  # that other models are compared with
-BASELINE_OF = "published baseline of"  # among a machine's facts: where its score is from
+BASELINE_OF = (
+    "published baseline of"  # key of a machine's facts: the machine that a published score is from
+)
 MOST_TESTS = 3  # columns of scores in a first table
 RECONSTRUCTION = (
     "RRWKV is this project's reconstruction: its paper (arXiv 2306.05176) was withdrawn, "
@@ -108,7 +110,7 @@ def _source(records: Sequence[Record], left_out: int) -> str:
 
 
 def _code_versions(records: Iterable[Record]) -> str:
-    """Name the files of models and tasks that records were made with several versions of."""
+    """Name the files of models and tasks that have several versions among these records."""
     digests: dict[str, set[str]] = {}
     for record in records:
         for path, digest in record.code.sources.items() if record.code else ():

@@ -40,7 +40,7 @@ def quantities(costs: pd.DataFrame) -> pd.DataFrame:
 
 
 def one_protocol(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of the batch that was measured up to the longest length."""
+    """Return the rows of the batch size that reaches the longest length."""
     lengths = rows.groupby("batch")["trained_length"].max()
     return rows[rows["batch"] == lengths.idxmax()]
 

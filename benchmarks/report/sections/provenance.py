@@ -12,7 +12,7 @@ from lookback.benchmarks.report.section import Content, register_section
 
 @register_section("Runs that failed", of="runs")
 def failed_runs(runs: pd.DataFrame) -> Content:
-    """Runs that ended otherwise than `ok`; they count in no mean."""
+    """Runs that did not end as `ok`; no mean contains them."""
     failed = add_names(runs[runs["status"] != "ok"])
     if failed.empty:
         return Content()
