@@ -109,10 +109,10 @@ class Plan:
 
         unit = "GPU hours" if to_measure[0].cell.device == "cuda" else "hours"
         hours = [line.hours for line in to_measure if line.hours is not None]
-        totals.append(
-            f"about {sum(hours):.2g} {unit} for {len(hours)} of the {len(to_measure)} to measure"
-        )
-        if self.reference:
+        if hours:
+            count_known = f"{len(hours)} of the {len(to_measure)} to measure"
+            totals.append(f"about {sum(hours):.2g} {unit} for {count_known}")
+        if hours and self.reference:
             totals.append(
                 "Times scale with parameters x tokens from the nearest record of the same model, "
                 f"or with operations from another model's, on {self.reference}."
