@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 import pdb
 import signal
 import sys
@@ -754,8 +753,10 @@ def main() -> None:
     command: Callable[..., Any] = typer.main.get_command(app)
     try:
         code = command(standalone_mode=False)
-    except BrokenPipeError:  # whoever read the output has left, as `| head -1` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        from lookback.benchmarks.run.progress import discard_output
+
+        discard_output()
         code = 141
     except (ValueError, OSError) as error:
         print(f"lookback: {error}", file=sys.stderr)

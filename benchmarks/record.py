@@ -458,6 +458,7 @@ class CostNumbers(StrictModel):
         None  # of the whole batch after `length` tokens; None without prefill
     )
     generation: tuple[Generated, ...] = ()
+    matmul_flops_per_second: Amount | None = None  # of a large product; None in old records
 
 
 class Outcome(StrictModel):

@@ -255,6 +255,9 @@ def _costs(record: Record) -> Iterator[Row]:
         seconds = phase.seconds
         row = phase.model_dump(exclude={"seconds"}) | {"phase": name, "seconds": seconds.median}
         row |= {"q1": seconds.low, "q3": seconds.high, "noisy": seconds.noisy}
+        if phase.flops is not None and cost.matmul_flops_per_second:
+            speed = phase.flops / seconds.median
+            row["share_of_matmul_speed"] = speed / cost.matmul_flops_per_second
         yield row | {"ended_as": "ok"}
     for name, status in cost.failed.items():
         yield {"phase": name, "ended_as": status}

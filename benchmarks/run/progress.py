@@ -124,10 +124,15 @@ class ProgressBar(MessageLog):
             self.bar.clear()
             try:
                 print(message, flush=True)
-            except BrokenPipeError:  # as after `| head -1`
-                sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+            except BrokenPipeError:
+                discard_output()
                 with contextlib.suppress(BrokenPipeError):
                     print("lookback: nobody reads the output; the run goes on", file=sys.stderr)
+
+
+def discard_output() -> None:
+    """Send further output nowhere, because whoever read it has left, as `| head -1` does."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class CellLog(MessageLog):

@@ -49,7 +49,8 @@ def one_protocol(rows: pd.DataFrame) -> pd.DataFrame:
 def cost_by_length(costs: pd.DataFrame) -> Content:
     """Medians of repeats, shaded to their quartiles. Memory is the most that was alive at once,
     weights and optimizer included; decode time is of one token after so long a context; state is
-    what generation keeps. The table is of the longest length that all models reached."""
+    what generation keeps. The table is of the longest length that all models reached; share of
+    matmul speed: operations a second in training, over those of a large matrix product."""
     rows = add_names(quantities(costs))
     if rows.empty:
         return Content()
@@ -85,9 +86,12 @@ def cost_table(rows: pd.DataFrame) -> pd.DataFrame:
     for name, group in rows.groupby("model_name", sort=False):
         values = group.groupby("quantity")["value"].median().to_dict()
         row = {"model_name": name, "parameters": group["parameters"].max()}
-        tokens = group[group["phase"] == "training"]["tokens"].max()
+        training = group[group["phase"] == "training"]
         if "training time" in values:
-            row["trained_tokens_per_second"] = round(tokens / values["training time"])
+            speed = training["tokens"].max() / values["training time"]
+            row["trained_tokens_per_second"] = round(speed)
+        if "share_of_matmul_speed" in training:
+            row["share_of_matmul_speed"] = training["share_of_matmul_speed"].median()
         row["training_peak_bytes"] = values.get("training memory")
         row["decode_seconds"] = values.get("decode time")
         table.append(row | {"state_bytes": values.get("state")})

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lookback.benchmarks.measure import cost as cost_module
 from lookback.benchmarks.measure.cost import cost, out_of_memory, summary
@@ -351,6 +352,18 @@ def test_a_change_of_speed_during_a_phase_is_noisy(
     assert all(
         phase.reference_seconds == pytest.approx((1 + after) / 2) for phase in phases.values()
     )
+
+
+def test_the_speed_of_a_matrix_product_is_that_of_its_multiplications(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A product of matrices of side n takes 2 n^3 operations, counted by torch."""
+    side = cost_module.MATMUL_SIDE["cpu"]
+    with FlopCounterMode(display=False) as counted:
+        torch.ones(side, side) @ torch.ones(side, side)
+    monkeypatch.setattr(cost_module, "_time_cpu", lambda work, repeats: [0.5, 9.0, 0.25])
+    numbers = cost(as_cost(cell), get_task("copy"), lambda *_: None)
+    assert numbers.matmul_flops_per_second == counted.get_total_flops() / 0.5
 
 
 def test_alive_in_holds_weights_and_moments() -> None:

@@ -8,6 +8,7 @@ import pytest
 from lookback.benchmarks.record import Cell, Record, SequenceSums
 from lookback.benchmarks.report.frames import FRAMES, distinct, frame, without_pilots
 from lookback.benchmarks.report.names import add_names, model_name, sort_models, task_name
+from lookback.benchmarks.report.sections.costs import prices
 from lookback.benchmarks.storage import PUBLISHED_RECORDS, read_records
 from tests.records import FACTS, as_cost, cost_record, learn_record, record, score, trained
 
@@ -43,6 +44,21 @@ def test_every_frame_has_the_cells_columns(name: str, cell: Cell) -> None:
 def test_an_unknown_frame_is_refused() -> None:
     with pytest.raises(ValueError, match="no frame 'speed': expected one of runs, scores"):
         frame("speed", [])
+
+
+def test_a_models_speed_is_a_share_of_that_of_a_matrix_product(cell: Cell) -> None:
+    """4 GFLOP in half a second beside 100 GFLOP a second; unknown in old records."""
+    made = cost_record(as_cost(cell), seconds=0.5)
+    assert made.outcome.cost
+    phase = made.outcome.cost.phases["training"].model_copy(update={"flops": 4 * 10**9})
+    shares = []
+    for matmul in (1e11, None):
+        update = {"phases": {"training": phase}, "matmul_flops_per_second": matmul}
+        outcome = {"cost": made.outcome.cost.model_copy(update=update)}
+        record = made.model_copy(update={"outcome": made.outcome.model_copy(update=outcome)})
+        table = prices(frame("costs", [record]))
+        shares.append(table.get("share_of_matmul_speed", [None])[0])
+    assert shares == [pytest.approx(0.08), None]
 
 
 def test_options_are_columns(cell: Cell) -> None:
