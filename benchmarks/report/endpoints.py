@@ -98,8 +98,9 @@ def _score(run: pd.DataFrame, endpoint: Endpoint) -> Value:
 
 def _area(run: pd.DataFrame, endpoint: Endpoint) -> Value:
     """Accuracy above the sighted floor, averaged over log2 distance."""
-    octaves = np.log2(run["farthest"] + 1.0) - np.log2(run["nearest"].clip(lower=1))
-    weights = octaves.clip(lower=1e-9)
+    nearest, farthest = (run[end].to_numpy(float) for end in ("nearest", "farthest"))
+    octaves = np.log2(farthest + 1) - np.log2(np.maximum(nearest, 1))
+    weights = np.maximum(octaves, 1e-9)
     return float(np.average(run["score"] - run["floor"], weights=weights)), None
 
 

@@ -264,7 +264,9 @@ def html_table(table: pd.DataFrame) -> Markup:
     """Return an HTML table; columns of words carry the class `text`."""
     shown = formatted(table)
     classes = ["text" if side == "left" else "number" for side in sides(shown)]
-    return Markup(TEMPLATES.get_template("table.html").render(table=shown, sides=classes))
+    columns = list(zip(shown.columns, classes, strict=True))
+    rows = shown.itertuples(index=False, name=None)
+    return Markup(TEMPLATES.get_template("table.html").render(columns=columns, rows=rows))
 
 
 def latex(table: pd.DataFrame) -> str:

@@ -159,8 +159,9 @@ def ratios(costs: pd.DataFrame, model: str, against: str) -> pd.DataFrame:
         return rows
     rows = rows[rows["model_options"] == "{}"]
     keys = ["suite", "machine", "task", "depth", "batch", "trained_length", "quantity"]
-    columns = [*keys, "value", "low", "high", "width"]
-    ours, theirs = (rows[rows["model"] == name][columns] for name in (model, against))
+    medians = rows.groupby([*keys, "model", "width"], sort=False)[["value", "low", "high"]].median()
+    medians = medians.reset_index()  # over seeds
+    ours, theirs = (medians[medians["model"] == name] for name in (model, against))
     pairs = ours.merge(theirs, on=keys, suffixes=("", "_baseline"))
     groups = pairs.groupby(["suite", "machine", "batch"])["trained_length"]
     pairs = pairs[pairs["trained_length"] == groups.transform("max")]

@@ -6,11 +6,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from lookback.benchmarks.record import Cell
+from lookback.benchmarks.report.frames import frame
 from lookback.benchmarks.report.make import endpoints_of, find_suite, load
 from lookback.benchmarks.report.pages.claims import claim_verdict, claims_page, measure, read_claims
 from lookback.benchmarks.report.pages.papers import PUBLISHED, papers_table, read_papers
+from lookback.benchmarks.report.sections.costs import ratios
 from lookback.benchmarks.storage import PUBLISHED_RECORDS
 from lookback.benchmarks.suite import suite_names
+from tests.records import as_cost, cost_record
 
 
 def judged(value: float, low: float, high: float, most: float) -> str:
@@ -94,3 +98,16 @@ def test_every_endpoint_of_a_suite_is_one_that_pages_can_compute() -> None:
         suite = find_suite(name)
         assert suite is not None
         assert suite.endpoint is None or suite.endpoint.quantity in QUANTITIES
+
+
+def test_a_ratio_of_costs_is_of_the_medians_over_seeds(cell: Cell) -> None:
+    """Three seeds of each model are one ratio, not nine."""
+    records = []
+    for model, seconds in (("rwkv", (1.0, 2.0, 9.0)), ("rrwkv", (3.0, 1.0, 8.0))):
+        for seed, median in enumerate(seconds):
+            own = cell.model_copy(update={"model": model, "seed": seed})
+            records.append(cost_record(as_cost(own), median))
+    rows = ratios(frame("costs", records), "rrwkv", "rwkv")
+    (row,) = rows[rows["quantity"] == "training time"].to_dict("records")
+    assert row["ratio"] == pytest.approx(3.0 / 2.0)
+    assert row["ratio_low"] == pytest.approx(3.0 * 0.9 / (2.0 * 1.2))
