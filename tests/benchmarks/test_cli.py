@@ -138,6 +138,15 @@ register_model("rwkv")(nn.Identity)
 BROKEN = '[[grid]]\nkind = "learn"\ntask = "copy"\nmodle = "rwkv"\n'
 
 
+def test_a_plugins_model_that_has_the_name_of_a_suite_is_described_beside_it(
+    tmp_path: Path,
+) -> None:
+    plugin = Path(PLUGIN).read_text().replace('"plain"', '"distance"')
+    (tmp_path / "mine.py").write_text(plugin)
+    shown = lookback("describe", "distance", "--plugin", str(tmp_path / "mine.py")).stdout
+    assert "Suite distance: " in shown and "A plug-in whose models" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -164,6 +173,7 @@ BROKEN = '[[grid]]\nkind = "learn"\ntask = "copy"\nmodle = "rwkv"\n'
             "'rwkv' is already registered by lookback.models.rwkv",
         ),
         (["describe", "nothing"], "unknown task, model or suite 'nothing'"),
+        (["describe", "recal"], "expected recall, or one that a --plugin file registers"),
         (["list", "things"], "'things' is not one of 'tasks', 'models', 'suites'"),
         (["run", "quick", "--length", "abc"], "Invalid value for '--length'"),
         (["run", "quick", "--tolerance", "-1"], "Invalid value for '--tolerance'"),
