@@ -38,6 +38,7 @@ DISTANCE_EXAMPLES = 256  # examples that distances are counted in
 DISTANCE_LENGTH = 256  # most tokens of each of them
 SHORT_LENGTH = 24  # tokens of the sequences that a card shows
 MAX_SYMBOLS = 20  # that a card lists
+MAX_OPTIONS = 8  # of a model
 MAX_LINES = 40  # of an example on the page
 
 HEAD = """# Tasks
@@ -222,15 +223,20 @@ def _aligned_example(task: Task, batch: Batch, row: int) -> str:
 
 def model_card(name: str) -> str:
     """Return the docstring of a model's module, its block, its options and parameters."""
-    block = find_architecture(name).block
+    architecture = find_architecture(name)
+    block = architecture.block
     module = inspect.getdoc(sys.modules[block.__module__]) or ""
     with torch.device("meta"):  # no memory for weights
         model = build_model(name, vocabulary=256, width=768, depth=12)
     options = [f"{key} = {_toml(value)}" for key, value in model_options(name).items()]
+    if len(options) > MAX_OPTIONS:
+        options[MAX_OPTIONS:] = [f"and {len(options) - MAX_OPTIONS} other fields"]
     facts = {
         "options": ", ".join(options) or "none",
         "parameters": f"{parameter_count(model):,} at width 768, depth 12, vocabulary 256",
     }
+    if architecture.spec_with(architecture.defaults).needs_gpu:
+        facts["device"] = "its kernels need a GPU"
 
     paragraphs = [f"{name}: {module}"]
     if block.__doc__:

@@ -138,6 +138,12 @@ register_model("rwkv")(nn.Identity)
 BROKEN = '[[grid]]\nkind = "learn"\ntask = "copy"\nmodle = "rwkv"\n'
 
 
+def test_a_library_model_with_many_options_shows_some() -> None:
+    """hf:llama has a dozen fields; its card is for reading."""
+    options = lookback("describe", "hf:llama").stdout.partition("options ")[2].splitlines()[0]
+    assert options.count(" = ") == 8 and options.endswith("other fields")
+
+
 def test_a_plugins_model_that_has_the_name_of_a_suite_is_described_beside_it(
     tmp_path: Path,
 ) -> None:
