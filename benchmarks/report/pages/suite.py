@@ -18,9 +18,7 @@ from lookback.benchmarks.report.statistics import standings, summarise
 from lookback.benchmarks.suite import Endpoint
 
 BASELINE = "rwkv"  # that other models are compared with
-BASELINE_OF = (
-    "published baseline of"  # key of a machine's facts: the machine that a published score is from
-)
+BASELINE_OF = "published baseline of"  # fact of a machine: where a published score is from
 MOST_TESTS = 3  # columns of scores in a first table
 RECONSTRUCTION = (
     "RRWKV is this project's reconstruction: its paper (arXiv 2306.05176) was withdrawn, "
