@@ -12,7 +12,12 @@ from lookback.benchmarks.report.endpoints import endpoint_values, verdicts
 from lookback.benchmarks.report.names import add_names, model_name
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.pages.papers import papers_table
-from lookback.benchmarks.report.pages.suite import BASELINE, endpoint_table, machine_name
+from lookback.benchmarks.report.pages.suite import (
+    BASELINE,
+    by_task,
+    endpoint_table,
+    machine_name,
+)
 from lookback.benchmarks.report.section import Frames
 from lookback.benchmarks.report.sections.costs import cost_table, one_protocol, quantities
 from lookback.benchmarks.report.sections.scores import accuracy_by_distance
@@ -72,9 +77,11 @@ def overview_sentences(learned: pd.DataFrame, prices: pd.DataFrame) -> list[str]
     """Say who leads each suite, and which model is cheapest."""
     sentences = []
     if not learned.empty:
-        firsts = learned[learned["rank"] == 1]
-        words = ", ".join(f"{row.suite} {row.model_name}" for row in firsts.itertuples())
-        sentences.append(f"Best on each suite's endpoint: {words}.")
+        words = []
+        for (suite, task), rows in learned.groupby(["suite", "task_name"], sort=False):
+            names = ", ".join(rows[rows["rank"] == 1]["model_name"])
+            words.append(f"{names} ({suite}, {task})")
+        sentences.append(f"Best on each suite's endpoint: {'; '.join(words)}.")
     if not prices.empty:
         longest = prices[prices["at_length"] == prices["at_length"].max()]
         state = longest.set_index("model_name")["state_bytes"].sort_values()
@@ -97,8 +104,8 @@ def endpoint_scores(records: Sequence[Record], endpoints: Mapping[str, Endpoint]
             continue
         table = endpoint_table(values, verdicts(values, endpoint.difference, BASELINE))
         ranks = table.groupby("task_name")["endpoint"].rank(ascending=False, method="min")
-        table = table.assign(suite=suite, rank=ranks.astype(int))
-        parts.append(table.sort_values(["task_name", "rank"]))
+        table = table.assign(suite=suite, rank=ranks.astype(int)).sort_values("rank", kind="stable")
+        parts += [rows for _, rows in by_task(table)]
     columns = ["suite", "task_name", "rank", "model_name", "endpoint", "endpoint_low"]
     columns += ["endpoint_high", "score", "sighted_floor", "mark", "seeds"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame()

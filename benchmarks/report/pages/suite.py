@@ -127,26 +127,28 @@ def _has_model(records: Iterable[Record], name: str) -> bool:
 def _endpoint_blocks(
     table: pd.DataFrame, judged: pd.DataFrame, endpoint: Endpoint
 ) -> Iterable[Block]:
-    tasks = table["task_name"].unique()
     text = endpoint_text(endpoint)
-    if len(tasks) == 1:  # said once, not in every row
-        table = table.drop(columns="task_name")
-        text = f"{tasks[0].capitalize()}. {text}"
-    yield Block("Models", text, table=table)
+    for number, (task, rows) in enumerate(by_task(table)):
+        title = f"Models, {task}" if number else "Models"
+        words = f"{task.capitalize()}. {text}"
+        table = rows.drop(columns="task_name").reset_index(drop=True)
+        yield Block(title, words, table=table, folded=number > 0)
     if judged.empty:
         return
-    figure = intervals(
-        add_names(judged).assign(panel=""),
-        "model_name",
-        ["panel"],
-        f"difference to {model_name(BASELINE)}",
-        endpoint.difference,
-    )
+    label = f"difference to {model_name(BASELINE)}"
+    rows = add_names(judged)
+    figure = intervals(rows, "model_name", ["task_name"], label, endpoint.difference)
     text = (
         f"Model minus {model_name(BASELINE)}, paired by seed, with 95 % intervals over seeds. "
         f"Shaded: within ±{endpoint.difference}, which does not matter."
     )
     yield Block(f"Difference to {model_name(BASELINE)}", text, figure, folded=True)
+
+
+def by_task(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Return the rows of each task, the one with most rows first."""
+    groups = [(str(task), rows) for task, rows in table.groupby("task_name", sort=False)]
+    return sorted(groups, key=lambda group: -len(group[1]))
 
 
 def endpoint_table(values: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
@@ -192,7 +194,8 @@ def endpoint_text(endpoint: Endpoint) -> str:
 
 
 def _endpoint_sentences(table: pd.DataFrame) -> list[str]:
-    """Say who is best and by how much, and the verdicts beside the baseline."""
+    """Say who is best and by how much, and the verdicts beside the baseline, on the first task."""
+    task, table = by_task(table)[0]
     table = table.sort_values("endpoint", ascending=False)
     best = table.iloc[0]
     words = [f"{row.model_name} {row.endpoint:.2f}" for row in table.iloc[1:5].itertuples()]
@@ -200,7 +203,10 @@ def _endpoint_sentences(table: pd.DataFrame) -> list[str]:
     if best["seeds"] > 1:
         interval = f" ({best['endpoint_low']:.2f} to {best['endpoint_high']:.2f})"
     behind = f", then {', '.join(words)}" if words else ""
-    sentences = [f"**{best['model_name']}** is best: {best['endpoint']:.2f}{interval}{behind}."]
+    name = best["model_name"]
+    sentences = [
+        f"{task.capitalize()}: **{name}** is best, {best['endpoint']:.2f}{interval}{behind}."
+    ]
     if "verdict" in table:
         said = verdict_words(table[table["verdict"].notna()])
         if said:
