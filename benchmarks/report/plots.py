@@ -163,11 +163,13 @@ def curves(
 ) -> Plot:
     """Plot a line per model with its band (columns low, high) against a length, axis log2.
 
-    `panel` names the columns whose values make a panel each; a column `floor` is drawn dotted.
+    `panel` names the columns whose values make a panel each, that with most models first; a column
+    `floor` is drawn dotted.
     """
     looks = line_styles(table["model_name"])
     panels = []
-    for key, rows in table.groupby(list(panel), sort=False, dropna=False):
+    groups = table.groupby(list(panel), sort=False, dropna=False)
+    for key, rows in sorted(groups, key=lambda group: -group[1]["model_name"].nunique()):
         draw = _curves_drawer(rows, x, y, looks, y_label, x_label or x.replace("_", " "), log_y)
         panels.append(Panel(panel_title(panel, key), draw))
     legend = dict(looks)
