@@ -32,7 +32,7 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 2)), (0, (
 FLOOR: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 2)), "linewidth": 1.2}
 FEW_MODELS = 5  # up to so many, bands of intervals can be told apart
 MOST_MARKS = 9  # on an axis of lengths
-LEGEND_COLUMNS = 3
+LEGEND_WIDTH = 4.5  # inches, of a legend by itself
 
 TEMPLATES = Path(__file__).parent / "templates"
 STYLES = {"page": ["page.mplstyle"], "paper": ["page.mplstyle", "paper.mplstyle"]}
@@ -89,10 +89,12 @@ class Plot:
 
     def draw_legend(self) -> Figure:
         """Return the legend alone."""
-        rows = -(-len(self.legend) // LEGEND_COLUMNS)
-        figure = Figure(figsize=(1.5 * LEGEND_COLUMNS, 0.05 + 0.22 * rows))
+        longest = max(len(name) for name in self.legend)
+        columns = max(1, int(LEGEND_WIDTH / (0.06 * longest + 0.45)))
+        rows = -(-len(self.legend) // columns)
+        figure = Figure(figsize=(LEGEND_WIDTH, 0.05 + 0.22 * rows))
         handles = [Line2D([], [], **look) for look in self.legend.values()]
-        figure.legend(handles, list(self.legend), loc="center left", ncols=LEGEND_COLUMNS)
+        figure.legend(handles, list(self.legend), loc="center left", ncols=columns)
         return figure
 
     def _add_legend(self, figure: Figure) -> None:

@@ -124,4 +124,5 @@ def costs_table(records: Sequence[Record]) -> pd.DataFrame:
         prices = cost_table(one_protocol(group))
         if not prices.empty:
             parts.append(prices.assign(machine=group["device"].iloc[0]))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    return table.drop(columns="machine") if len(parts) == 1 else table

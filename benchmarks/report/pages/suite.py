@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import humanize
 import pandas as pd
 
 from lookback.benchmarks.record import Record
@@ -196,16 +197,19 @@ def endpoint_text(endpoint: Endpoint) -> str:
 def _endpoint_sentences(table: pd.DataFrame) -> list[str]:
     """Say who is best and by how much, and the verdicts beside the baseline, on the first task."""
     task, table = by_task(table)[0]
-    table = table.sort_values("endpoint", ascending=False)
-    best = table.iloc[0]
-    words = [f"{row.model_name} {row.endpoint:.2f}" for row in table.iloc[1:5].itertuples()]
+    table = table.sort_values("endpoint", ascending=False, kind="stable")
+    is_best = table["endpoint"].round(2) == round(table["endpoint"].iloc[0], 2)
+    best, others = table[is_best], table[~is_best].head(4)
+    names = humanize.natural_list([f"**{name}**" for name in best["model_name"]])
+    first = best.iloc[0]
     interval = ""
-    if best["seeds"] > 1:
-        interval = f" ({best['endpoint_low']:.2f} to {best['endpoint_high']:.2f})"
+    if len(best) == 1 and first["seeds"] > 1:
+        interval = f" ({first['endpoint_low']:.2f} to {first['endpoint_high']:.2f})"
+    words = [f"{row.model_name} {row.endpoint:.2f}" for row in others.itertuples()]
     behind = f", then {', '.join(words)}" if words else ""
-    name = best["model_name"]
+    verb = "is" if len(best) == 1 else "are"
     sentences = [
-        f"{task.capitalize()}: **{name}** is best, {best['endpoint']:.2f}{interval}{behind}."
+        f"{task.capitalize()}: {names} {verb} best, {first['endpoint']:.2f}{interval}{behind}."
     ]
     if "verdict" in table:
         said = verdict_words(table[table["verdict"].notna()])
