@@ -101,7 +101,7 @@ def test_gpu_hours_are_planned_without_a_gpu(tmp_path: Path) -> None:
         "--results",
         str(tmp_path / "r"),
     ]
-    done = lookback(*asked, "--device", "cuda", "--dry-run")
+    done = lookback(*asked, "--device", "cuda", "--dry-run", "--assume-flops", "1e12")
     assert done.returncode == 0 and "GPU hours" in done.stdout, done
 
 
@@ -144,13 +144,39 @@ def test_a_library_model_with_many_options_shows_some() -> None:
     assert options.count(" = ") == 8 and options.endswith("other fields")
 
 
+NAMED_AS_A_SUITE = '''
+"""Echoes its input."""
+
+from torch import nn
+
+from lookback import register_model
+
+
+@register_model("reach")
+class Echo(nn.Module):
+    def __init__(self, width, layer, depth):
+        super().__init__()
+
+    def forward(self, x):
+        return x
+
+    def initial_state(self, batch_size, device, dtype):
+        return ()
+
+    def step(self, x, state):
+        return x, state
+'''
+
+
 def test_a_plugins_model_that_has_the_name_of_a_suite_is_described_beside_it(
     tmp_path: Path,
 ) -> None:
-    plugin = Path(PLUGIN).read_text().replace('"plain"', '"distance"')
-    (tmp_path / "mine.py").write_text(plugin)
-    shown = lookback("describe", "distance", "--plugin", str(tmp_path / "mine.py")).stdout
-    assert "Suite distance: " in shown and "A plug-in whose models" in shown
+    (tmp_path / "mine.py").write_text(NAMED_AS_A_SUITE)
+    # In a process of its own: the model would stay registered in this one.
+    command = [sys.executable, "-m", "lookback", "describe", "reach", "--plugin", "mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Suite reach: " in done.stdout and "Echoes its input" in done.stdout
 
 
 @pytest.mark.parametrize(
