@@ -26,7 +26,7 @@ def rrwkv_page(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -> 
         judged = judged[judged["model"] == "rrwkv"]
     if not judged.empty:
         judged = add_names(judged)
-        counts = judged["verdict"].value_counts()
+        counts = judged[judged["model_options"] == "{}"]["verdict"].value_counts()
         words = ", ".join(f"{word} on {count}" for word, count in counts.items())
         lead.insert(0, f"Primary endpoints, RRWKV beside RWKV-4: {words}.")
         blocks.append(_endpoint_block(judged))
