@@ -313,8 +313,8 @@ def run(
     from lookback.benchmarks.measure.cell import absent_data, check, check_tasks
     from lookback.benchmarks.run.process import default_jobs
 
-    on_ray = engine == Engine.ray and not dry_run
-    cell_device = _join_ray(address, device) if on_ray else _device(device)
+    uses_ray = engine == Engine.ray and not dry_run
+    cell_device = _join_ray(address, device) if uses_ray else _device(device)
     chosen = _choose(
         read_suite(suite, scale, cell_device),
         plugins=plugin or [],
@@ -349,10 +349,10 @@ def run(
         print(json.dumps([line.values() for line in plan.lines], indent=1) if as_json else plan)
         return
 
-    if cells and on_ray:
-        from lookback.benchmarks.run.ray_engine import on_ray as with_ray
+    if cells and uses_ray:
+        from lookback.benchmarks.run.ray_engine import on_ray
 
-        runner = with_ray(runner)
+        runner = on_ray(runner)
     if cells and cell_device == "cpu" and not attempt_all:
         from lookback.benchmarks.plan.dry_run import without_too_big
 

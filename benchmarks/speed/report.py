@@ -29,7 +29,7 @@ Measurements = list[Measurement]
 
 
 def measure(target: Path, selection: str = "") -> int:
-    """Run the measurements that `selection` names; returns pytest's exit code.
+    """Run the measurements that `selection` names; return pytest's exit code.
 
     pytest-benchmark writes them to `target`.
     """
