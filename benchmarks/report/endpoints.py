@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -172,7 +173,7 @@ def verdicts(
     return pd.DataFrame(rows)
 
 
-def judge(pairs: pd.DataFrame, matters: float, own: str, other: str) -> dict[str, object]:
+def judge(pairs: pd.DataFrame, matters: float, own: str = "", other: str = "") -> dict[str, Any]:
     """Return means, interval, smallest difference shown and verdict of paired differences.
 
     `own` and `other` say where the two models stand; see `statistics.standing`.

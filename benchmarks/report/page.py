@@ -253,9 +253,9 @@ def escape_markdown(text: str) -> str:
     return shown.replace("](", "]\\(")
 
 
-def terminal_table(table: pd.DataFrame) -> str:
-    """Return a table for a terminal."""
-    shown = formatted(table.head(MOST_ROWS))
+def terminal_table(table: pd.DataFrame, rows: int = MOST_ROWS) -> str:
+    """Return the first rows of a table for a terminal."""
+    shown = formatted(table.head(rows))
     options = {"tablefmt": "plain", "colalign": sides(shown), "disable_numparse": True}
     return str(shown.to_markdown(index=False, **options))
 
