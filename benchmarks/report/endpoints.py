@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from lookback.benchmarks.record import Record
 from lookback.benchmarks.report import statistics
+from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.section import Frames
-from lookback.benchmarks.report.statistics import Numbers, sequences_of, subtract
+from lookback.benchmarks.report.statistics import Numbers, sequences_of, standings, subtract
 from lookback.benchmarks.suite import Endpoint
 
 RUN = [
@@ -31,6 +34,52 @@ RUN = [
 ]
 PAIR = ["suite", "machine", "task", "task_options", "data", "depth", "trained_length"]
 """Columns that two runs share which are compared by their seed."""
+BASELINE = "rwkv"  # that other models are compared with
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The endpoint of a suite: a row per run in `values`, and a row per model in `verdicts`."""
+
+    endpoint: Endpoint
+    values: pd.DataFrame
+    verdicts: pd.DataFrame
+
+    def table(self) -> pd.DataFrame:
+        """Return a row per model: score, floor, endpoint, difference to the baseline, verdict."""
+        keys = [*PAIR, "model", "model_options", "variant", "width"]
+        groups = self.values.groupby(keys, dropna=False)
+        sizes = groups[["score", "floor", "parameters"]].mean().reset_index()
+        means = statistics.summarise(self.values, keys, "value").merge(sizes, on=keys)
+        means = means.rename(columns={"floor": "sighted_floor"})
+        means = statistics.named(means, "endpoint").assign(unit=self.values["unit"].iloc[0])
+        table = add_names(means.assign(mark=standings(means)))
+        columns = ["task_name", "model_name", "parameters", "seeds", "score", "sighted_floor"]
+        columns += ["mark", "endpoint", "endpoint_low", "endpoint_high"]
+        if self.verdicts.empty:
+            return table[columns]
+        own = ["difference", "difference_low", "difference_high", "smallest_shown", "verdict"]
+        on = [*PAIR, "variant", "parameters"]
+        return table.merge(self.verdicts[[*on, *own]], on=on, how="left")[[*columns, *own]]
+
+
+def judge_suites(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -> dict[str, Judged]:
+    """Return the judged endpoint of every suite that has values of one."""
+    judged = {}
+    for suite, endpoint in endpoints.items():
+        own = Frames([record for record in records if record.suite == suite])
+        values = endpoint_values(own, endpoint)
+        if not values.empty:
+            found = verdicts(values, endpoint.difference)
+            found = found.assign(quantity=endpoint.quantity, matters=endpoint.difference)
+            judged[suite] = Judged(endpoint, values, found)
+    return judged
+
+
+def all_verdicts(judged: Mapping[str, Judged]) -> pd.DataFrame:
+    """Return the verdicts of all suites in one frame."""
+    parts = [one.verdicts for one in judged.values() if not one.verdicts.empty]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def endpoint_values(frames: Frames, endpoint: Endpoint) -> pd.DataFrame:
@@ -144,7 +193,7 @@ QUANTITIES: dict[str, Callable[[pd.DataFrame, Endpoint], Value]] = {
 
 
 def verdicts(
-    values: pd.DataFrame, matters: float, against: str = "rwkv", keys: Sequence[str] = PAIR
+    values: pd.DataFrame, matters: float, against: str = BASELINE, keys: Sequence[str] = PAIR
 ) -> pd.DataFrame:
     """Return the verdict of every other model against one without options, paired by seed.
 

@@ -122,6 +122,11 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFram
     return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "seeds"])
 
 
+def named(means: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Rename mean, low and high after what they are of; a page shows them as one column."""
+    return means.rename(columns={"mean": name, "low": f"{name}_low", "high": f"{name}_high"})
+
+
 def sequences_of(group: pd.DataFrame) -> list[Numbers] | None:
     """Return the values per test sequence of every row; None if one has none."""
     if "sequences" not in group or group["sequences"].isna().any():

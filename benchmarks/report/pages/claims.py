@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from lookback.benchmarks.record import Record
-from lookback.benchmarks.report.endpoints import endpoint_values, verdicts
+from lookback.benchmarks.report.endpoints import all_verdicts, judge_suites
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.section import Frames
 from lookback.benchmarks.report.sections.costs import growth, ratios
@@ -73,7 +73,7 @@ def claim_measures(records: Sequence[Record], endpoints: Mapping[str, Endpoint])
     found = {
         "growth": growth(costs) if not costs.empty else costs,
         "ratios": ratios(costs, "rrwkv", "rwkv") if not costs.empty else costs,
-        "verdicts": all_verdicts(records, endpoints),
+        "verdicts": all_verdicts(judge_suites(records, endpoints)),
     }
     rows = []
     for claim in read_claims():
@@ -146,17 +146,3 @@ def deciding_measure(measures: pd.DataFrame) -> str:
         "" if math.isnan(row.value_low) else f" ({row.value_low:.2f} to {row.value_high:.2f})"
     )
     return f"{row['of']} of {row['measure']}: {row['value']:.2f}{interval}"
-
-
-def all_verdicts(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -> pd.DataFrame:
-    """Return the verdicts of every suite that has an endpoint, on every machine."""
-    parts = []
-    for suite, endpoint in endpoints.items():
-        chosen = [record for record in records if record.suite == suite]
-        if chosen:
-            values = endpoint_values(Frames(chosen), endpoint)
-            judged = verdicts(values, endpoint.difference)
-            if not judged.empty:
-                judged = judged.assign(quantity=endpoint.quantity, matters=endpoint.difference)
-                parts.append(judged)
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()

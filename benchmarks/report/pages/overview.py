@@ -8,16 +8,11 @@ from inspect import cleandoc
 import pandas as pd
 
 from lookback.benchmarks.record import Record
-from lookback.benchmarks.report.endpoints import endpoint_values, verdicts
+from lookback.benchmarks.report.endpoints import BASELINE, judge_suites
 from lookback.benchmarks.report.names import add_names, model_name
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.pages.papers import papers_table
-from lookback.benchmarks.report.pages.suite import (
-    BASELINE,
-    by_task,
-    endpoint_table,
-    machine_name,
-)
+from lookback.benchmarks.report.pages.suite import by_task, machine_name
 from lookback.benchmarks.report.section import Frames
 from lookback.benchmarks.report.sections.costs import cost_table, one_protocol, quantities
 from lookback.benchmarks.report.sections.scores import accuracy_by_distance
@@ -98,11 +93,8 @@ def overview_sentences(learned: pd.DataFrame, prices: pd.DataFrame) -> list[str]
 def endpoint_scores(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -> pd.DataFrame:
     """Return a row per suite and model: the endpoint with its interval, rank and mark."""
     parts = []
-    for suite, endpoint in endpoints.items():
-        values = endpoint_values(Frames([r for r in records if r.suite == suite]), endpoint)
-        if values.empty:
-            continue
-        table = endpoint_table(values, verdicts(values, endpoint.difference, BASELINE))
+    for suite, judged in judge_suites(records, endpoints).items():
+        table = judged.table()
         ranks = table.groupby("task_name")["endpoint"].rank(ascending=False, method="min")
         table = table.assign(suite=suite, rank=ranks.astype(int)).sort_values("rank", kind="stable")
         parts += [rows for _, rows in by_task(table)]

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from lookback.benchmarks.record import Record
+from lookback.benchmarks.report.endpoints import all_verdicts, judge_suites
 from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.page import Block, Page
-from lookback.benchmarks.report.pages.claims import all_verdicts
 from lookback.benchmarks.report.pages.suite import RECONSTRUCTION
 from lookback.benchmarks.report.plots import intervals
 from lookback.benchmarks.report.section import Frames
@@ -21,7 +21,7 @@ def rrwkv_page(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -> 
     """Return the page; None if no endpoint compares RRWKV with RWKV."""
     blocks: list[Block] = []
     lead = [RECONSTRUCTION]
-    judged = all_verdicts(records, endpoints)
+    judged = all_verdicts(judge_suites(records, endpoints))
     if not judged.empty:
         judged = judged[judged["model"] == "rrwkv"]
     if not judged.empty:

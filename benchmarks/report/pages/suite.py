@@ -8,17 +8,15 @@ import humanize
 import pandas as pd
 
 from lookback.benchmarks.record import Record
-from lookback.benchmarks.report.endpoints import PAIR, endpoint_values, verdicts
+from lookback.benchmarks.report.endpoints import BASELINE, Judged, judge_suites
 from lookback.benchmarks.report.names import add_names, model_name, printable
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.plots import intervals
 from lookback.benchmarks.report.section import SECTIONS, Content, Frames, contents
 from lookback.benchmarks.report.sections.costs import prices
-from lookback.benchmarks.report.sections.scores import named
-from lookback.benchmarks.report.statistics import standings, summarise
+from lookback.benchmarks.report.statistics import summarise
 from lookback.benchmarks.suite import Endpoint
 
-BASELINE = "rwkv"  # that other models are compared with
 BASELINE_OF = "published baseline of"  # fact of a machine: where a published score is from
 MOST_TESTS = 3  # columns of scores in a first table
 RECONSTRUCTION = (
@@ -34,28 +32,26 @@ def suite_page(
     left_out: int = 0,
 ) -> Page:
     """Return the page of the records of one suite and one machine."""
+    suite = records[0].suite
     frames = Frames(records)
     shown = contents(frames, SECTIONS)
-    endpoint_blocks: list[Block] = []
+    judged = judge_suites(records, {suite: endpoint} if endpoint else {})
     lead = [title.rstrip(".") + "."]
-    if endpoint is not None:
-        values = endpoint_values(frames, endpoint)
-        if not values.empty:
-            judged = verdicts(values, endpoint.difference, BASELINE)
-            table = endpoint_table(values, judged)
-            endpoint_blocks = list(_endpoint_blocks(table, judged, endpoint))
-            lead += _endpoint_sentences(table)
-    if not endpoint_blocks:
+    first: list[Block] = []
+    if suite in judged:
+        first = list(_endpoint_blocks(judged[suite]))
+        lead += _endpoint_sentences(judged[suite].table())
+    else:
         costs = prices(frames["costs"])
         table = model_table(frames["scores"], costs)
         if not table.empty:
             lead += _first_sentences(frames["scores"], costs)
-            endpoint_blocks = [Block("Models", _seeds_text(frames["scores"]), table=table)]
+            first = [Block("Models", _seeds_text(frames["scores"]), table=table)]
     return Page(
-        title=f"{records[0].suite}: {machine_name(records[0])}",
+        title=f"{suite}: {machine_name(records[0])}",
         source=_source(records, left_out),
         lead=lead,
-        blocks=_ordered(shown, endpoint_blocks),
+        blocks=_ordered(shown, first),
     )
 
 
@@ -125,23 +121,20 @@ def _has_model(records: Iterable[Record], name: str) -> bool:
 # --- the endpoint
 
 
-def _endpoint_blocks(
-    table: pd.DataFrame, judged: pd.DataFrame, endpoint: Endpoint
-) -> Iterable[Block]:
-    text = endpoint_text(endpoint)
-    for number, (task, rows) in enumerate(by_task(table)):
+def _endpoint_blocks(judged: Judged) -> Iterable[Block]:
+    text = endpoint_text(judged.endpoint)
+    for number, (task, rows) in enumerate(by_task(judged.table())):
         title = f"Models, {task}" if number else "Models"
-        words = f"{task.capitalize()}. {text}"
         table = rows.drop(columns="task_name").reset_index(drop=True)
-        yield Block(title, words, table=table, folded=number > 0)
-    if judged.empty:
+        yield Block(title, f"{task.capitalize()}. {text}", table=table, folded=number > 0)
+    if judged.verdicts.empty:
         return
+    matters = judged.endpoint.difference
     label = f"difference to {model_name(BASELINE)}"
-    rows = add_names(judged)
-    figure = intervals(rows, "model_name", ["task_name"], label, endpoint.difference)
+    figure = intervals(add_names(judged.verdicts), "model_name", ["task_name"], label, matters)
     text = (
         f"Model minus {model_name(BASELINE)}, paired by seed, with 95 % intervals over seeds. "
-        f"Shaded: within ±{endpoint.difference}, which does not matter."
+        f"Shaded: within ±{matters}, which does not matter."
     )
     yield Block(f"Difference to {model_name(BASELINE)}", text, figure, folded=True)
 
@@ -150,29 +143,6 @@ def by_task(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Return the rows of each task, the one with most rows first."""
     groups = [(str(task), rows) for task, rows in table.groupby("task_name", sort=False)]
     return sorted(groups, key=lambda group: -len(group[1]))
-
-
-def endpoint_table(values: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per model: score, floor, endpoint, difference to the baseline, verdict.
-
-    `values` are of `endpoint_values`, and `judged` is what `verdicts` says of them.
-    """
-    keys = [*PAIR, "model", "model_options", "variant", "width"]
-    means = named(summarise(values, keys, "value"), "endpoint")
-    scores = summarise(values, keys, "score")[[*keys, "mean"]]
-    table = means.merge(scores.rename(columns={"mean": "score"}), on=keys)
-    sizes = values.groupby(keys, dropna=False)[["floor", "parameters"]].mean().reset_index()
-    table = table.merge(sizes, on=keys)
-    table = table.rename(columns={"floor": "sighted_floor"}).assign(unit=values["unit"].iloc[0])
-    table = table.assign(mark=standings(table))
-    columns = ["task_name", "model_name", "parameters", "seeds", "score", "sighted_floor", "mark"]
-    columns += ["endpoint", "endpoint_low", "endpoint_high"]
-    if not judged.empty:
-        own = ["difference", "difference_low", "difference_high", "smallest_shown", "verdict"]
-        on = [*PAIR, "variant", "parameters"]
-        table = table.merge(judged[[*on, *own]], on=on, how="left")
-        columns += own
-    return add_names(table)[columns]
 
 
 def endpoint_text(endpoint: Endpoint) -> str:
@@ -197,39 +167,23 @@ def endpoint_text(endpoint: Endpoint) -> str:
 def _endpoint_sentences(table: pd.DataFrame) -> list[str]:
     """Say who is best and by how much, and the verdicts beside the baseline, on the first task."""
     task, table = by_task(table)[0]
-    table = table.sort_values("endpoint", ascending=False, kind="stable")
-    is_best = table["endpoint"].round(2) == round(table["endpoint"].iloc[0], 2)
-    best, others = table[is_best], table[~is_best].head(4)
-    names = humanize.natural_list([f"**{name}**" for name in best["model_name"]])
-    first = best.iloc[0]
-    interval = ""
-    if len(best) == 1 and first["seeds"] > 1:
-        interval = f" ({first['endpoint_low']:.2f} to {first['endpoint_high']:.2f})"
-    words = [f"{row.model_name} {row.endpoint:.2f}" for row in others.itertuples()]
-    behind = f", then {', '.join(words)}" if words else ""
-    verb = "is" if len(best) == 1 else "are"
-    sentences = [
-        f"{task.capitalize()}: {names} {verb} best, {first['endpoint']:.2f}{interval}{behind}."
-    ]
+    scores = table.set_index("model_name")["endpoint"].sort_values(ascending=False, kind="stable")
+    is_best = scores.round(2) == scores.round(2).max()
+    best = humanize.natural_list([f"**{name}**" for name in scores[is_best].index])
+    behind = f", then {ranking(scores[~is_best].head(4))}" if not is_best.all() else ""
+    verb = "are" if is_best.sum() > 1 else "is"
+    sentences = [f"{task.capitalize()}: {best} {verb} best, {scores.max():.2f}{behind}."]
     if "verdict" in table:
-        said = verdict_words(table[table["verdict"].notna()])
+        groups = table.groupby("verdict", sort=False)["model_name"]
+        said = "; ".join(f"{word}: {', '.join(names)}" for word, names in groups)
         if said:
-            sentences.append(f"Beside {model_name(BASELINE)}: {said}.")
+            sentences.append(f"Beside {model_name(BASELINE)}, {said}.")
     return sentences
 
 
-def verdict_words(table: pd.DataFrame) -> str:
-    """Say which models are better or worse, by how much; name the others by their verdict."""
-    words = []
-    others: dict[str, list[str]] = {}
-    for row in table.itertuples():
-        if row.verdict in ("better", "worse"):
-            interval = f"{row.difference_low:+.3f} to {row.difference_high:+.3f}"
-            words.append(f"{row.model_name} is {row.verdict}, {row.difference:+.3f} ({interval})")
-        else:
-            others.setdefault(row.verdict, []).append(row.model_name)
-    words += [f"{word}: {', '.join(names)}" for word, names in others.items()]
-    return "; ".join(words)
+def ranking(scores: pd.Series) -> str:
+    """Return models with their scores, in the order of a series: `RWKV-4 0.59, LSTM 0.43`."""
+    return ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
 
 
 # --- suites without an endpoint
@@ -277,8 +231,7 @@ def _first_sentences(scores: pd.DataFrame, costs: pd.DataFrame) -> list[str]:
         means = named_scores[named_scores["test_length"] == longest].groupby("model_name")
         unit = scores["unit"].iloc[0]
         order = means["score"].mean().sort_values(ascending=unit != "accuracy")
-        ranked = ", ".join(f"{name} {score:.2f}" for name, score in order.items())
-        sentences.append(f"At {longest:,} tokens ({unit}): {ranked}.")
+        sentences.append(f"At {longest:,} tokens ({unit}): {ranking(order)}.")
     if "trained_tokens_per_second" in costs and len(costs) > 1:
         costs = costs.sort_values("trained_tokens_per_second", ascending=False)
         first, last = costs.iloc[0], costs.iloc[-1]

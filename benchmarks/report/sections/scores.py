@@ -10,7 +10,7 @@ from lookback.benchmarks.report import plots
 from lookback.benchmarks.report.frames import IDENTITY, values_of
 from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.section import Content, register_section
-from lookback.benchmarks.report.statistics import standings, summarise
+from lookback.benchmarks.report.statistics import named, standings, summarise
 
 TEST = [*IDENTITY, "test_length", "test_options", "unit"]
 AT_DISTANCES = (16, 64, 256, 1024, 4096)
@@ -106,11 +106,6 @@ def score_table(scores: pd.DataFrame) -> Content:
     means = named(means, "score").rename(columns={"floor": "sighted_floor"})
     columns = [*keys, "model_name", "score", "score_low", "score_high", "sighted_floor", "mark"]
     return Content(table=means.assign(mark=standings(means))[[*columns, "seeds"]])
-
-
-def named(means: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Rename mean, low and high after what they are of; a page shows them as one column."""
-    return means.rename(columns={"mean": name, "low": f"{name}_low", "high": f"{name}_high"})
 
 
 @register_section("Score against learning rate", of="rates", folded=True)
