@@ -54,8 +54,8 @@ class Judged:
         means = means.rename(columns={"floor": "sighted_floor"})
         means = statistics.named(means, "endpoint").assign(unit=self.values["unit"].iloc[0])
         table = add_names(means.assign(mark=standings(means)))
-        columns = ["task_name", "model_name", "parameters", "seeds", "score", "sighted_floor"]
-        columns += ["mark", "endpoint", "endpoint_low", "endpoint_high"]
+        columns = ["task_name", "model_name", "model_options", "parameters", "seeds", "score"]
+        columns += ["sighted_floor", "mark", "endpoint", "endpoint_low", "endpoint_high"]
         if self.verdicts.empty:
             return table[columns]
         own = ["difference", "difference_low", "difference_high", "smallest_shown", "verdict"]

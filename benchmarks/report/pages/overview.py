@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from inspect import cleandoc
 
 import pandas as pd
 
 from lookback.benchmarks.record import Record
 from lookback.benchmarks.report.endpoints import BASELINE, judge_suites
-from lookback.benchmarks.report.names import add_names, model_name
+from lookback.benchmarks.report.names import add_names, model_name, sort_models
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.pages.papers import papers_table
 from lookback.benchmarks.report.pages.suite import by_task, machine_name
-from lookback.benchmarks.report.section import Frames
+from lookback.benchmarks.report.section import SECTIONS, Frames
 from lookback.benchmarks.report.sections.costs import cost_table, one_protocol, quantities
-from lookback.benchmarks.report.sections.scores import accuracy_by_distance
 from lookback.benchmarks.suite import Endpoint
 
-FRONT_SUITES = ("distance", "quick")
+FRONT = (
+    ("distance", "Accuracy against distance"),
+    ("quick", "Accuracy against distance"),
+    ("capacity", "Score against an option"),
+    ("cost", "Cost against length"),
+)
+"""The figures of the first page: suite and title of the section."""
 
 
 def overview_page(
@@ -28,19 +32,21 @@ def overview_page(
     not_run: Mapping[str, str],
 ) -> Page:
     """Return the overview; `links` are pages by their titles, `not_run` titles of suites."""
-    blocks = list(front_figure(records))
-    learned = endpoint_scores(records, endpoints)
+    figures = list(front_figures(records))
+    blocks = figures[:1]
+    learned, leaders = endpoint_scores(records, endpoints)
     if not learned.empty:
         text = (
-            "Each suite's primary endpoint: mean over seeds with its 95 % interval; rank among the "
-            "models of the suite; and where the model's score stands: *at floor* is less than "
-            "0.1 above the best answer without a model."
+            "Each suite's primary endpoint, mean over seeds with its 95 % interval; what it is "
+            "stands on the page of the suite, and so do models with options. *At floor*: less "
+            "than 0.1 above the best answer without a model."
         )
         blocks.append(Block("What models learn", text, table=learned))
     prices = costs_table(records)
     if not prices.empty:
         text = "At the longest length that all models of a suite reached, one sequence a batch."
         blocks.append(Block("What length costs", text, table=prices))
+    blocks += figures[1:]
     pages = "\n".join(f"- [{title}]({address})" for title, address in links.items())
     blocks.append(Block("Pages", pages))
     blocks.append(Block("Papers", table=papers_table(records), folded=not learned.empty))
@@ -51,32 +57,28 @@ def overview_page(
     return Page(
         title="How far back can a sequence model look, and what does it pay for it?",
         source=f"{len(records)} records of {', '.join(machines)}. Made by `lookback report`.",
-        lead=overview_sentences(learned, prices),
+        lead=overview_sentences(leaders, prices),
         blocks=blocks,
         home="",
     )
 
 
-def front_figure(records: Sequence[Record]) -> Iterator[Block]:
-    """Yield the figure of accuracy against distance, of the first suite that has one."""
-    for suite in FRONT_SUITES:
-        distances = Frames([record for record in records if record.suite == suite])["distances"]
-        if not distances.empty:
-            content = accuracy_by_distance(distances)
-            title = f"Accuracy against distance, suite {suite}"
-            yield Block(title, cleandoc(accuracy_by_distance.__doc__ or ""), content.figure)
-            return
+def front_figures(records: Sequence[Record]) -> Iterator[Block]:
+    """Yield the figures of FRONT that these records have, each once; all but the first folded."""
+    shown: list[str] = []
+    for suite, title in FRONT:
+        section = SECTIONS[title]
+        rows = Frames([record for record in records if record.suite == suite])[section.of]
+        figure = section.make(rows).figure if len(rows) and title not in shown else None
+        if figure is not None:
+            folded = bool(shown)
+            shown.append(title)
+            yield Block(f"{title}, suite {suite}", section.text, figure, folded=folded)
 
 
-def overview_sentences(learned: pd.DataFrame, prices: pd.DataFrame) -> list[str]:
-    """Say who leads each suite, and which model is cheapest."""
-    sentences = []
-    if not learned.empty:
-        words = []
-        for (suite, task), rows in learned.groupby(["suite", "task_name"], sort=False):
-            names = ", ".join(rows[rows["rank"] == 1]["model_name"])
-            words.append(f"{names} ({suite}, {task})")
-        sentences.append(f"Best on each suite's endpoint: {'; '.join(words)}.")
+def overview_sentences(leaders: Sequence[str], prices: pd.DataFrame) -> list[str]:
+    """Say who leads each suite, and which model keeps the largest state."""
+    sentences = [f"Best on each suite's endpoint: {'; '.join(leaders)}."] if leaders else []
     if not prices.empty:
         longest = prices[prices["at_length"] == prices["at_length"].max()]
         state = longest.set_index("model_name")["state_bytes"].sort_values()
@@ -90,17 +92,27 @@ def overview_sentences(learned: pd.DataFrame, prices: pd.DataFrame) -> list[str]
     return sentences
 
 
-def endpoint_scores(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -> pd.DataFrame:
-    """Return a row per suite and model: the endpoint with its interval, rank and mark."""
-    parts = []
+def endpoint_scores(
+    records: Sequence[Record], endpoints: Mapping[str, Endpoint]
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return a row per model and a column per suite and task, and who is best in each.
+
+    Only of models without options: variants stand on the pages of the suites.
+    """
+    columns, leaders = [], []
     for suite, judged in judge_suites(records, endpoints).items():
         table = judged.table()
-        ranks = table.groupby("task_name")["endpoint"].rank(ascending=False, method="min")
-        table = table.assign(suite=suite, rank=ranks.astype(int)).sort_values("rank", kind="stable")
-        parts += [rows for _, rows in by_task(table)]
-    columns = ["suite", "task_name", "rank", "model_name", "endpoint", "endpoint_low"]
-    columns += ["endpoint_high", "score", "sighted_floor", "mark", "seeds"]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame()
+        for task, rows in by_task(table[table["model_options"] == "{}"]):
+            scores = rows.set_index("model_name")["endpoint"].round(2)
+            leaders.append(f"{', '.join(scores[scores == scores.max()].index)} ({suite}, {task})")
+            title = f"{suite}, {task}"
+            shown = {"endpoint": title, "endpoint_low": f"{title}_low"}
+            shown |= {"endpoint_high": f"{title}_high", "mark": f"{title}: mark"}
+            columns.append(rows.set_index("model_name").rename(columns=shown)[[*shown.values()]])
+    if not columns:
+        return pd.DataFrame(), []
+    table = pd.concat(columns, axis=1)
+    return table.loc[sort_models(table.index)].rename_axis("model_name").reset_index(), leaders
 
 
 def costs_table(records: Sequence[Record]) -> pd.DataFrame:
