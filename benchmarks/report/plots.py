@@ -32,7 +32,7 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 2)), (0, (
 FLOOR: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 2)), "linewidth": 1.2}
 FEW_MODELS = 5  # up to so many, bands of intervals can be told apart
 MOST_MARKS = 9  # on an axis of lengths
-LEGEND_WIDTH = 4.5  # inches, of a legend by itself
+LEGEND_WIDTH = 5.4  # inches, of a legend by itself
 
 TEMPLATES = Path(__file__).parent / "templates"
 STYLES = {"page": ["page.mplstyle"], "paper": ["page.mplstyle", "paper.mplstyle"]}
@@ -71,7 +71,9 @@ class Plot:
             panel.draw(place)
         if title:
             figure.suptitle(title, x=0.01, ha="left")
-        self._add_legend(figure)
+        if self.legend:
+            legend_rows = self._add_legend(figure, "outside lower center")
+            figure.set_figheight(figure.get_figheight() + 0.18 * (legend_rows - 1))
         return figure
 
     def first(self, count: int) -> Plot:
@@ -89,25 +91,20 @@ class Plot:
 
     def draw_legend(self) -> Figure:
         """Return the legend alone."""
-        longest = max(len(name) for name in self.legend)
-        columns = max(1, int(LEGEND_WIDTH / (0.06 * longest + 0.45)))
-        rows = -(-len(self.legend) // columns)
-        figure = Figure(figsize=(LEGEND_WIDTH, 0.05 + 0.22 * rows))
-        handles = [Line2D([], [], **look) for look in self.legend.values()]
-        figure.legend(handles, list(self.legend), loc="center left", ncols=columns)
+        figure = Figure(figsize=(LEGEND_WIDTH, 1.0))
+        rows = self._add_legend(figure, "center left")
+        figure.set_figheight(0.05 + 0.22 * rows)
         return figure
 
-    def _add_legend(self, figure: Figure) -> None:
-        if not self.legend:
-            return
-        longest = max(len(name) for name in self.legend)
-        columns = max(
-            1, min(len(self.legend), int(figure.get_figwidth() / (0.075 * longest + 0.6)))
-        )
-        rows = -(-len(self.legend) // columns)
-        figure.set_figheight(figure.get_figheight() + 0.18 * (rows - 1))
+    def _add_legend(self, figure: Figure, place: str) -> int:
+        """Add the legend in as many columns as fit, and return the number of its rows."""
         handles = [Line2D([], [], **look) for look in self.legend.values()]
-        figure.legend(handles, list(self.legend), loc="outside lower center", ncols=columns)
+        for columns in range(len(handles), 0, -1):
+            legend = figure.legend(handles, list(self.legend), loc=place, ncols=columns)
+            if legend.get_window_extent().width <= figure.bbox.width or columns == 1:
+                break
+            legend.remove()
+        return -(-len(handles) // columns)
 
 
 def style(name: str = "page") -> contextlib.AbstractContextManager[None]:

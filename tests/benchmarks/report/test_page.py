@@ -156,7 +156,7 @@ def test_paper_style_adds_pdf_and_latex(results: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["page", "paper"])
 def test_legends_fit_their_figures(name: str) -> None:
     """Eleven models with long names: no entry lies outside the figure, none over a panel."""
-    models = [f"Transformer, window {2**power}" for power in range(11)]
+    models = [f"RRWKV, retrospection attentio{letter}" for letter in "abcdefghijk"]
     rows = [
         {"model_name": model, "x": x, "mean": 0.5, "low": 0.4, "high": 0.6, "panel": panel}
         for model in models
@@ -164,8 +164,15 @@ def test_legends_fit_their_figures(name: str) -> None:
         for panel in ("one", "two", "three")
     ]
     with plots.style(name):
-        figure = plots.curves(pd.DataFrame(rows), "x", ["panel"], "accuracy").draw(name)
+        plot = plots.curves(pd.DataFrame(rows), "x", ["panel"], "accuracy")
+        alone = plot.draw_legend()
+        alone.draw_without_rendering()
+        figure = plot.draw(name)
         figure.draw_without_rendering()
+        (legend,) = alone.legends
+        box, whole = legend.get_window_extent(), alone.bbox
+        assert min(box.x0, box.y0) >= 0
+        assert box.x1 <= whole.x1 and box.y1 <= whole.y1
         whole = figure.bbox
         (legend,) = figure.legends
         box = legend.get_window_extent()
