@@ -26,9 +26,12 @@ def rrwkv_page(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -> 
         judged = judged[judged["model"] == "rrwkv"]
     if not judged.empty:
         judged = add_names(judged)
-        counts = judged[judged["model_options"] == "{}"]["verdict"].value_counts()
-        words = ", ".join(f"{word} on {count}" for word, count in counts.items())
-        lead.insert(0, f"Primary endpoints, RRWKV beside RWKV-4: {words}.")
+        plain = judged[judged["model_options"] == "{}"]
+        rows = plain.itertuples() if len(plain) else judged.itertuples()
+        words = "; ".join(
+            f"{row.verdict}, {row.difference:+.2f} ({row.suite}, {row.task_name})" for row in rows
+        )
+        lead.insert(0, f"Primary endpoints, RRWKV minus RWKV-4: {words}.")
         blocks.append(_endpoint_block(judged))
     costs = Frames(records)["costs"]
     prices = ratios(costs, "rrwkv", "rwkv") if not costs.empty else pd.DataFrame()
