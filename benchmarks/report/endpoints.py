@@ -54,8 +54,8 @@ class Judged:
         means = means.rename(columns={"floor": "sighted_floor"})
         means = statistics.named(means, "endpoint").assign(unit=self.values["unit"].iloc[0])
         table = add_names(means.assign(mark=standings(means)))
-        columns = ["task_name", "model_name", "model_options", "parameters", "seeds", "score"]
-        columns += ["sighted_floor", "mark", "endpoint", "endpoint_low", "endpoint_high"]
+        columns = ["task_name", "model_name", "parameters", "seeds", "score", "sighted_floor"]
+        columns += ["mark", "endpoint", "endpoint_low", "endpoint_high"]
         if self.verdicts.empty:
             return table[columns]
         own = ["difference", "difference_low", "difference_high", "smallest_shown", "verdict"]
@@ -74,6 +74,14 @@ def judge_suites(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -
             found = found.assign(quantity=endpoint.quantity, matters=endpoint.difference)
             judged[suite] = Judged(endpoint, values, found)
     return judged
+
+
+def main_size(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return, of several widths and depths of a model, the rows of the one with most seeds."""
+    model = ["task", "task_options", "model", "model_options", "trained_length"]
+    seeds = rows.groupby([*model, "width", "depth"], dropna=False)["seed"].transform("nunique")
+    most = seeds.groupby([rows[name] for name in model], dropna=False).transform("max")
+    return rows[seeds == most]
 
 
 def all_verdicts(judged: Mapping[str, Judged]) -> pd.DataFrame:

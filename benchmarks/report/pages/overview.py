@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
 from lookback.benchmarks.record import Record
-from lookback.benchmarks.report.endpoints import BASELINE, judge_suites
+from lookback.benchmarks.report.endpoints import BASELINE, judge_suites, main_size
 from lookback.benchmarks.report.names import add_names, model_name, sort_models
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.pages.papers import papers_table
@@ -38,8 +39,8 @@ def overview_page(
     if not learned.empty:
         text = (
             "Each suite's primary endpoint, mean over seeds with its 95 % interval; what it is "
-            "stands on the page of the suite, and so do models with options. *At floor*: less "
-            "than 0.1 above the best answer without a model."
+            "stands on the page of the suite, and so do models with options or of other sizes. "
+            "*At floor*: less than 0.1 above the best answer without a model."
         )
         blocks.append(Block("What models learn", text, table=learned))
     prices = costs_table(records)
@@ -69,7 +70,8 @@ def front_figures(records: Sequence[Record]) -> Iterator[Block]:
     for suite, title in FRONT:
         section = SECTIONS[title]
         rows = Frames([record for record in records if record.suite == suite])[section.of]
-        figure = section.make(rows).figure if len(rows) and title not in shown else None
+        is_new = len(rows) > 0 and title not in shown
+        figure = section.make(main_size(rows)).figure if is_new else None
         if figure is not None:
             folded = bool(shown)
             shown.append(title)
@@ -97,12 +99,14 @@ def endpoint_scores(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return a row per model and a column per suite and task, and who is best in each.
 
-    Only of models without options: variants stand on the pages of the suites.
+    Only of models without options, in the size with most seeds: the others stand on the pages of
+    the suites.
     """
     columns, leaders = [], []
     for suite, judged in judge_suites(records, endpoints).items():
-        table = judged.table()
-        for task, rows in by_task(table[table["model_options"] == "{}"]):
+        plain = judged.values[judged.values["model_options"] == "{}"]
+        table = replace(judged, values=main_size(plain)).table()
+        for task, rows in by_task(table):
             scores = rows.set_index("model_name")["endpoint"].round(2)
             leaders.append(f"{', '.join(scores[scores == scores.max()].index)} ({suite}, {task})")
             title = f"{suite}, {task}"

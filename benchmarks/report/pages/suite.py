@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import humanize
 import pandas as pd
 
 from lookback.benchmarks.record import Record
-from lookback.benchmarks.report.endpoints import BASELINE, Judged, judge_suites
+from lookback.benchmarks.report.endpoints import BASELINE, Judged, judge_suites, main_size
 from lookback.benchmarks.report.names import add_names, model_name, printable
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.plots import intervals
@@ -18,6 +19,7 @@ from lookback.benchmarks.report.statistics import summarise
 from lookback.benchmarks.suite import Endpoint
 
 BASELINE_OF = "published baseline of"  # fact of a machine: where a published score is from
+BY_OPTION = "Score against an option"
 MOST_TESTS = 3  # columns of scores in a first table
 RECONSTRUCTION = (
     "RRWKV is this project's reconstruction: its paper (arXiv 2306.05176) was withdrawn, "
@@ -36,11 +38,14 @@ def suite_page(
     frames = Frames(records)
     shown = contents(frames, SECTIONS)
     judged = judge_suites(records, {suite: endpoint} if endpoint else {})
+    if endpoint and endpoint.option and BY_OPTION in shown:  # the figure of such an endpoint
+        shown = {BY_OPTION: shown.pop(BY_OPTION), **shown}
     lead = [title.rstrip(".") + "."]
     first: list[Block] = []
     if suite in judged:
         first = list(_endpoint_blocks(judged[suite]))
-        lead += _endpoint_sentences(judged[suite].table())
+        main = replace(judged[suite], values=main_size(judged[suite].values))
+        lead += _endpoint_sentences(main.table())
     else:
         costs = prices(frames["costs"])
         table = model_table(frames["scores"], costs)
@@ -125,7 +130,7 @@ def _endpoint_blocks(judged: Judged) -> Iterable[Block]:
     text = endpoint_text(judged.endpoint)
     for number, (task, rows) in enumerate(by_task(judged.table())):
         title = f"Models, {task}" if number else "Models"
-        table = rows.drop(columns=["task_name", "model_options"]).reset_index(drop=True)
+        table = rows.drop(columns="task_name").reset_index(drop=True)
         yield Block(title, f"{task.capitalize()}. {text}", table=table, folded=number > 0)
     if judged.verdicts.empty:
         return

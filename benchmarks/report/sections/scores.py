@@ -89,7 +89,7 @@ def score_by_option(scores: pd.DataFrame) -> Content:
         means = add_names(summarise(rows, keys, "score").merge(_floors(rows)))
         means = means[means[column] > 0]
         name = column.removeprefix("test.")
-        columns = panels(["task_name", "trained_length", "width"], means)
+        columns = panels(["task_name", "trained_length"], means)
         figure.append(plots.curves(means, column, columns, means["unit"].iloc[0], name))
     return Content(figure[0]) if figure else Content()
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lookback.benchmarks.record import Cell, Record
-from lookback.benchmarks.report.endpoints import endpoint_values, verdicts
+from lookback.benchmarks.report.endpoints import endpoint_values, main_size, verdicts
 from lookback.benchmarks.report.section import Frames
 from lookback.benchmarks.suite import Endpoint
 from tests.records import asked, score, trained
@@ -120,3 +120,11 @@ def test_runs_of_another_task_have_no_value(cell: Cell) -> None:
     run = trained(cell.model_copy(update={"task": "recall"}), [score(64, 50)])
     assert endpoint_values(Frames([run]), endpoint(quantity="score")).empty
     assert endpoint_values(Frames([]), endpoint(quantity="area")).empty
+
+
+def test_the_overview_shows_the_size_with_most_seeds(cell: Cell) -> None:
+    records = [model(cell, "rwkv", seed, 50) for seed in range(3)]
+    wider = [model(cell.model_copy(update={"width": 2 * cell.width}), "rwkv", 0, 90)]
+    rows = main_size(Frames([*wider, *records])["scores"])
+    assert set(rows["width"]) == {cell.width}
+    assert len(rows) == 3
