@@ -1,4 +1,8 @@
-"""What changed between two folders of records, and how one model does beside another."""
+"""What changed between two folders of records, and how one model does beside another.
+
+Two records are of the same measurement if their cells are equal in all but device and time limit.
+docs/reports.md says what counts as a change.
+"""
 
 from __future__ import annotations
 
@@ -150,8 +154,8 @@ def judged_rows(pairs: pd.DataFrame, tolerance: float) -> pd.DataFrame:
     of_phase = pairs["quantity"].str.endswith(" ended as")
     pairs = pairs.assign(variant=pairs["variant_a"].fillna(pairs["variant_b"]))
     pairs.loc[of_phase, ends] = pairs.loc[of_phase, ends].fillna("not measured")
-    is_score = pairs["is_score_a"].notna()
-    rows = pairs[~is_score].dropna(subset=ends)
+    is_score = pairs["is_score_a"].notna() & pairs["is_score_b"].notna()
+    rows = pairs[~is_score].dropna(subset=ends)  # without what one side lacks
     rows = rows.assign(verdict=[verdict(row, tolerance) for row in rows.to_dict("records")])
     test = ["measurement", "suite", "machine", "trained_length", "quantity"]
     scores = [score_row(group) for _, group in pairs[is_score].groupby(test, sort=False)]

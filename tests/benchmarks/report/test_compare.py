@@ -126,6 +126,15 @@ def test_a_score_that_is_not_finite_is_a_change(cell: Cell, tmp_path: Path) -> N
     assert both(tmp_path, [good], [bad]).changed
 
 
+def test_a_run_that_failed_in_one_folder_has_no_scores_to_compare(
+    cell: Cell, tmp_path: Path
+) -> None:
+    trained_once, failed = learn_record(cell), record(cell, Outcome(status="oom"))
+    for number, sides in enumerate([(trained_once, failed), (failed, trained_once)]):
+        comparison = both(tmp_path / str(number), [sides[0]], [sides[1]])
+        assert list(comparison.rows["quantity"]) == ["status"]
+
+
 def test_bits_of_one_seed_have_no_interval(cell: Cell, tmp_path: Path) -> None:
     facts = FACTS.model_copy(update={"score": "bits per byte"})
     runs = [
