@@ -45,14 +45,17 @@ class Judged:
     values: pd.DataFrame
     verdicts: pd.DataFrame
 
-    def table(self) -> pd.DataFrame:
-        """Return a row per model: score, floor, endpoint, difference to the baseline, verdict."""
+    def table(self, values: pd.DataFrame) -> pd.DataFrame:
+        """Return a row per model of these `values`, which are all or some of the suite's.
+
+        Columns: score, floor, endpoint, difference to the baseline and verdict, among others.
+        """
         keys = [*PAIR, "model", "model_options", "variant", "width"]
-        groups = self.values.groupby(keys, dropna=False)
+        groups = values.groupby(keys, dropna=False)
         sizes = groups[["score", "floor", "parameters"]].mean().reset_index()
-        means = statistics.summarise(self.values, keys, "value").merge(sizes, on=keys)
+        means = statistics.summarise(values, keys, "value").merge(sizes, on=keys)
         means = means.rename(columns={"floor": "sighted_floor"})
-        means = statistics.named(means, "endpoint").assign(unit=self.values["unit"].iloc[0])
+        means = statistics.named(means, "endpoint").assign(unit=values["unit"].iloc[0])
         table = add_names(means.assign(mark=standings(means)))
         columns = ["task_name", "model_name", "parameters", "seeds", "score", "sighted_floor"]
         columns += ["mark", "endpoint", "endpoint_low", "endpoint_high"]

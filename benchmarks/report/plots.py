@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,12 +100,14 @@ class Plot:
     def _add_legend(self, figure: Figure, place: str) -> int:
         """Add the legend in as many columns as fit, and return the number of its rows."""
         handles = [Line2D([], [], **look) for look in self.legend.values()]
-        for columns in range(len(handles), 0, -1):
+        count = len(handles)
+        by_rows = {math.ceil(count / rows) for rows in range(1, count + 1)}
+        for columns in sorted(by_rows, reverse=True):
             legend = figure.legend(handles, list(self.legend), loc=place, ncols=columns)
             if legend.get_window_extent().width <= figure.bbox.width or columns == 1:
                 break
             legend.remove()
-        return -(-len(handles) // columns)
+        return math.ceil(count / columns)
 
 
 def style(name: str = "page") -> contextlib.AbstractContextManager[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import pandas as pd
 
@@ -12,7 +11,7 @@ from lookback.benchmarks.report.endpoints import BASELINE, judge_suites, main_si
 from lookback.benchmarks.report.names import add_names, model_name, sort_models
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.pages.papers import papers_table
-from lookback.benchmarks.report.pages.suite import by_task, machine_name
+from lookback.benchmarks.report.pages.suite import BY_OPTION, by_task, machine_name
 from lookback.benchmarks.report.section import SECTIONS, Frames
 from lookback.benchmarks.report.sections.costs import cost_table, one_protocol, quantities
 from lookback.benchmarks.suite import Endpoint
@@ -20,7 +19,7 @@ from lookback.benchmarks.suite import Endpoint
 FRONT = (
     ("distance", "Accuracy against distance"),
     ("quick", "Accuracy against distance"),
-    ("capacity", "Score against an option"),
+    ("capacity", BY_OPTION),
     ("cost", "Cost against length"),
 )
 """The figures of the first page: suite and title of the section."""
@@ -105,8 +104,7 @@ def endpoint_scores(
     columns, leaders = [], []
     for suite, judged in judge_suites(records, endpoints).items():
         plain = judged.values[judged.values["model_options"] == "{}"]
-        table = replace(judged, values=main_size(plain)).table()
-        for task, rows in by_task(table):
+        for task, rows in by_task(judged.table(main_size(plain))):
             scores = rows.set_index("model_name")["endpoint"].round(2)
             leaders.append(f"{', '.join(scores[scores == scores.max()].index)} ({suite}, {task})")
             title = f"{suite}, {task}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import humanize
 import pandas as pd
@@ -19,7 +18,7 @@ from lookback.benchmarks.report.statistics import summarise
 from lookback.benchmarks.suite import Endpoint
 
 BASELINE_OF = "published baseline of"  # fact of a machine: where a published score is from
-BY_OPTION = "Score against an option"
+BY_OPTION = "Score against an option"  # title of a section
 MOST_TESTS = 3  # columns of scores in a first table
 RECONSTRUCTION = (
     "RRWKV is this project's reconstruction: its paper (arXiv 2306.05176) was withdrawn, "
@@ -44,8 +43,7 @@ def suite_page(
     first: list[Block] = []
     if suite in judged:
         first = list(_endpoint_blocks(judged[suite]))
-        main = replace(judged[suite], values=main_size(judged[suite].values))
-        lead += _endpoint_sentences(main.table())
+        lead += _endpoint_sentences(judged[suite].table(main_size(judged[suite].values)))
     else:
         costs = prices(frames["costs"])
         table = model_table(frames["scores"], costs)
@@ -128,7 +126,7 @@ def _has_model(records: Iterable[Record], name: str) -> bool:
 
 def _endpoint_blocks(judged: Judged) -> Iterable[Block]:
     text = endpoint_text(judged.endpoint)
-    for number, (task, rows) in enumerate(by_task(judged.table())):
+    for number, (task, rows) in enumerate(by_task(judged.table(judged.values))):
         title = f"Models, {task}" if number else "Models"
         table = rows.drop(columns="task_name").reset_index(drop=True)
         yield Block(title, f"{task.capitalize()}. {text}", table=table, folded=number > 0)
