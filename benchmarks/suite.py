@@ -131,7 +131,6 @@ class Endpoint(StrictModel):
     lengths: tuple[int, ...]  # of tests
     difference: float = Field(gt=0)  # the smallest that matters
     option: str = ""  # that `halfway` is measured over
-    first_distance: int = 0  # answers nearer than this do not count in `score`
 
 
 class Pilot(StrictModel):

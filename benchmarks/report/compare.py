@@ -98,8 +98,8 @@ def compare_folders(a: Path, b: Path, tolerance: float = TOLERANCE) -> Compariso
         raise ValueError(f"tolerance {tolerance}: expected a relative difference such as 0.1")
     before, after = _read(a), _read(b)
     sides = [measured(before), measured(after)]
-    if all(side["machine"].nunique() == 1 for side in sides):
-        sides = [side.assign(machine="") for side in sides]  # else they pair within each machine
+    if all(side["machine"].replace("", pd.NA).nunique() <= 1 for side in sides):
+        sides = [side.assign(machine="") for side in sides]  # else costs pair within each machine
     keys = [*RUN, *CELL, "quantity"]
     pairs = sides[0].merge(sides[1], "outer", keys, suffixes=("_a", "_b"), indicator="found")
     in_both = (pairs["found"] == "both").groupby([pairs[key] for key in RUN]).transform("any")

@@ -104,9 +104,6 @@ def endpoint_values(frames: Frames, endpoint: Endpoint) -> pd.DataFrame:
     chosen = rows["task"] == endpoint.task
     if endpoint.quantity != "area" or endpoint.lengths:
         chosen &= rows["test_length"].isin(endpoint.lengths)
-    if endpoint.quantity == "score" and endpoint.first_distance:
-        rows = _far_scores(frames["distances"], endpoint)
-        chosen = rows["score"].notna()
     rows = rows[chosen]
     if rows.empty:
         return rows
@@ -128,20 +125,6 @@ def _values(rows: pd.DataFrame, endpoint: Endpoint) -> Iterable[dict[str, object
             "parameters": run["parameters"].iloc[0],
             "unit": run["unit"].iloc[0],
         }
-
-
-def _far_scores(distances: pd.DataFrame, endpoint: Endpoint) -> pd.DataFrame:
-    """Return the accuracy of answers at least `first_distance` back, one row per test."""
-    if distances.empty:
-        return distances
-    far = distances[
-        (distances["task"] == endpoint.task)
-        & distances["test_length"].isin(endpoint.lengths)
-        & (distances["nearest"] >= endpoint.first_distance)
-    ]
-    keys = [*RUN, "test_length", "test_options", "floor", "parameters", "unit"]
-    sums = far.groupby(keys, sort=False, dropna=False)[["correct", "count"]].sum().reset_index()
-    return sums.assign(score=sums["correct"] / sums["count"])
 
 
 Value = tuple[float, Numbers | None]  # of a run, and per test sequence if the record kept them

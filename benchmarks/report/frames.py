@@ -58,7 +58,7 @@ def cell_columns(record: Record) -> Row:
     task = record.outcome.task
     row: Row = {
         "suite": record.suite,
-        "machine": record.machine.slug,
+        "machine": machine_of(record),
         "device": record.machine.device,
         "task": cell.task,
         "task_options": as_json(cell.task_options),
@@ -79,6 +79,11 @@ def cell_columns(record: Record) -> Row:
     }
     row |= {f"task.{name}": plain(value) for name, value in cell.task_options.items()}
     return row | {f"model.{name}": plain(value) for name, value in cell.model_options.items()}
+
+
+def machine_of(record: Record) -> str:
+    """Return the machine of a cost; empty for what was learned, which depends on none."""
+    return record.machine.slug if record.cell.kind == "cost" else ""
 
 
 def reading(cell: AnyCell) -> Row:
@@ -137,15 +142,17 @@ def variant(record: Record) -> str:
 
 
 def distinct(records: Iterable[Record]) -> tuple[list[Record], int]:
-    """Return the newest record of each measurement on each machine, and how many were left out.
+    """Return the newest record of each measurement, and how many were left out.
 
-    A copied folder, or a suite run again under another time limit, must not count as more seeds.
+    A copied folder, a suite run again under another time limit or on another machine must not count
+    as more seeds; costs are measured on each machine and device.
     """
     newest: dict[tuple[str, ...], Record] = {}
     count = 0
     for record in records:
         count += 1
-        key = (measurement(record), record.machine.slug, record.suite, record.cell.device)
+        device = record.cell.device if record.cell.kind == "cost" else ""
+        key = (measurement(record), machine_of(record), record.suite, device)
         if key not in newest or newest[key].ended < record.ended:
             newest[key] = record
     kept = sorted(newest.values(), key=lambda record: (record.suite, record.cell_id))

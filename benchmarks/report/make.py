@@ -15,14 +15,13 @@ from lookback.benchmarks.report.pages.claims import claims_page
 from lookback.benchmarks.report.pages.overview import overview_page
 from lookback.benchmarks.report.pages.papers import papers_page
 from lookback.benchmarks.report.pages.rrwkv import rrwkv_page
-from lookback.benchmarks.report.pages.suite import BASELINE_OF, machine_name, suite_page
+from lookback.benchmarks.report.pages.suite import suite_page
 from lookback.benchmarks.report.section import SECTIONS
 from lookback.benchmarks.storage import read_published, read_records
 from lookback.benchmarks.suite import DEFAULT_SCALE, Endpoint, Suite, read_suite, suite_names
 
 __all__ = ["TOPICS", "Selection", "make_pages", "sections"]
 
-ALL_MACHINES = "all-machines"  # the folder of pages that look at several suites
 SCALES = ("smoke", "paper")
 TOPICS: dict[str, Callable[[Sequence[Record], Mapping[str, Endpoint]], Page | None]] = {
     "claims": claims_page,
@@ -58,7 +57,7 @@ def all_records(results: Path, suites: Sequence[str] = (), published: bool = Fal
         )
     records = list(read_records(results, suites)) if results.is_dir() else []
     if published:
-        records += with_baselines(records, read_published(suites))
+        records += not_run_here(records, read_published(suites))
     return records if suites else list(without_pilots(records))
 
 
@@ -95,26 +94,14 @@ def _present(kind: str, records: Iterable[Record]) -> set[str]:
     }
 
 
-def with_baselines(own: Sequence[Record], published: Iterable[Record]) -> list[Record]:
-    """Return the published records; those of suites that were run here become baselines.
-
-    A score does not depend on the machine, so a learning record of a suite that was run here is
-    shown as if it were of this machine, unless its model was run here as well.
-    """
-    here = {record.suite: record.machine for record in own if record.cell.kind == "learn"}
+def not_run_here(own: Iterable[Record], published: Iterable[Record]) -> list[Record]:
+    """Return the published records, but not what models learned that were run here in a suite."""
     run_here = {(record.suite, record.cell.model) for record in own}
-    records = []
-    for record in published:
-        joins = record.cell.kind == "learn" and record.suite in here
-        if joins and (record.suite, record.cell.model) in run_here:
-            continue
-        machine = record.machine
-        if joins:
-            own_machine = here[record.suite]
-            facts = {**own_machine.facts, BASELINE_OF: record.machine.device}
-            machine = own_machine.model_copy(update={"facts": facts})
-        records.append(record.model_copy(update={"machine": machine}))
-    return records
+    return [
+        record
+        for record in published
+        if record.cell.kind == "cost" or (record.suite, record.cell.model) not in run_here
+    ]
 
 
 def load(results: str | Path) -> list[Record]:
@@ -145,9 +132,9 @@ def make_pages(
         records = chosen_records(results, (), selection, published)
     writer = Writer(reports, style, selection.title)
     written = []
-    for group in by_machine_and_suite(records):
-        if not names or group[0].suite in suites:
-            written.append(writer.write_suite(group))
+    for suite in suites if names else sorted({record.suite for record in records}):
+        own = [record for record in records if record.suite == suite]
+        written.append(writer.write_suite(suite, own))
     for topic in topics:
         page = writer.write_topic(topic, records)
         if page is None and names:
@@ -158,14 +145,6 @@ def make_pages(
     return written
 
 
-def by_machine_and_suite(records: Iterable[Record]) -> list[list[Record]]:
-    """Return the records in groups, one for each page of a suite."""
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record.machine.slug, record.suite), []).append(record)
-    return [groups[key] for key in sorted(groups)]
-
-
 @dataclass(frozen=True)
 class Writer:
     """Writes pages below a folder in one style; unchanged pages are left as they are."""
@@ -174,16 +153,15 @@ class Writer:
     style: str = "page"
     title: str = ""
 
-    def write_suite(self, records: Sequence[Record]) -> WrittenPage:
-        """Write the page of the records of one suite and machine."""
-        first = records[0]
+    def write_suite(self, name: str, records: Sequence[Record]) -> WrittenPage:
+        """Write the page of a suite, of all machines that have records of it."""
         kept, left_out = distinct(records)
-        suite = find_suite(first.suite)
+        suite = find_suite(name)
         endpoint = suite.endpoint if suite else None
-        title = self.title or (suite.title if suite else f"Suite {first.suite}")
+        title = self.title or suite_title(name)
         page = self._write(
             lambda: suite_page(kept, title, endpoint, left_out),
-            self.reports / first.machine.slug / first.suite,
+            self.reports / name,
             page_key(kept, self.style, title, sorted(SECTIONS), endpoint, left_out),
         )
         assert page is not None
@@ -195,7 +173,7 @@ class Writer:
         endpoints = endpoints_of(kept)
         return self._write(
             lambda: TOPICS[topic](kept, endpoints),
-            self.reports / ALL_MACHINES / topic,
+            self.reports / topic,
             page_key(kept, self.style, topic, endpoints),
         )
 
@@ -211,13 +189,9 @@ class Writer:
     ) -> WrittenPage:
         """Write the first page, with links to all others."""
         kept, _ = distinct(records)
-        devices = {record.machine.slug: machine_name(record) for record in kept}
-        links = {}
-        for page in pages:
-            place = page.path.parent.relative_to(self.reports)
-            title = f"{place.name}: {devices.get(place.parent.name, 'all machines')}"
-            links[title] = f"{place.as_posix()}/index.html"
         suites = {record.suite for record in kept}
+        links = {page.path.parent.name: "" for page in pages}
+        links |= {name: suite_title(name) for name in links if name in suites}
         absent = {name: read_suite(name).title for name in suite_names() if name not in suites}
         overview = overview_page(kept, endpoints_of(kept), links, absent)
         return write_page(overview, self.reports, self.style)
@@ -230,6 +204,12 @@ def find_suite(name: str) -> Suite | None:
         if base in suite_names():
             return read_suite(base, scale)
     return None
+
+
+def suite_title(name: str) -> str:
+    """Return the title of one of our suites; of a user's own, its name."""
+    suite = find_suite(name)
+    return suite.title if suite else f"Suite {name}"
 
 
 def endpoints_of(records: Iterable[Record]) -> dict[str, Endpoint]:

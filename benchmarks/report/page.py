@@ -70,7 +70,7 @@ class Page:
     source: str
     lead: Sequence[str]
     blocks: Sequence[Block]
-    home: str = "../../index.html"  # address of the overview
+    home: str = "../index.html"  # address of the overview
 
 
 @dataclass(frozen=True)

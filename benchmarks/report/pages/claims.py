@@ -62,7 +62,6 @@ def claims_page(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) ->
             Block("Claims", text, table=table),
             Block("Measures", "What each verdict stands on.", table=measures, folded=True),
         ],
-        home="../index.html",
     )
 
 

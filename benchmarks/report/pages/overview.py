@@ -8,12 +8,12 @@ import pandas as pd
 
 from lookback.benchmarks.record import Record
 from lookback.benchmarks.report.endpoints import BASELINE, judge_suites, main_size
-from lookback.benchmarks.report.names import add_names, model_name, sort_models
+from lookback.benchmarks.report.names import model_name, sort_models
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.pages.papers import papers_table
-from lookback.benchmarks.report.pages.suite import BY_OPTION, by_task, machine_name
+from lookback.benchmarks.report.pages.suite import BY_OPTION, by_task, machine_names
 from lookback.benchmarks.report.section import SECTIONS, Frames
-from lookback.benchmarks.report.sections.costs import cost_table, one_protocol, quantities
+from lookback.benchmarks.report.sections.costs import prices as cost_prices
 from lookback.benchmarks.suite import Endpoint
 
 FRONT = (
@@ -31,7 +31,7 @@ def overview_page(
     links: Mapping[str, str],
     not_run: Mapping[str, str],
 ) -> Page:
-    """Return the overview; `links` are pages by their titles, `not_run` titles of suites."""
+    """Return the overview; `links` and `not_run` are titles of suites by their names."""
     figures = list(front_figures(records))
     blocks = figures[:1]
     learned, leaders = endpoint_scores(records, endpoints)
@@ -42,21 +42,22 @@ def overview_page(
             "*At floor*: less than 0.1 above the best answer without a model."
         )
         blocks.append(Block("What models learn", text, table=learned))
-    prices = costs_table(records)
+    prices = longest_prices(records)
     if not prices.empty:
         text = "At the longest length that all models of a suite reached, one sequence a batch."
         blocks.append(Block("What length costs", text, table=prices))
     blocks += figures[1:]
-    pages = "\n".join(f"- [{title}]({address})" for title, address in links.items())
+    pages = "\n".join(
+        f"- [{name}]({name}/index.html){title and f': {title}'}" for name, title in links.items()
+    )
     blocks.append(Block("Pages", pages))
     blocks.append(Block("Papers", table=papers_table(records), folded=not learned.empty))
     if not_run:
         words = "\n".join(f"- `make {name}`: {title}" for name, title in not_run.items())
         blocks.append(Block("Suites without records here", words))
-    machines = dict.fromkeys(machine_name(record) for record in records)
     return Page(
         title="How far back can a sequence model look, and what does it pay for it?",
-        source=f"{len(records)} records of {', '.join(machines)}. Made by `lookback report`.",
+        source=f"{len(records)} records of {machine_names(records)}. Made by `lookback report`.",
         lead=overview_sentences(leaders, prices),
         blocks=blocks,
         home="",
@@ -82,7 +83,7 @@ def overview_sentences(leaders: Sequence[str], prices: pd.DataFrame) -> list[str
     sentences = [f"Best on each suite's endpoint: {'; '.join(leaders)}."] if leaders else []
     if not prices.empty:
         longest = prices[prices["at_length"] == prices["at_length"].max()]
-        state = longest.set_index("model_name")["state_bytes"].sort_values()
+        state = longest.groupby("model_name")["state_bytes"].max().sort_values()
         least = model_name(BASELINE) if model_name(BASELINE) in state else str(state.index[0])
         most = str(state.index[-1])
         times = float(state[most] / state[least])
@@ -117,18 +118,10 @@ def endpoint_scores(
     return table.loc[sort_models(table.index)].rename_axis("model_name").reset_index(), leaders
 
 
-def costs_table(records: Sequence[Record]) -> pd.DataFrame:
-    """Return a row per machine and model of the suite `cost`, or of whatever measured costs."""
+def longest_prices(records: Sequence[Record]) -> pd.DataFrame:
+    """Return the prices (see `costs.prices`) of the suite that measured the longest sequences."""
     costs = Frames(records)["costs"]
     if costs.empty:
         return costs
-    rows = quantities(costs)
-    suites = rows.groupby("suite")["trained_length"].max()
-    rows = add_names(rows[rows["suite"] == suites.idxmax()])
-    parts = []
-    for _, group in rows.groupby("machine", sort=False):
-        prices = cost_table(one_protocol(group))
-        if not prices.empty:
-            parts.append(prices.assign(machine=group["device"].iloc[0]))
-    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-    return table.drop(columns="machine") if len(parts) == 1 else table
+    longest = costs.groupby("suite")["trained_length"].max().idxmax()
+    return cost_prices(costs[costs["suite"] == longest])

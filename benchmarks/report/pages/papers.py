@@ -61,7 +61,6 @@ def papers_page(records: Sequence[Record]) -> Page | None:
         source=f"{len(records)} records. Made by `lookback report papers`.",
         lead=["Their models are larger and trained far longer: compare orders, not numbers."],
         blocks=[Block("What has been run", table=papers_table(records)), *blocks],
-        home="../index.html",
     )
 
 

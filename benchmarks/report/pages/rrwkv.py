@@ -46,7 +46,6 @@ def rrwkv_page(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -> 
         source=f"{len(records)} records. Made by `lookback report rrwkv`.",
         lead=lead,
         blocks=blocks,
-        home="../index.html",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import humanize
@@ -17,7 +18,6 @@ from lookback.benchmarks.report.sections.costs import prices
 from lookback.benchmarks.report.statistics import summarise
 from lookback.benchmarks.suite import Endpoint
 
-BASELINE_OF = "published baseline of"  # fact of a machine: where a published score is from
 BY_OPTION = "Score against an option"  # title of a section
 MOST_TESTS = 3  # columns of scores in a first table
 RECONSTRUCTION = (
@@ -32,14 +32,14 @@ def suite_page(
     endpoint: Endpoint | None = None,
     left_out: int = 0,
 ) -> Page:
-    """Return the page of the records of one suite and one machine."""
+    """Return the page of the records of one suite."""
     suite = records[0].suite
     frames = Frames(records)
     shown = contents(frames, SECTIONS)
     judged = judge_suites(records, {suite: endpoint} if endpoint else {})
     if endpoint and endpoint.option and BY_OPTION in shown:  # the figure of such an endpoint
         shown = {BY_OPTION: shown.pop(BY_OPTION), **shown}
-    lead = [title.rstrip(".") + "."]
+    lead: list[str] = []
     first: list[Block] = []
     if suite in judged:
         first = list(_endpoint_blocks(judged[suite]))
@@ -51,7 +51,7 @@ def suite_page(
             lead += _first_sentences(frames["scores"], costs)
             first = [Block("Models", _seeds_text(frames["scores"]), table=table)]
     return Page(
-        title=f"{suite}: {machine_name(records[0])}",
+        title=title,
         source=_source(records, left_out),
         lead=lead,
         blocks=_ordered(shown, first),
@@ -63,6 +63,12 @@ def machine_name(record: Record) -> str:
     cores = record.machine.facts.get("cores")
     is_cpu = record.cell.device == "cpu" and isinstance(cores, int)
     return f"{record.machine.device}, {cores} cores" if is_cpu else record.machine.device
+
+
+def machine_names(records: Iterable[Record]) -> str:
+    """Return the machines of records in words, with how many are of each if there are several."""
+    counts = Counter(machine_name(record) for record in records).most_common()
+    return " and ".join(name if len(counts) == 1 else f"{name} ({count})" for name, count in counts)
 
 
 def _ordered(shown: dict[str, Content], first: Sequence[Block]) -> list[Block]:
@@ -87,16 +93,12 @@ def _ordered(shown: dict[str, Content], first: Sequence[Block]) -> list[Block]:
 def _source(records: Sequence[Record], left_out: int) -> str:
     seeds = {record.cell.seed for record in records if record.cell.kind == "learn"}
     days = sorted({printable(record.ended[:10]) for record in records})
-    words = [f"{len(records)} records"]
+    words = [f"{len(records)} records of {machine_names(records)}"]
     if seeds:
         words.append(f"{len(seeds)} seed{'' if len(seeds) == 1 else 's'}")
     failed = sum(record.outcome.status != "ok" for record in records)
     if failed:
         words.append(f"{failed} failed")
-    baselines = [r.machine.facts[BASELINE_OF] for r in records if BASELINE_OF in r.machine.facts]
-    if baselines:
-        machines = ", ".join(sorted(set(baselines)))
-        words.append(f"{len(baselines)} of them published baselines of {machines}")
     if left_out:
         words.append(f"{left_out} older measurements of the same left out")
     words.append(" to ".join(dict.fromkeys((days[0], days[-1]))))
@@ -158,9 +160,8 @@ def endpoint_text(endpoint: Endpoint) -> str:
         "the floor to one",
         "saved": f"bits a byte that are saved on the same bytes by reading {lengths} tokens",
     }[endpoint.quantity]
-    far = f", {endpoint.first_distance:,} tokens back or more" if endpoint.first_distance else ""
     return (
-        f"Endpoint: {quantity}{far}. Differences are to {model_name(BASELINE)}, paired by seed, "
+        f"Endpoint: {quantity}. Differences are to {model_name(BASELINE)}, paired by seed, "
         f"with 95 % intervals over seeds. Equivalent: within ±{endpoint.difference} by two "
         "one-sided tests. Smallest shown: the difference that this many seeds show with a power "
         "of 80 %. The sighted floor is the best score of an answer without a model."
@@ -236,6 +237,8 @@ def _first_sentences(scores: pd.DataFrame, costs: pd.DataFrame) -> list[str]:
         order = means["score"].mean().sort_values(ascending=unit != "accuracy")
         sentences.append(f"At {longest:,} tokens ({unit}): {ranking(order)}.")
     if "trained_tokens_per_second" in costs and len(costs) > 1:
+        if "machine" in costs:  # compare on one of them
+            costs = costs[costs["machine"] == costs["machine"].iloc[0]]
         costs = costs.sort_values("trained_tokens_per_second", ascending=False)
         first, last = costs.iloc[0], costs.iloc[-1]
         times = first["trained_tokens_per_second"] / last["trained_tokens_per_second"]

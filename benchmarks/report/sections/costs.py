@@ -9,6 +9,7 @@ import pandas as pd
 from lookback.benchmarks.report import plots
 from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.section import Content, register_section
+from lookback.benchmarks.report.sections.scores import panels
 from lookback.benchmarks.report.statistics import slope, two_terms
 
 # Quantity -> phase, column of the frame, factor to the unit that is drawn, unit.
@@ -60,23 +61,28 @@ def cost_by_length(costs: pd.DataFrame) -> Content:
     for quantity in DRAWN:
         scale, unit = QUANTITIES[quantity][2:]
         part = rows[rows["quantity"] == quantity]
-        columns = {name: part[name] * scale for name in ("value", "low", "high")}
-        drawn.append(part.assign(**columns, panel=f"{quantity}, {unit}"))
+        scaled = {name: part[name] * scale for name in ("value", "low", "high")}
+        drawn.append(part.assign(**scaled, panel=f"{quantity}, {unit}"))
     batch = rows["batch"].iloc[0]
-    figure = plots.curves(
-        pd.concat(drawn), "trained_length", ["panel"], "", f"tokens, {batch}", True, "value"
-    )
-    return Content(figure, cost_table(rows))
+    drawn_rows = pd.concat(drawn)
+    columns = panels(["panel", "device"], drawn_rows)
+    x_label = f"tokens, {batch}"
+    figure = plots.curves(drawn_rows, "trained_length", columns, "", x_label, True, "value")
+    return Content(figure, prices(costs))
 
 
 def prices(costs: pd.DataFrame) -> pd.DataFrame:
-    """Return the table of a frame of costs, a row per model; empty if there is none."""
+    """Return a row per machine and model, at the longest length that all its models have."""
     rows = quantities(costs) if not costs.empty else costs
-    return rows if rows.empty else cost_table(one_protocol(add_names(rows)))
+    if rows.empty:
+        return rows
+    machines = add_names(rows).groupby("device", sort=False)
+    parts = [_machine_prices(one_protocol(own)).assign(machine=name) for name, own in machines]
+    table = pd.concat(parts, ignore_index=True)
+    return table.drop(columns="machine") if len(parts) == 1 else table
 
 
-def cost_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per model at the longest length that all have."""
+def _machine_prices(rows: pd.DataFrame) -> pd.DataFrame:
     lengths = rows.groupby("model_name")["trained_length"].apply(set)
     common = set.intersection(*lengths)
     if not common:

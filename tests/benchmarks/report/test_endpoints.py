@@ -31,13 +31,6 @@ def test_a_score_is_the_mean_over_lengths(cell: Cell) -> None:
     assert value([run], endpoint(quantity="score", lengths=(64, 128))) == pytest.approx(0.4)
 
 
-def test_only_answers_far_enough_back_count(cell: Cell) -> None:
-    test = asked(64, {(0, 31): (90, 100), (32, 63): (30, 60)})
-    run = trained(cell.model_copy(update={"task": "copy"}), [test])
-    far = endpoint(quantity="score", first_distance=32)
-    assert value([run], far) == pytest.approx(0.5)
-
-
 def test_the_area_reads_off_the_range_of_a_ruler(cell: Cell) -> None:
     """A model that is perfect up to distance 63 and at the floor beyond has 6 octaves of 10."""
     bins = {(2**k, 2 ** (k + 1) - 1): (1000 if k < 6 else 125, 1000) for k in range(10)}

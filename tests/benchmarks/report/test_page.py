@@ -223,7 +223,7 @@ def test_a_section_of_ones_own(results: Path, tmp_path: Path) -> None:
     command += ["--plugin", str(plugin), "--results", str(results)]
     command += ["--reports", str(tmp_path / "reports")]
     subprocess.run(command, check=True, capture_output=True)
-    text = (tmp_path / "reports" / "some-machine" / "suite" / "README.md").read_text()
+    text = (tmp_path / "reports" / "suite" / "README.md").read_text()
     assert "Records of each model" in text
     assert re.search(r"\| rwkv +\| +7 \|", text)
 
@@ -246,15 +246,32 @@ def test_a_model_of_ones_own_stands_beside_the_published_ones(
     monkeypatch.setattr("lookback.benchmarks.storage.PUBLISHED_RECORDS", tmp_path / "published")
     mine = learn_record(cell.model_copy(update={"model": "mine"}), 90)
     own = learn_record(others[0], 60)
-    elsewhere = mine.machine.model_copy(update={"slug": "my-machine"})
+    elsewhere = mine.machine.model_copy(update={"slug": "my-machine", "device": "My Machine"})
     records = [record.model_copy(update={"machine": elsewhere}) for record in (mine, own)]
     results = written(tmp_path / "results", records)
     (made,) = make_pages(results, tmp_path / "reports", ["suite"], published=True)
-    assert made.path.parent.parent.name == "my-machine"
     scores = pd.read_csv(made.path.with_name("scores.csv"))
     first = scores[scores["test_length"] == 24].set_index("model_name")["score"]
-    assert "1 of them published baselines of Some Machine" in made.path.read_text()
+    assert (
+        "3 records of My Machine, 2 cores (2) and Some Machine (published), 2 cores (1)"
+        in made.path.read_text()
+    )
     assert first.to_dict() == {"mine": 0.9, "RWKV-4": 0.6, "LSTM": 0.5}
+
+
+def test_seeds_of_two_machines_are_one_sample_and_their_costs_are_two(
+    tmp_path: Path, cell: Cell
+) -> None:
+    costs = [cost_record(as_cost(cell))] * 2
+    scores = [learn_record(cell.model_copy(update={"seed": seed}), 50) for seed in (0, 1)]
+    records = []
+    for name, pair in zip(("one", "two"), zip(scores, costs, strict=True), strict=True):
+        machine = scores[0].machine.model_copy(update={"slug": name, "device": name})
+        records += [record.model_copy(update={"machine": machine}) for record in pair]
+    (made,) = make_pages(written(tmp_path / "r", records), tmp_path / "pages", ["suite"])
+    assert set(pd.read_csv(made.path.with_name("scores.csv"))["seeds"]) == {2}
+    prices = pd.read_csv(made.path.with_name("models.csv"))
+    assert list(prices["machine"]) == ["one", "two"]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
@@ -323,7 +340,7 @@ def test_a_selection_and_a_title(
 ) -> None:
     options = ["--model", "lstm", "--title", "Mine alone", "--results", results]
     assert run(monkeypatch, "report", "suite", *options, "--reports", tmp_path / "r") == 0
-    text = (tmp_path / "r" / "some-machine" / "suite" / "README.md").read_text()
+    text = (tmp_path / "r" / "suite" / "README.md").read_text()
     assert "Mine alone" in text
     assert "LSTM" in text
     assert "RWKV" not in text
