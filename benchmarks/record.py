@@ -399,6 +399,8 @@ class LearnNumbers(StrictModel):
     reach_before: tuple[ReachBin, ...] = ()
     reach_after: tuple[ReachBin, ...] = ()
 
+    state_bytes: Count | None = None  # of one sequence of the cell's length; None if none is kept
+
     # Largest difference between the logits of `forward` and those of `step`, relative to the
     # largest logit; None if the model has no recurrent form.
     parallel_recurrent_difference: Amount | None = None

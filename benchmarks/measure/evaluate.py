@@ -19,7 +19,7 @@ from lookback.benchmarks.record import (
     Score,
     SequenceSums,
 )
-from lookback.models.model import SequenceModel
+from lookback.models.model import SequenceModel, state_bytes
 from lookback.tasks.task import Batch, Options, Task, get_task
 
 EVALUATION_BATCH = 32  # sequences; fixed, so that every cell is tested on the same examples
@@ -235,6 +235,20 @@ def by_position(losses: Tensor, positions: Tensor) -> tuple[PositionScore, ...]:
             )
         )
     return tuple(scores)
+
+
+@torch.no_grad()
+def kept_bytes(model: SequenceModel, cell: LearnCell) -> int | None:
+    """Return the bytes of the state after one sequence of the cell's length.
+
+    None for a model that does not read token by token: without `step`, bidirectional, or pooled.
+    """
+    streams = cell.direction == "causal" and cell.pooling == "last"
+    if not streams or not all(hasattr(block, "step") for block in model.blocks):
+        return None
+    tokens = torch.zeros(1, cell.length, dtype=torch.int64, device=cell.device)
+    with precision(cell):
+        return state_bytes(model.eval().prefill(tokens)[1])
 
 
 @torch.no_grad()

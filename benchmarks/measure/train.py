@@ -23,6 +23,7 @@ from lookback.benchmarks.measure.checkpoint import State, load, save
 from lookback.benchmarks.measure.evaluate import (
     evaluate,
     fingerprints,
+    kept_bytes,
     parallel_recurrent_difference,
     tested_tasks,
 )
@@ -149,6 +150,7 @@ def learn(
         failed_tests=failed_tests,
         reach_before=reach_before,
         reach_after=reach(model, cell, task) if cell.reach else (),
+        state_bytes=kept_bytes(model, cell),
         parallel_recurrent_difference=parallel_recurrent_difference(model, cell, task),
     )
 

@@ -180,6 +180,7 @@ def _scores(record: Record) -> Iterator[Row]:
         assert learn is not None
         row |= {"score": test.score, "loss": test.loss, "examples": test.examples}
         row |= {"correct": test.correct, "count": test.count, "sequences": _sequences(test, record)}
+        row |= {"state_bytes": learn.state_bytes}
         row |= {"tokens_trained": learn.tokens_trained, "longest_trained": learn.longest_trained}
         yield row | {"seen_in_training": test.seen_in_training}
 

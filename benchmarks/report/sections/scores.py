@@ -94,6 +94,24 @@ def score_by_option(scores: pd.DataFrame) -> Content:
     return Content(figure[0]) if figure else Content()
 
 
+@register_section("Score against state", of="scores", folded=True)
+def score_by_state(scores: pd.DataFrame) -> Content:
+    """Models in several sizes, by the bytes of state that they keep after a sequence of the trained
+    length. Shaded: 95 % intervals over seeds."""
+    training = ["task", "task_options", "trained_length"]
+    of_model = scores.groupby([*training, "variant"])["state_bytes"].transform("nunique")
+    rows = scores[of_model.groupby([scores[name] for name in training]).transform("max") > 1]
+    if rows.empty:
+        return Content()
+    keys = [name for name in TEST if name not in ("width", "depth")]
+    means = summarise(rows[rows["state_bytes"].notna()], [*keys, "state_bytes"], "score")
+    means = add_names(means.merge(_floors(rows)))
+    columns = panels(["task_name", "trained_length", "test_length", "test_options"], means)
+    return Content(
+        plots.curves(means, "state_bytes", columns, means["unit"].iloc[0], "bytes of state")
+    )
+
+
 @register_section("Scores", of="scores", folded=True)
 def score_table(scores: pd.DataFrame) -> Content:
     """Means over seeds with 95 % intervals; of one seed, over its test sequences. Learned: seeds

@@ -18,6 +18,7 @@ from lookback.benchmarks.measure.evaluate import (
     by_position,
     evaluate,
     fingerprints,
+    kept_bytes,
     parallel_recurrent_difference,
 )
 from lookback.benchmarks.measure.step import (
@@ -34,6 +35,7 @@ from lookback.benchmarks.measure.train import (
     batches,
     learn,
 )
+from lookback.benchmarks.plan import estimate
 from lookback.benchmarks.record import LearnCell, LearnNumbers, Score, make_cell
 from lookback.tasks.task import IGNORE, Batch, get_task
 
@@ -516,6 +518,19 @@ def test_both_forms_of_a_model_are_compared(
     with torch.no_grad():
         model.head.weight.fill_(math.nan)
     assert parallel_recurrent_difference(model, cell, task) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["transformer", "rwkv", "rrwkv", "lstm", "rwkv7", "gated_deltanet", "mamba2"]
+)
+def test_the_bytes_of_state_are_those_that_an_estimate_counts(cell: LearnCell, name: str) -> None:
+    cell = cell.model_copy(update={"model": name, "length": 40})
+    assert kept_bytes(make_model(cell, get_task(cell.task)), cell) == estimate.state_bytes(cell)
+
+
+def test_a_model_that_does_not_read_token_by_token_keeps_no_state(cell: LearnCell) -> None:
+    pooled = cell.model_copy(update={"pooling": "mean", "direction": "bidirectional"})
+    assert kept_bytes(make_model(pooled, get_task("listops")), pooled) is None
 
 
 def test_a_model_without_a_recurrent_form_has_none_to_compare(cell: LearnCell) -> None:
