@@ -202,6 +202,14 @@ def run(
         list[int] | None,
         typer.Option(help="Only cells of this length, or this length in place of the suite's."),
     ] = None,
+    width: Annotated[
+        list[int] | None,
+        typer.Option(help="Only cells of this width, or this width in place of the suite's."),
+    ] = None,
+    depth: Annotated[
+        list[int] | None,
+        typer.Option(help="Only cells of this depth, or this depth in place of the suite's."),
+    ] = None,
     seed: Annotated[
         list[int] | None,
         typer.Option(help="Only cells of this seed, or this seed in place of the suite's."),
@@ -318,7 +326,14 @@ def run(
     chosen = _choose(
         read_suite(suite, scale, cell_device),
         plugins=plugin or [],
-        fields={"task": task, "model": model, "length": length, "seed": seed},
+        fields={
+            "task": task,
+            "model": model,
+            "length": length,
+            "width": width,
+            "depth": depth,
+            "seed": seed,
+        },
         pilot=pilot,
         limit=limit,
         tolerance=tolerance,

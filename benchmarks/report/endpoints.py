@@ -52,7 +52,7 @@ class Judged:
         """
         keys = [*PAIR, "model", "model_options", "variant", "width"]
         groups = values.groupby(keys, dropna=False)
-        sizes = groups[["score", "floor", "parameters"]].mean().reset_index()
+        sizes = groups[["score", "parameters"]].mean().reset_index()
         means = statistics.summarise(values, keys, "value").merge(sizes, on=keys)
         means = means.rename(columns={"floor": "sighted_floor"})
         means = statistics.named(means, "endpoint").assign(unit=values["unit"].iloc[0])

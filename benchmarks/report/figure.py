@@ -11,7 +11,6 @@ from lookback.benchmarks.record import Record
 from lookback.benchmarks.report import plots
 from lookback.benchmarks.report.frames import FRAMES, IDENTITY, frame
 from lookback.benchmarks.report.names import add_names
-from lookback.benchmarks.report.sections.scores import panels
 from lookback.benchmarks.report.statistics import summarise
 
 PANELS = ["suite", "machine", "task_name", "trained_length", "test_length", "phase", "batch"]
@@ -39,14 +38,11 @@ def draw_figure(
     if x == "trained_length":
         keys = [name for name in keys if name != "width"]  # matched anew at every length
     means = add_names(summarise(rows, keys, y))
-    if "floor" in rows:
-        floors = rows.groupby(keys, dropna=False)["floor"].mean().reset_index()
-        means = means.merge(floors, on=keys)
-    columns = panels([name for name in ["task_name", *varied] if name in means], means)
+    panel = [name for name in ["task_name", *varied] if name in means]
     label = means["unit"].iloc[0] if y == "score" else y.replace("_", " ")
     log_y = any(y.endswith(word) for word in LOGARITHMIC)
     with plots.style(style):
-        figure = plots.curves(means, x, columns, label, x.replace("_", " "), log_y)
+        figure = plots.curves(means, x, panel, "", label, log_y)
         plots.save(figure.draw(style, title), Path(output))
     return means
 

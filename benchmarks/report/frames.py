@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -311,8 +311,3 @@ def without_pilots(records: Iterable[Record]) -> Iterator[Record]:
     for record in records:
         if not (record.suite.endswith("-pilot") or record.suite.startswith("calibrate-")):
             yield record
-
-
-def values_of(table: pd.DataFrame, column: str) -> Sequence[Any]:
-    """Return the distinct values of a column, sorted; empty if there is no such column."""
-    return sorted(table[column].dropna().unique()) if column in table else []

@@ -164,11 +164,8 @@ def _panels(block: Block) -> list[str]:
     """Return the legend and the panels of a block's figure as addresses with the images inside."""
     if block.figure is None:
         return []
-    figures = [block.figure.draw_panel(number) for number in range(len(block.figure.panels))]
-    if block.figure.legend:
-        figures.insert(0, block.figure.draw_legend())
     addresses = []
-    for figure in figures:
+    for figure in block.figure.apart():
         content = base64.b64encode(plots.svg(figure).encode()).decode()
         addresses.append(f"data:image/svg+xml;base64,{content}")
     return addresses

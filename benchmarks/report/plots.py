@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
+import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -24,7 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from lookback.benchmarks.report.names import MODELS, sort_models
+from lookback.benchmarks.report.names import MODELS, option_words, sort_models
 
 # Okabe and Ito's colours, which people with colour-blindness tell apart; without their yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
@@ -33,6 +37,8 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 2)), (0, (
 FLOOR: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 2)), "linewidth": 1.2}
 FEW_MODELS = 5  # up to so many, bands of intervals can be told apart
 MOST_MARKS = 9  # on an axis of lengths
+NEAREST_MARKS = 1.5  # ratio of two marks that do not overlap
+LABEL_WIDTH = 26  # letters of a row's label in one line
 LEGEND_WIDTH = 5.4  # inches, of a legend by itself
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -61,7 +67,7 @@ class Plot:
         width, height = PANEL[style]
         columns = min(2, len(self.panels))
         rows = -(-len(self.panels) // columns)
-        size = (width * columns, height * self.height * rows + 0.5)
+        size = (width * columns, height * self.height * rows + (0.5 if self.legend else 0))
         figure = Figure(figsize=size)
         axes = figure.subplots(rows, columns, squeeze=False)
         for unused in axes.flat[len(self.panels) :]:
@@ -79,16 +85,12 @@ class Plot:
 
     def first(self, count: int) -> Plot:
         """Return the plot with its first panels alone."""
-        return Plot(self.panels[:count], self.legend, self.height)
+        return replace(self, panels=self.panels[:count])
 
-    def draw_panel(self, number: int) -> Figure:
-        """Return one panel without the legend."""
-        width, height = PANEL["page"]
-        figure = Figure(figsize=(width, height * self.height))
-        axes = figure.subplots()
-        axes.set_title(self.panels[number].title)
-        self.panels[number].draw(axes)
-        return figure
+    def apart(self) -> list[Figure]:
+        """Return the legend, if there is one, and every panel as a figure of its own."""
+        panels = [replace(self, panels=[panel], legend={}).draw() for panel in self.panels]
+        return [self.draw_legend(), *panels] if self.legend else panels
 
     def draw_legend(self) -> Figure:
         """Return the legend alone."""
@@ -158,58 +160,55 @@ def curves(
     table: pd.DataFrame,
     x: str,
     panel: Sequence[str],
-    y_label: str,
     x_label: str = "",
+    y_label: str | None = None,
     log_y: bool = False,
     y: str = "mean",
 ) -> Plot:
     """Plot a line per model with its band (columns low, high) against a length, axis log2.
 
-    `panel` names the columns whose values make a panel each, that with most models first; a column
-    `floor` is drawn dotted.
+    Those of the columns `panel` that have several values make a panel each, that with most models
+    first. The vertical axis is named after the column `unit`. A column `floor` is drawn dotted.
     """
+    panel = [name for name in panel if table[name].nunique() > 1] or panel[:1]
     looks = line_styles(table["model_name"])
-    panels = []
+    labels = (x_label or x.replace("_", " "), table["unit"].iloc[0] if y_label is None else y_label)
     groups = table.groupby(list(panel), sort=False, dropna=False)
-    for key, rows in sorted(groups, key=lambda group: -group[1]["model_name"].nunique()):
-        draw = _curves_drawer(rows, x, y, looks, y_label, x_label or x.replace("_", " "), log_y)
-        panels.append(Panel(panel_title(panel, key), draw))
+    panels = [
+        Panel(panel_title(panel, key), partial(_draw_curves, rows, x, y, looks, labels, log_y))
+        for key, rows in sorted(groups, key=lambda group: -group[1]["model_name"].nunique())
+    ]
     legend = dict(looks)
     if "floor" in table and table["floor"].notna().any():
         legend["sighted floor"] = FLOOR
     return Plot(panels, legend)
 
 
-def _curves_drawer(
+def _draw_curves(
     rows: pd.DataFrame,
     x: str,
     y: str,
-    looks: dict[str, dict[str, Any]],
-    y_label: str,
-    x_label: str,
+    looks: Mapping[str, dict[str, Any]],
+    labels: tuple[str, str],
     log_y: bool,
-) -> Callable[[Axes], None]:
-    def draw(axes: Axes) -> None:
-        names = sort_models(rows["model_name"])
-        for name in names:
-            line = rows[rows["model_name"] == name].sort_values(x)
-            axes.plot(line[x], line[y], label=name, **looks[name])
-            if len(names) <= FEW_MODELS and "low" in line and line["low"].notna().any():
-                colour = looks[name]["color"]
-                axes.fill_between(
-                    line[x], line["low"], line["high"], color=colour, alpha=0.15, lw=0
-                )
-        if "floor" in rows and rows["floor"].notna().any():
-            floor = rows.groupby(x)["floor"].mean()
-            axes.plot(floor.index, floor.to_numpy(), **FLOOR)
-        length_axis(axes, rows[x], x_label)
-        axes.set_ylabel(y_label)
-        if log_y:
-            log_axis(axes)
-        elif y_label == "accuracy":
-            axes.set_ylim(-0.02, 1.02)
-
-    return draw
+    axes: Axes,
+) -> None:
+    names = sort_models(rows["model_name"])
+    for name in names:
+        line = rows[rows["model_name"] == name].sort_values(x)
+        axes.plot(line[x], line[y], label=name, **looks[name])
+        if len(names) <= FEW_MODELS and "low" in line and line["low"].notna().any():
+            colour = looks[name]["color"]
+            axes.fill_between(line[x], line["low"], line["high"], color=colour, alpha=0.15, lw=0)
+    if "floor" in rows and rows["floor"].notna().any():
+        floor = rows.groupby(x)["floor"].mean()
+        axes.plot(floor.index, floor.to_numpy(), **FLOOR)
+    length_axis(axes, rows[x], labels[0])
+    axes.set_ylabel(labels[1])
+    if log_y:
+        log_axis(axes)
+    elif labels[1] == "accuracy":
+        axes.set_ylim(-0.02, 1.02)
 
 
 def panel_title(columns: Sequence[str], key: Iterable[Any]) -> str:
@@ -220,64 +219,53 @@ def panel_title(columns: Sequence[str], key: Iterable[Any]) -> str:
             words.append(f"trained at {value:,}")
         elif column == "test_length":
             words.append(f"read at {value:,}")
+        elif column == "test_options":
+            words += option_words(json.loads(value))
         elif str(value):
             words.append(str(value))
     return ", ".join(words)
 
 
-def intervals(
-    table: pd.DataFrame,
-    label: str,
-    panel: Sequence[str],
-    x_label: str,
-    band: float | None = None,
-    zero: float | None = 0.0,
-    value: str = "difference",
-) -> Plot:
-    """Plot a column with its interval (value_low, value_high), rows under one another.
+def intervals(table: pd.DataFrame, label: str, panel: str, x_label: str, matters: float) -> Plot:
+    """Plot differences with their intervals, rows under one another.
 
-    Shaded: from -band to band, where a difference does not matter.
+    Shaded: from -matters to matters, where a difference does not matter.
     """
     looks = line_styles(table["model_name"])
-    panels = []
-    most = 1
-    for key, rows in table.groupby(list(panel), sort=False, dropna=False):
-        most = max(most, len(rows))
-        drawer = _intervals_drawer(rows, label, looks, x_label, band, zero, value)
-        panels.append(Panel(panel_title(panel, key), drawer))
+    groups = list(table.groupby(panel, sort=False, dropna=False))
+    panels = [
+        Panel(str(name), partial(_draw_intervals, rows, label, looks, x_label, matters))
+        for name, rows in groups
+    ]
+    most = max(len(rows) for _, rows in groups)
     return Plot(panels, height=max(0.6, 0.1 * most + 0.4))
 
 
-def _intervals_drawer(
+def _draw_intervals(
     rows: pd.DataFrame,
     label: str,
-    looks: dict[str, dict[str, Any]],
+    looks: Mapping[str, dict[str, Any]],
     x_label: str,
-    band: float | None,
-    zero: float | None,
-    value: str,
-) -> Callable[[Axes], None]:
-    def draw(axes: Axes) -> None:
-        if band is not None:
-            axes.axvspan(-band, band, color="#000000", alpha=0.07, linewidth=0)
-        if zero is not None:
-            axes.axvline(zero, color="#777777", linewidth=0.8)
-        for place, (_, row) in enumerate(rows.iterrows()):
-            look = looks[row["model_name"]]
-            ends = [row[f"{value}_low"], row[f"{value}_high"]]
-            axes.plot(ends, [place, place], color=look["color"])
-            axes.plot(row[value], place, color=look["color"], marker=look["marker"])
-        axes.set_yticks(range(len(rows)), list(rows[label]))
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlabel(x_label)
-
-    return draw
+    matters: float,
+    axes: Axes,
+) -> None:
+    axes.axvspan(-matters, matters, color="#000000", alpha=0.07, linewidth=0)
+    axes.axvline(0.0, color="#777777", linewidth=0.8)
+    for place, (_, row) in enumerate(rows.iterrows()):
+        look = looks[row["model_name"]]
+        ends = [row["difference_low"], row["difference_high"]]
+        axes.plot(ends, [place, place], color=look["color"])
+        axes.plot(row["difference"], place, color=look["color"], marker=look["marker"])
+    axes.set_yticks(range(len(rows)), [fill(text, LABEL_WIDTH) for text in rows[label]])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(x_label, loc="right")
 
 
 def length_axis(axes: Axes, lengths: Iterable[float], name: str) -> None:
-    """Make a log2 axis with a mark at every length, or at powers of two where there are many."""
+    """Make a log2 axis with a mark at every length, or at powers of two where marks overlap."""
     marks = sorted({float(length) for length in lengths if length > 0})
-    if len(marks) > MOST_MARKS:
+    near = any(high / low < NEAREST_MARKS for low, high in itertools.pairwise(marks))
+    if near or len(marks) > MOST_MARKS:
         lowest, highest = min(marks), max(marks)
         powers = [2.0**power for power in range(64) if lowest <= 2.0**power <= highest]
         marks = powers[:: 1 if len(powers) <= 6 else 2]

@@ -24,21 +24,16 @@ NEAREST = 1.25  # largest ratio of parameters of two models that are compared
 
 def t_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
     """Return the bounds of the mean of at least two values; (nan, nan) of fewer."""
-    n = len(values)
-    if n < 2:
+    if len(values) < 2:
         return math.nan, math.nan
-    mean = math.fsum(values) / n
-    reach = float(stats.t.ppf((1 + level) / 2, n - 1)) * standard_error(values)
+    mean = math.fsum(values) / len(values)
+    reach = t_factor(len(values) - 1, level) * float(stats.sem(values))
     return mean - reach, mean + reach
 
 
-def standard_error(values: Sequence[float]) -> float:
-    """Return the standard error of the mean; nan of fewer than two values."""
-    n = len(values)
-    if n < 2:
-        return math.nan
-    mean = math.fsum(values) / n
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+def t_factor(freedom: float, level: float = LEVEL) -> float:
+    """Return how many standard errors an interval reaches to each side (Student's t)."""
+    return float(stats.t.ppf((1 + level) / 2, freedom))
 
 
 def wilson_interval(correct: int, count: int) -> tuple[float, float]:
@@ -71,7 +66,7 @@ def interval(
     if sequences is None or len({len(row) for row in sequences}) != 1 or len(sequences[0]) < 2:
         return t_interval(values, level)
     error, freedom = crossed_error(np.stack(sequences))
-    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * error
+    reach = t_factor(freedom, level) * error
     mean = math.fsum(values) / len(values)
     return mean - reach, mean + reach
 
@@ -100,10 +95,11 @@ def crossed_error(table: Numbers) -> tuple[float, float]:
 def summarise(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
     """Return the mean of a column over the seeds of each group, with its 95 % interval.
 
-    Columns: `by`, mean, low, high, seeds. A column `sequences` holds the values per test sequence.
-    One seed without them has the interval of its answers (columns `correct`, `count`) if it is an
-    accuracy, and none otherwise.
+    Columns: `by`, mean, low, high, seeds, and the mean `floor` if the frame has one. A column
+    `sequences` holds the values per test sequence. One seed without them has the interval of its
+    answers (columns `correct`, `count`) if it is an accuracy, and none otherwise.
     """
+    also = [name for name in ("floor",) if name in frame]
     rows = []
     for key, group in frame.groupby(list(by), sort=False, dropna=False):
         group = group[group[value].notna()]
@@ -118,8 +114,9 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFram
             low, high = max(low, 0.0), min(high, 1.0)
         row = dict(zip(by, key, strict=True))
         row |= {"mean": math.fsum(values) / len(values), "low": low, "high": high}
-        rows.append(row | {"seeds": len(values)})
-    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "seeds"])
+        row |= {"seeds": len(values)}
+        rows.append(row | {name: group[name].mean() for name in also})
+    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "seeds", *also])
 
 
 def named(means: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -177,15 +174,14 @@ def smallest_difference(values: Sequence[float]) -> float:
     Two-sided at 5 %, by the noncentral t distribution. Nan of fewer than two values.
     """
     n = len(values)
-    error = standard_error(values)
-    if math.isnan(error):
+    if n < 2:
         return math.nan
-    critical = float(stats.t.ppf((1 + LEVEL) / 2, n - 1))
+    critical = t_factor(n - 1)
 
     def missing_power(effect: float) -> float:
         return float(stats.nct.sf(critical, n - 1, effect)) - POWER
 
-    return float(optimize.brentq(missing_power, 0.0, 50.0)) * error
+    return float(optimize.brentq(missing_power, 0.0, 50.0)) * float(stats.sem(values))
 
 
 def verdict(pairs: pd.DataFrame, matters: float) -> str:
@@ -233,15 +229,10 @@ def two_terms(lengths: Sequence[float], values: Sequence[float]) -> dict[str, fl
     result = dict.fromkeys(names, math.nan)
     if len(lengths) < 4 or min(values) <= 0:
         return result
-    t = np.asarray(lengths, float) / max(lengths)
-    y = np.asarray(values, float)
-    matrix = np.stack([np.ones_like(t), t, t * t], axis=1) / y[:, None]
-    coefficients, _, _, _ = np.linalg.lstsq(matrix, np.ones_like(y), rcond=None)
-    residuals = 1 - matrix @ coefficients
-    freedom = len(y) - 3
-    covariance = np.linalg.inv(matrix.T @ matrix) * (residuals @ residuals) / freedom
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(covariance[2, 2])
-    c, a, b = (float(number) for number in coefficients)
+    t, y = np.asarray(lengths, float) / max(lengths), np.asarray(values, float)
+    coefficients, covariance = np.polyfit(t, y, 2, w=1 / y, cov=True)
+    b, a, c = map(float, coefficients)
+    reach = t_factor(len(y) - 3) * math.sqrt(covariance[0, 0])
     result |= {"b": b, "b_low": b - reach, "b_high": b + reach}
     if b - reach > 0:
         result["quadratic_share"] = b / (c + a + b)
@@ -253,10 +244,6 @@ def slope(lengths: Sequence[float], values: Sequence[float]) -> tuple[float, flo
     """Return the slope of log y over log T with its 95 % interval; nan where there is none."""
     if len(lengths) < 2 or min(values) <= 0:
         return math.nan, math.nan, math.nan
-    x = np.log2(np.asarray(lengths, float))
-    y = np.log2(np.asarray(values, float))
-    if len(x) == 2:
-        return float((y[1] - y[0]) / (x[1] - x[0])), math.nan, math.nan
-    fit = stats.linregress(x, y)
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, len(x) - 2)) * float(fit.stderr)
+    fit = stats.linregress(np.log2(lengths), np.log2(values))
+    reach = t_factor(len(lengths) - 2) * float(fit.stderr) if len(lengths) > 2 else math.nan
     return float(fit.slope), float(fit.slope) - reach, float(fit.slope) + reach

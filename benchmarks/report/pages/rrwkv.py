@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from lookback.benchmarks.record import Record
-from lookback.benchmarks.report.endpoints import all_verdicts, judge_suites
+from lookback.benchmarks.report.endpoints import judge_suites
 from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.pages.suite import RECONSTRUCTION
@@ -21,25 +21,25 @@ def rrwkv_page(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -> 
     """Return the page; None if no endpoint compares RRWKV with RWKV."""
     blocks: list[Block] = []
     lead = [RECONSTRUCTION]
-    judged = all_verdicts(judge_suites(records, endpoints))
-    if not judged.empty:
-        judged = judged[judged["model"] == "rrwkv"]
-    if not judged.empty:
-        judged = add_names(judged)
-        plain = judged[judged["model_options"] == "{}"]
-        rows = plain.itertuples() if len(plain) else judged.itertuples()
+    judged = [one.verdicts for one in judge_suites(records, endpoints).values()]
+    parts = [add_names(table[table["model"] == "rrwkv"]) for table in judged if not table.empty]
+    gains = pd.concat(parts) if parts else pd.DataFrame()
+    if not gains.empty:
+        plain = gains[gains["model_options"] == "{}"]
+        rows = plain if len(plain) else gains
         words = "; ".join(
-            f"{row.verdict}, {row.difference:+.2f} ({row.suite}, {row.task_name})" for row in rows
+            f"{row.verdict}, {row.difference:+.2f} ({row.suite}, {row.task_name})"
+            for row in rows.itertuples()
         )
         lead.insert(0, f"Primary endpoints, RRWKV minus RWKV-4: {words}.")
-        blocks.append(_endpoint_block(judged))
+        blocks.append(_endpoint_block(gains, rows))
     costs = Frames(records)["costs"]
     prices = ratios(costs, "rrwkv", "rwkv") if not costs.empty else pd.DataFrame()
     if not prices.empty:
         blocks.append(_cost_block(prices))
     if not blocks:
         return None
-    if judged.empty:
+    if gains.empty:
         lead.insert(0, "No published record compares what RRWKV and RWKV-4 learn yet.")
     return Page(
         title="RRWKV beside RWKV-4: does looking back at mediums help?",
@@ -49,20 +49,20 @@ def rrwkv_page(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -> 
     )
 
 
-def _endpoint_block(judged: pd.DataFrame) -> Block:
-    """Return the differences over the smallest that matters, so that endpoints share one axis."""
+def _endpoint_block(gains: pd.DataFrame, drawn: pd.DataFrame) -> Block:
+    """Draw differences over the smallest that matters, so that endpoints share one axis."""
     differences = ["difference", "difference_low", "difference_high"]
-    scaled = judged[differences].div(judged["matters"], axis=0)
-    rows = judged.assign(**scaled, label=judged["suite"] + ", " + judged["model_name"], panel="")
-    label = "RRWKV minus RWKV-4, in smallest differences that matter"
-    figure = intervals(rows, "label", ["panel"], label, band=1.0)
+    scaled = drawn[differences].div(drawn["matters"], axis=0)
+    rows = drawn.assign(**scaled, label=drawn["suite"] + ": " + drawn["task_name"], panel="")
+    label = "in smallest differences that matter"
+    figure = intervals(rows, "label", "panel", label, 1.0)
     columns = ["suite", "task_name", "model_name", "seeds", *differences]
     columns += ["matters", "smallest_shown", "verdict"]
     text = (
         "Paired by seed, with 95 % intervals. Shaded: differences too small to matter. Right of "
         "zero RRWKV is better."
     )
-    return Block("What it gains", text, figure, judged[columns])
+    return Block("What it gains", text, figure, gains[columns])
 
 
 def _cost_block(prices: pd.DataFrame) -> Block:

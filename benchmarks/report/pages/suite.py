@@ -136,7 +136,7 @@ def _endpoint_blocks(judged: Judged) -> Iterable[Block]:
         return
     matters = judged.endpoint.difference
     label = f"difference to {model_name(BASELINE)}"
-    figure = intervals(add_names(judged.verdicts), "model_name", ["task_name"], label, matters)
+    figure = intervals(add_names(judged.verdicts), "model_name", "task_name", label, matters)
     text = (
         f"Model minus {model_name(BASELINE)}, paired by seed, with 95 % intervals over seeds. "
         f"Shaded: within ±{matters}, which does not matter."

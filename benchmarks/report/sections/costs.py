@@ -9,7 +9,6 @@ import pandas as pd
 from lookback.benchmarks.report import plots
 from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.section import Content, register_section
-from lookback.benchmarks.report.sections.scores import panels
 from lookback.benchmarks.report.statistics import slope, two_terms
 
 # Quantity -> phase, column of the frame, factor to the unit that is drawn, unit.
@@ -64,10 +63,9 @@ def cost_by_length(costs: pd.DataFrame) -> Content:
         scaled = {name: part[name] * scale for name in ("value", "low", "high")}
         drawn.append(part.assign(**scaled, panel=f"{quantity}, {unit}"))
     batch = rows["batch"].iloc[0]
-    drawn_rows = pd.concat(drawn)
-    columns = panels(["panel", "device"], drawn_rows)
+    panel = ["panel", "device"]
     x_label = f"tokens, {batch}"
-    figure = plots.curves(drawn_rows, "trained_length", columns, "", x_label, True, "value")
+    figure = plots.curves(pd.concat(drawn), "trained_length", panel, x_label, "", True, "value")
     return Content(figure, prices(costs))
 
 
@@ -113,7 +111,7 @@ def generation(points: pd.DataFrame) -> Content:
     for column, scale, unit in (("seconds", 1.0, "seconds"), ("state_bytes", 1e-3, "state, KB")):
         parts.append(points.assign(value=points[column] * scale, panel=unit))
     figure = plots.curves(
-        pd.concat(parts), "tokens", ["panel"], "", "tokens generated", True, "value"
+        pd.concat(parts), "tokens", ["panel"], "tokens generated", "", True, "value"
     )
     return Content(figure)
 

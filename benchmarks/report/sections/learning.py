@@ -8,7 +8,6 @@ from lookback.benchmarks.report import plots
 from lookback.benchmarks.report.frames import IDENTITY
 from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.section import Content, register_section
-from lookback.benchmarks.report.sections.scores import panels
 from lookback.benchmarks.report.statistics import summarise
 
 
@@ -16,9 +15,8 @@ from lookback.benchmarks.report.statistics import summarise
 def learning_curves(curves: pd.DataFrame) -> Content:
     """Score on validation examples during training, by tokens. Shaded: 95 % intervals."""
     means = add_names(summarise(curves, [*IDENTITY, "unit", "tokens"], "validation"))
-    columns = panels(["task_name", "trained_length"], means)
-    unit = means["unit"].iloc[0]
-    return Content(plots.curves(means, "tokens", columns, unit, "training tokens"))
+    panel = ["task_name", "trained_length"]
+    return Content(plots.curves(means, "tokens", panel, "training tokens"))
 
 
 @register_section("Tokens to learn", of="reached", folded=True)
@@ -40,6 +38,5 @@ def reach_of_gradients(gradients: pd.DataFrame) -> Content:
     keys = [*IDENTITY, "when", "distance"]
     means = add_names(summarise(gradients, keys, "share"))
     means = means[means["mean"] > 0]
-    columns = panels(["task_name", "trained_length", "when"], means)
-    figure = plots.curves(means, "distance", columns, "relative gradient", "tokens back", True)
-    return Content(figure)
+    panel = ["task_name", "trained_length", "when"]
+    return Content(plots.curves(means, "distance", panel, "tokens back", "relative gradient", True))

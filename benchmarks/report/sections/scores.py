@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import pandas as pd
 
 from lookback.benchmarks.report import plots
-from lookback.benchmarks.report.frames import IDENTITY, values_of
+from lookback.benchmarks.report.frames import IDENTITY
 from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.section import Content, register_section
 from lookback.benchmarks.report.statistics import named, standings, summarise
@@ -28,23 +26,9 @@ def accuracy_by_distance(distances: pd.DataFrame) -> Content:
     if rows.empty:
         return Content()
     keys = [*TEST, "nearest", "farthest", "distance"]
-    means = add_names(summarise(rows, keys, "score").merge(_floors(rows)))
-    columns = ["task_name", "trained_length", "test_length"]
-    return Content(
-        plots.curves(means, "distance", panels(columns, means), "accuracy", "tokens back"),
-        _at_distances(means),
-    )
-
-
-def _floors(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the sighted floor of each test: of a task and a length, the same for all models."""
-    keys = ["task", "task_options", "trained_length", "test_length", "test_options"]
-    return rows.groupby(keys, dropna=False)["floor"].mean().reset_index()
-
-
-def panels(columns: list[str], table: pd.DataFrame) -> list[str]:
-    """Return the columns that tell panels apart: those with several values, or the first."""
-    return [name for name in columns if table[name].nunique() > 1] or columns[:1]
+    means = add_names(summarise(rows, keys, "score"))
+    panel = ["task_name", "trained_length", "test_length"]
+    return Content(plots.curves(means, "distance", panel, "tokens back"), _at_distances(means))
 
 
 def _at_distances(means: pd.DataFrame) -> pd.DataFrame:
@@ -68,30 +52,21 @@ def score_by_length(scores: pd.DataFrame) -> Content:
     several = scores.groupby(["task", "task_options"])["test_length"].transform("nunique") > 1
     if not several.any():
         return Content()
-    rows = scores[several]
-    means = add_names(summarise(rows, TEST, "score").merge(_floors(rows)))
-    unit = means["unit"].iloc[0]
-    columns = ["task_name", "trained_length", "test_options"]
-    means = means.assign(test_options=means["test_options"].replace("{}", ""))
-    figure = plots.curves(means, "test_length", panels(columns, means), unit, "tokens read")
-    return Content(figure)
+    means = add_names(summarise(scores[several], TEST, "score"))
+    panel = ["task_name", "trained_length", "test_options"]
+    return Content(plots.curves(means, "test_length", panel, "tokens read"))
 
 
 @register_section("Score against an option", of="scores")
 def score_by_option(scores: pd.DataFrame) -> Content:
     """Trained on a range of an option, tested at several of its values."""
-    figure: list[plots.Plot] = []
-    for column in [name for name in scores if name.startswith("test.")]:
-        if len(values_of(scores, column)) < 3:
-            continue
-        rows = scores[scores[column].notna()]
-        keys = [*TEST, column]
-        means = add_names(summarise(rows, keys, "score").merge(_floors(rows)))
-        means = means[means[column] > 0]
-        name = column.removeprefix("test.")
-        columns = panels(["task_name", "trained_length"], means)
-        figure.append(plots.curves(means, column, columns, means["unit"].iloc[0], name))
-    return Content(figure[0]) if figure else Content()
+    for option in [name for name in scores if name.startswith("test.")]:
+        rows = scores[scores[option] > 0]
+        if rows[option].nunique() >= 3:
+            means = add_names(summarise(rows, [*TEST, option], "score"))
+            panel = ["task_name", "trained_length"]
+            return Content(plots.curves(means, option, panel, option.removeprefix("test.")))
+    return Content()
 
 
 @register_section("Score against state", of="scores", folded=True)
@@ -105,18 +80,15 @@ def score_by_state(scores: pd.DataFrame) -> Content:
         return Content()
     keys = [name for name in TEST if name not in ("width", "depth")]
     means = summarise(rows[rows["state_bytes"].notna()], [*keys, "state_bytes"], "score")
-    means = add_names(means.merge(_floors(rows)))
-    columns = panels(["task_name", "trained_length", "test_length", "test_options"], means)
-    return Content(
-        plots.curves(means, "state_bytes", columns, means["unit"].iloc[0], "bytes of state")
-    )
+    panel = ["task_name", "trained_length", "test_length", "test_options"]
+    return Content(plots.curves(add_names(means), "state_bytes", panel, "bytes of state"))
 
 
 @register_section("Scores", of="scores", folded=True)
 def score_table(scores: pd.DataFrame) -> Content:
     """Means over seeds with 95 % intervals; of one seed, over its test sequences. Learned: seeds
     whose accuracy is at least 0.1 above the sighted floor."""
-    means = add_names(summarise(scores, TEST, "score").merge(_floors(scores)))
+    means = add_names(summarise(scores, TEST, "score"))
     if means.empty:
         return Content()
     keys = ["task_name", "trained_length", "test_length", "test_options"]
@@ -135,19 +107,15 @@ def score_by_rate(rates: pd.DataFrame) -> Content:
     several = means.groupby(list(IDENTITY), dropna=False)["rate"].transform("nunique") > 1
     if not several.any():
         return Content()
-    means = add_names(means[several])
-    columns = panels(["task_name", "trained_length"], means)
-    figure = plots.curves(means, "rate", columns, means["unit"].iloc[0], "learning rate")
-    return Content(figure)
+    panel = ["task_name", "trained_length"]
+    return Content(plots.curves(add_names(means[several]), "rate", panel, "learning rate"))
 
 
 @register_section("Loss against position", of="positions", folded=True)
 def loss_by_position(positions: pd.DataFrame) -> Content:
     """Bits per byte by position in the test window: what reading more saves, on different bytes."""
     keys = [*TEST, "first", "last"]
-    means = summarise(positions, keys, "bits")
-    ends = zip(means["first"], means["last"], strict=True)
-    middle = [math.sqrt(max(first, 1) * max(last, 1)) for first, last in ends]
-    means = add_names(means.assign(position=middle))
-    columns = panels(["task_name", "test_length"], means)
-    return Content(plots.curves(means, "position", columns, "bits per byte", "position"))
+    means = summarise(positions.drop(columns="floor"), keys, "bits")
+    ends = means[["first", "last"]].clip(lower=1)
+    means = add_names(means.assign(position=(ends["first"] * ends["last"]) ** 0.5))
+    return Content(plots.curves(means, "position", ["task_name", "test_length"]))

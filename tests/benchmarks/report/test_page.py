@@ -164,7 +164,7 @@ def test_legends_fit_their_figures(name: str) -> None:
         for panel in ("one", "two", "three")
     ]
     with plots.style(name):
-        plot = plots.curves(pd.DataFrame(rows), "x", ["panel"], "accuracy")
+        plot = plots.curves(pd.DataFrame(rows), "x", ["panel"], y_label="accuracy")
         alone = plot.draw_legend()
         alone.draw_without_rendering()
         figure = plot.draw(name)
