@@ -14,7 +14,8 @@ UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 .PHONY: help environment bench test test-slow test-gpu smoke lint format pictures cards report speed doctor clean \
     verify publish published reports-check \
     distance copying capacity tracking aggregation ladder language cost cost-equal-width paper-zoology-mqar \
-    paper-grazzi-parity paper-mamba-induction paper-rrwkv-reach paper-rwkv-lra paper-rwkv-enwik8
+    paper-grazzi-parity paper-mamba-induction paper-jelassi-copying paper-okpekpe-rates paper-rrwkv-reach \
+    paper-rwkv-lra paper-rwkv-enwik8
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## (.*)/  \1\t\2/' | expand -t 26
@@ -81,9 +82,11 @@ cost: ## memory, throughput and state against length
 cost-equal-width: ## the same at equal width, where cost matches parameters
 paper-grazzi-parity: ## parity by the range of eigenvalues (Grazzi et al. 2024)
 paper-mamba-induction: ## induction heads read to 16,384 tokens (Gu and Dao 2023)
+paper-jelassi-copying: ## copying of strings longer than in training (Jelassi et al. 2024)
+paper-okpekpe-rates: ## learning rates at which recall is learned (Okpekpe and Orvieto 2025)
 paper-zoology-mqar: ## Zoology's grid of MQAR (Arora et al. 2023)
 distance copying capacity tracking aggregation ladder language cost cost-equal-width paper-zoology-mqar \
-paper-grazzi-parity paper-mamba-induction: $(READY)
+paper-grazzi-parity paper-mamba-induction paper-jelassi-copying paper-okpekpe-rates: $(READY)
 	$(BIN)/lookback run $@ --scale $(SCALE)
 	@$(BIN)/lookback report $@ --scale $(SCALE)
 

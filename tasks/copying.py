@@ -26,7 +26,7 @@ def shortest_length(options: Options) -> int:
             f"copying {symbols} symbols of {alphabet}: expected at least 1 symbol, "
             "of an alphabet of at least 2"
         )
-    return 2 * symbols
+    return 2 if getattr(options, "fill", False) else 2 * symbols
 
 
 def write_and_ask(symbols: Tensor, positions: Tensor, length: int, alphabet: int) -> Batch:
@@ -65,6 +65,7 @@ def sample_copy(
     *,
     symbols: int = 10,
     alphabet: int = 8,
+    fill: bool = False,
 ) -> Batch:
     """Symbols, a gap that fills the length, then the same symbols again.
 
@@ -72,17 +73,18 @@ def sample_copy(
         targets    .  .  .  .  .  .  .  a  c  b
         distances  .  .  .  .  .  .  .  7  7  7
 
-    `symbols` is the number of symbols to copy, `alphabet` the number of different symbols. The
-    distance runs from the question back to the symbol; it is `length - symbols` for all. While it
-    answers, the model reads the symbols before the one asked, which shows how far the answer has
-    come.
+    `symbols` is the number of symbols to copy, `alphabet` the number of different symbols; with
+    `fill` there are as many symbols as fit, and no gap. The distance runs from the question back to
+    the symbol; it is `length - symbols` for all. While it answers, the model reads the symbols
+    before the one asked, which shows how far the answer has come.
 
     Tests whether symbols survive a wait of known length, in order. Does not test choosing what to
     keep: every symbol must be kept, and all are at the same positions, so that a model may learn
     positions instead of content.
     """
-    drawn = torch.randint(alphabet, (batch_size, symbols), generator=generator)
-    positions = torch.arange(symbols).expand(batch_size, -1)
+    count = length // 2 if fill else symbols
+    drawn = torch.randint(alphabet, (batch_size, count), generator=generator)
+    positions = torch.arange(count).expand(batch_size, -1)
     return write_and_ask(drawn, positions, length, alphabet)
 
 

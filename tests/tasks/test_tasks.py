@@ -220,6 +220,14 @@ def test_selective_copy_keeps_the_order_of_the_symbols() -> None:
         assert read == [target for target in targets if target != IGNORE]
 
 
+@pytest.mark.parametrize("length", [2, 9, 40])
+def test_copy_can_fill_the_sequence_with_symbols(length: int) -> None:
+    batch = get_task("copy", {"fill": True}).batch("train", 0, 0, 5, length)
+    answers = batch.targets[batch.targets != IGNORE].view(5, -1)
+    assert answers.shape[1] == length // 2
+    assert (answers == batch.tokens[:, : length // 2]).all()
+
+
 def test_parity_counts_ones() -> None:
     batch = get_task("parity").batch("train", 0, 0, 20, 37)
     for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
@@ -256,7 +264,7 @@ def test_python_reads_files_of_its_split_alone() -> None:
     ("name", "options", "words"),
     [
         ("coppy", {}, "unknown task 'coppy': expected .*copy"),
-        ("copy", {"symbol": 3}, "no option 'symbol': its options are alphabet, symbols"),
+        ("copy", {"symbol": 3}, "no option 'symbol': its options are alphabet, fill, symbols"),
         ("recall", {"pairs": 99}, "1 <= pairs <= alphabet"),
         ("mqar", {"vocabulary": 7}, "even vocabulary"),
         ("copy", {"symbols": 0}, "symbols = 0: expected an integer from 1 to 1048576"),
