@@ -6,10 +6,9 @@ import contextlib
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import humanize
@@ -64,7 +63,7 @@ class Plan:
     lines: tuple[PlannedCell, ...]
     memory: int | None  # bytes of the device; None if this machine has no such device
     device: str  # name of the device
-    reference: str  # device whose records times are estimated from; empty if there are no records
+    references: Sequence[str]  # devices whose records times are estimated from
 
     def __str__(self) -> str:
         """Return the table and its totals, as wide as the terminal if there is one."""
@@ -112,10 +111,10 @@ class Plan:
         if hours:
             count_known = f"{len(hours)} of the {len(to_measure)} to measure"
             totals.append(f"about {sum(hours):.2g} {unit} for {count_known}")
-        if hours and self.reference:
+        if hours and self.references:
             totals.append(
                 "Times scale with parameters x tokens from the nearest record of the same model, "
-                f"or with operations from another model's, on {self.reference}."
+                f"or with operations from another model's, on {' and '.join(self.references)}."
             )
         if len(hours) < len(to_measure):
             totals.append("Measure one cell of each model first, or give a rate by --assume-flops.")
@@ -138,21 +137,19 @@ def make_plan(runner: Runner, assumed: float | None = None) -> Plan:
     machine = _machine(runner)
     missing = set(runner.missing()) if machine else set(cells)
     memory = memory_of(machine) if machine else None
-    folders = _folders(runner, machine, only_own=assumed is not None)
-    records = _finished_records(runner, folders) if missing else []
-    relative_time = _relative_time(machine, records)
+    known = _known(runner, machine, only_own=assumed is not None, needed=bool(missing))
 
     lines = []
     for cell in tqdm(cells, unit="cell", leave=False, disable=None, dynamic_ncols=True):
         if cell in missing:
-            lines.append(_unrecorded(cell, memory, records, relative_time, assumed))
+            lines.append(_unrecorded(cell, memory, known, assumed))
         else:
             lines.append(_recorded(cell, runner))
     return Plan(
         lines=tuple(lines),
         memory=memory,
         device=machine.device if machine else "a GPU",
-        reference=records[0].machine.device if records else "",
+        references=sorted(known.used),
     )
 
 
@@ -185,14 +182,10 @@ def _recorded(cell: AnyCell, runner: Runner) -> PlannedCell:
 
 
 def _unrecorded(
-    cell: AnyCell,
-    memory: int | None,
-    records: Sequence[Record],
-    relative_time: float,
-    assumed: float | None,
+    cell: AnyCell, memory: int | None, known: Known, assumed: float | None
 ) -> PlannedCell:
     needs = estimate(cell)
-    seconds = _scaled_seconds(cell, needs, records, relative_time)
+    seconds = _scaled_seconds(cell, needs, known)
     if seconds is None and assumed and needs.flops:
         seconds = START_SECONDS + needs.flops / assumed / cell.processes
     if seconds is not None:
@@ -201,23 +194,23 @@ def _unrecorded(
     return PlannedCell(cell, state, **vars(needs), seconds=seconds)
 
 
-def _scaled_seconds(
-    cell: AnyCell, needs: Estimate, records: Sequence[Record], relative_time: float
-) -> float | None:
-    """Return the time of a cell, scaled from the record nearest in model, size and task.
+def _scaled_seconds(cell: AnyCell, needs: Estimate, known: Known) -> float | None:
+    """Return the time of a cell, scaled from the record nearest in model, machine, size and task.
 
     Starting a process takes the same time whatever it computes; the rest grows with parameters x
     tokens, or with operations if the record is another model's. None if no record has the cell's
     kind and precision.
     """
     candidates = []
-    for record in records:
+    for record in known.records:
         other = record.cell
         numbers = record.outcome.learn or record.outcome.cost
         if numbers and (other.kind, other.precision) == (cell.kind, cell.precision):
             factor = _work(cell, needs.parameters) / _work(other, numbers.parameters)
-            distance = (other.model != cell.model, abs(math.log(factor)), other.task != cell.task)
-            candidates.append((distance, factor, record))
+            slug = record.machine.slug
+            elsewhere = 0 if slug == known.here else 1 if slug in known.slowdowns else 2
+            far = (abs(math.log(factor)), other.task != cell.task)
+            candidates.append(((other.model != cell.model, elsewhere, *far), factor, record))
     if not candidates:
         return None
 
@@ -229,8 +222,11 @@ def _scaled_seconds(
         if not needs.flops or not there:
             return None
         factor = needs.flops / there
+    known.used.add(record.machine.device)
     start = min(_seconds(record), START_SECONDS)
-    return start + (_seconds(record) - start) * factor * relative_time
+    return start + (_seconds(record) - start) * factor * known.slowdowns.get(
+        record.machine.slug, 1.0
+    )
 
 
 def _work(cell: AnyCell, parameters: int) -> float:
@@ -238,48 +234,45 @@ def _work(cell: AnyCell, parameters: int) -> float:
     return parameters * cell.batch_size * cell.length * training_steps(cell) / cell.processes
 
 
-def _folders(runner: Runner, machine: Machine | None, only_own: bool) -> list[Path]:
-    """Return the folders to look for records in: this machine's own, then the published ones."""
-    slug = machine.slug if machine else ""
-    own = runner.results / slug
-    return [own] if only_own else [own, PUBLISHED_RECORDS / slug, PUBLISHED_RECORDS]
+@dataclass(frozen=True)
+class Known:
+    """Finished records that times are scaled from."""
+
+    records: Sequence[Record]
+    here: str  # slug of this machine; empty if it has no such device
+    slowdowns: Mapping[str, float]  # by a machine's slug, how much longer the same work takes here
+    used: set[str] = field(default_factory=set)  # devices whose records have served
 
 
-def _finished_records(runner: Runner, folders: Sequence[Path]) -> list[Record]:
-    """Return the finished records of one machine, from the first folder that has any.
-
-    Only records of the suite's devices count. Of several machines, take the one with most records.
-    """
+def _known(runner: Runner, machine: Machine | None, only_own: bool, needed: bool) -> Known:
+    """Return the finished records of the suite's devices: the user's own, and the published."""
     devices = {cell.device for cell in runner.suite.cells}
-    for folder in folders:
-        records = []
-        for path in record_files(folder) if folder.is_dir() else []:
-            with contextlib.suppress(ValueError):
-                record = read_record(path)
-                if record.cell.device in devices and record.outcome.status == "ok":
-                    records.append(record)
-        if records:
-            most = Counter(record.machine.slug for record in records).most_common(1)
-            return [record for record in records if record.machine.slug == most[0][0]]
-    return []
+    folders = [runner.results] if only_own else [runner.results, PUBLISHED_RECORDS]
+    records = []
+    for path in (path for folder in folders if needed for path in record_files(folder)):
+        with contextlib.suppress(ValueError):
+            record = read_record(path)
+            if record.cell.device in devices and record.outcome.status == "ok":
+                records.append(record)
+    here = machine.slug if machine else ""
+    return Known(records, here, _slowdowns(machine, records))
 
 
-def _relative_time(machine: Machine | None, records: Sequence[Record]) -> float:
-    """Return the factor by which work takes longer here than on the machine of the records.
+def _slowdowns(machine: Machine | None, records: Sequence[Record]) -> dict[str, float]:
+    """Return how much longer the reference workload takes here than on the machines that timed it.
 
-    It is that of the reference workload, which cost records have timed; 1 if none has.
+    Cost records have its times.
     """
-    if machine is None or not records or records[0].machine.slug == machine.slug:
-        return 1.0
-    timed = []
+    timed: dict[str, list[float]] = {}
     for record in records:
         for phase in record.outcome.cost.phases.values() if record.outcome.cost else ():
             if phase.reference_seconds:
-                timed.append(phase.reference_seconds)
-    if not timed:
-        return 1.0
-    device = "cuda" if "gpu" in machine.facts else "cpu"
-    return reference_workload_seconds(device) / statistics.median(timed)
+                timed.setdefault(record.machine.slug, []).append(phase.reference_seconds)
+    elsewhere = timed.keys() - {machine.slug} if machine else set()
+    if not (machine and elsewhere):
+        return {}
+    here = reference_workload_seconds("cuda" if "gpu" in machine.facts else "cpu")
+    return {slug: here / statistics.median(timed[slug]) for slug in elsewhere}
 
 
 def _seconds(record: Record) -> float:

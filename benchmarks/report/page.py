@@ -37,6 +37,7 @@ TEMPLATES = Environment(
 MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
 MOST_PANELS = 4  # of a figure; the others are shown to a reader who opens them
 MOST_ROWS = 12  # of a table
+UNUSUAL = ("at floor", "at ceiling")  # marks that stand beside a number
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a spreadsheet takes for a formula
 
 
@@ -175,20 +176,22 @@ def _panels(block: Block) -> list[str]:
 
 
 def formatted(table: pd.DataFrame, plus_minus: bool = False) -> pd.DataFrame:
-    """Return a table as texts: an interval joins its number, columns without content are left out.
+    """Return a table as texts: intervals and marks join their numbers; empty columns are left out.
 
     `plus_minus` writes an interval as ± half of its width.
     """
     shown: dict[str, list[str]] = {}
     for name in table.columns:
         column = str(name)
-        if column.endswith(("_low", "_high")):
+        if column.endswith(("_low", "_high", "_mark")):
             continue
         texts = [format_value(column, value) for value in table[name]]
         if f"{column}_low" in table:
             ends = zip(table[f"{column}_low"], table[f"{column}_high"], strict=True)
             for place, (low, high) in enumerate(ends):
                 texts[place] += format_interval(column, low, high, plus_minus)
+        for place, mark in enumerate(table.get(f"{column}_mark", ())):
+            texts[place] += f", {mark}" if mark in UNUSUAL else ""
         if any(texts):
             shown[heading(column)] = texts
     return pd.DataFrame(shown)

@@ -110,7 +110,7 @@ def endpoint_scores(
             leaders.append(f"{', '.join(scores[scores == scores.max()].index)} ({suite}, {task})")
             title = f"{suite}, {task}"
             shown = {"endpoint": title, "endpoint_low": f"{title}_low"}
-            shown |= {"endpoint_high": f"{title}_high", "mark": f"{title}: mark"}
+            shown |= {"endpoint_high": f"{title}_high", "mark": f"{title}_mark"}
             columns.append(rows.set_index("model_name").rename(columns=shown)[[*shown.values()]])
     if not columns:
         return pd.DataFrame(), []

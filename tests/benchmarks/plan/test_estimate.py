@@ -180,8 +180,11 @@ def test_cells_above_the_memory_are_marked_and_left_out(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_times_scale_with_parameters_and_tokens_from_the_nearest_record(tmp_path: Path) -> None:
+def test_times_scale_with_parameters_and_tokens_from_the_nearest_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A record of a minute: a cell twice as long computes twice as much, but starts no slower."""
+    monkeypatch.setattr(dry_run, "PUBLISHED_RECORDS", tmp_path / "nothing published")
     known = small("rwkv", length=256)
     record = cost_record(known, suite="s", parameters=estimate(known).parameters)
     write_record(tmp_path / "some-machine" / "s", record)
@@ -215,6 +218,12 @@ def test_times_from_another_machine_are_in_proportion_of_the_reference_workload(
     write_record(tmp_path / "published" / "s", record)
     monkeypatch.setattr(dry_run, "PUBLISHED_RECORDS", tmp_path / "published")
     monkeypatch.setattr(dry_run, "reference_workload_seconds", lambda device: 0.03)
+    (line,) = make_plan(runner(tmp_path / "own", cell)).lines
+    assert line.seconds == pytest.approx(4 + 56 * 3)
+
+    # Of the same model, a record from elsewhere tells more than one of another model from here.
+    other = cost_record(small("lstm", length=256), suite="s", parameters=1000)
+    write_record(tmp_path / "own" / "some-machine" / "s", other)
     (line,) = make_plan(runner(tmp_path / "own", cell)).lines
     assert line.seconds == pytest.approx(4 + 56 * 3)
 
