@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lookback.benchmarks.record import Record
 from lookback.benchmarks.report import statistics
 from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.section import Frames
@@ -66,17 +66,30 @@ class Judged:
         return table.merge(self.verdicts[[*on, *own]], on=on, how="left")[[*columns, *own]]
 
 
-def judge_suites(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -> dict[str, Judged]:
-    """Return the judged endpoint of every suite that has values of one."""
-    judged = {}
-    for suite, endpoint in endpoints.items():
-        own = Frames([record for record in records if record.suite == suite])
-        values = endpoint_values(own, endpoint)
-        if not values.empty:
-            found = verdicts(values, endpoint.difference)
-            found = found.assign(quantity=endpoint.quantity, matters=endpoint.difference)
-            judged[suite] = Judged(endpoint, values, found)
-    return judged
+@dataclass
+class Evidence(Frames):
+    """Records, their frames, and what they say on the endpoints of their suites."""
+
+    endpoints: Mapping[str, Endpoint] = field(default_factory=dict)  # by suite
+
+    @cached_property
+    def judged(self) -> dict[str, Judged]:
+        """The endpoint of every suite that has values of one, by suite."""
+        judged = {}
+        for suite, endpoint in self.endpoints.items():
+            own = Frames([record for record in self.records if record.suite == suite])
+            values = endpoint_values(own, endpoint)
+            if not values.empty:
+                found = verdicts(values, endpoint.difference)
+                found = found.assign(quantity=endpoint.quantity, matters=endpoint.difference)
+                judged[suite] = Judged(endpoint, values, found)
+        return judged
+
+    @property
+    def verdicts(self) -> pd.DataFrame:
+        """The verdicts of all suites in one frame."""
+        parts = [one.verdicts for one in self.judged.values() if not one.verdicts.empty]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def main_size(rows: pd.DataFrame) -> pd.DataFrame:
@@ -85,12 +98,6 @@ def main_size(rows: pd.DataFrame) -> pd.DataFrame:
     seeds = rows.groupby([*model, "width", "depth"], dropna=False)["seed"].transform("nunique")
     most = seeds.groupby([rows[name] for name in model], dropna=False).transform("max")
     return rows[seeds == most]
-
-
-def all_verdicts(judged: Mapping[str, Judged]) -> pd.DataFrame:
-    """Return the verdicts of all suites in one frame."""
-    parts = [one.verdicts for one in judged.values() if not one.verdicts.empty]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def endpoint_values(frames: Frames, endpoint: Endpoint) -> pd.DataFrame:

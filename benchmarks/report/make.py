@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lookback.benchmarks.record import Record
 from lookback.benchmarks.report import sections
+from lookback.benchmarks.report.endpoints import Evidence
 from lookback.benchmarks.report.frames import distinct, without_pilots
 from lookback.benchmarks.report.page import Page, WrittenPage, is_current, page_key, write_page
 from lookback.benchmarks.report.pages.claims import claims_page
@@ -23,10 +25,10 @@ from lookback.benchmarks.suite import DEFAULT_SCALE, Endpoint, Suite, read_suite
 __all__ = ["TOPICS", "Selection", "make_pages", "sections"]
 
 SCALES = ("smoke", "paper")
-TOPICS: dict[str, Callable[[Sequence[Record], Mapping[str, Endpoint]], Page | None]] = {
+TOPICS: dict[str, Callable[[Evidence], Page | None]] = {
     "claims": claims_page,
     "rrwkv": rrwkv_page,
-    "papers": lambda records, endpoints: papers_page(records),
+    "papers": papers_page,
 }
 """Pages that look at several suites, by their names."""
 
@@ -130,18 +132,21 @@ def make_pages(
     records = chosen_records(results, suites, selection, published)
     if suites and topics:  # which look at all suites
         records = chosen_records(results, (), selection, published)
+    kept, _ = distinct(records)
+    evidence = Evidence(kept, endpoints=endpoints_of(kept))
     writer = Writer(reports, style, selection.title)
     written = []
-    for suite in suites if names else sorted({record.suite for record in records}):
-        own = [record for record in records if record.suite == suite]
-        written.append(writer.write_suite(suite, own))
+    counts = Counter(record.suite for record in records)
+    for suite in suites if names else sorted(counts):
+        own = [record for record in kept if record.suite == suite]
+        written.append(writer.write_suite(suite, own, counts[suite] - len(own)))
     for topic in topics:
-        page = writer.write_topic(topic, records)
+        page = writer.write_topic(topic, evidence)
         if page is None and names:
             raise ValueError(f"no records in {results} for the page {topic}: run its suites first")
         written += [page] if page else []
     if not names:
-        written.append(writer.write_overview(records, written))
+        written.append(writer.write_overview(evidence, written))
     return written
 
 
@@ -153,28 +158,24 @@ class Writer:
     style: str = "page"
     title: str = ""
 
-    def write_suite(self, name: str, records: Sequence[Record]) -> WrittenPage:
+    def write_suite(self, name: str, records: Sequence[Record], left_out: int) -> WrittenPage:
         """Write the page of a suite, of all machines that have records of it."""
-        kept, left_out = distinct(records)
-        suite = find_suite(name)
-        endpoint = suite.endpoint if suite else None
+        evidence = Evidence(records, endpoints=endpoints_of(records))
         title = self.title or suite_title(name)
         page = self._write(
-            lambda: suite_page(kept, title, endpoint, left_out),
+            lambda: suite_page(evidence, title, left_out),
             self.reports / name,
-            page_key(kept, self.style, title, sorted(SECTIONS), endpoint, left_out),
+            page_key(records, self.style, title, sorted(SECTIONS), evidence.endpoints, left_out),
         )
         assert page is not None
         return page
 
-    def write_topic(self, topic: str, records: Sequence[Record]) -> WrittenPage | None:
+    def write_topic(self, topic: str, evidence: Evidence) -> WrittenPage | None:
         """Write a page that looks at several suites; None if it has nothing to show."""
-        kept, _ = distinct(records)
-        endpoints = endpoints_of(kept)
         return self._write(
-            lambda: TOPICS[topic](kept, endpoints),
+            lambda: TOPICS[topic](evidence),
             self.reports / topic,
-            page_key(kept, self.style, topic, endpoints),
+            page_key(evidence.records, self.style, topic, evidence.endpoints),
         )
 
     def _write(self, make: Callable[[], Page | None], folder: Path, key: str) -> WrittenPage | None:
@@ -184,17 +185,13 @@ class Writer:
         page = make()
         return write_page(page, folder, self.style, key) if page else None
 
-    def write_overview(
-        self, records: Sequence[Record], pages: Sequence[WrittenPage]
-    ) -> WrittenPage:
+    def write_overview(self, evidence: Evidence, pages: Sequence[WrittenPage]) -> WrittenPage:
         """Write the first page, with links to all others."""
-        kept, _ = distinct(records)
-        suites = {record.suite for record in kept}
+        suites = {record.suite for record in evidence.records}
         links = {page.path.parent.name: "" for page in pages}
         links |= {name: suite_title(name) for name in links if name in suites}
         absent = {name: read_suite(name).title for name in suite_names() if name not in suites}
-        overview = overview_page(kept, endpoints_of(kept), links, absent)
-        return write_page(overview, self.reports, self.style)
+        return write_page(overview_page(evidence, links, absent), self.reports, self.style)
 
 
 def find_suite(name: str) -> Suite | None:

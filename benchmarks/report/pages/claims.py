@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from lookback.benchmarks.record import Record
-from lookback.benchmarks.report.endpoints import all_verdicts, judge_suites
+from lookback.benchmarks.report.endpoints import Evidence
 from lookback.benchmarks.report.page import Block, Page
-from lookback.benchmarks.report.section import Frames
 from lookback.benchmarks.report.sections.costs import growth, ratios
-from lookback.benchmarks.suite import Endpoint
 
 CLAIMS = Path(__file__).with_suffix(".toml")
 WORDS = {"holds": "hold", "fails": "fail", "undecided": "undecided", "not measured": "not measured"}
@@ -27,9 +24,9 @@ def read_claims() -> list[dict[str, Any]]:
     return list(tomllib.loads(CLAIMS.read_text(encoding="utf-8"))["claim"])
 
 
-def claims_page(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -> Page | None:
+def claims_page(evidence: Evidence) -> Page | None:
     """Return the page of all claims; None if these records measure none of them."""
-    measures = claim_measures(records, endpoints)
+    measures = claim_measures(evidence)
     if measures.empty:
         return None
     rows = []
@@ -56,7 +53,7 @@ def claims_page(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) ->
     )
     return Page(
         title="Claims of the RWKV and RRWKV papers",
-        source=f"{len(records)} records. Made by `lookback report claims`.",
+        source=f"{len(evidence.records)} records. Made by `lookback report claims`.",
         lead=[f"{len(rows)} claims on range and cost, in our words: {counted}."],
         blocks=[
             Block("Claims", text, table=table),
@@ -65,14 +62,13 @@ def claims_page(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) ->
     )
 
 
-def claim_measures(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -> pd.DataFrame:
+def claim_measures(evidence: Evidence) -> pd.DataFrame:
     """Return a row per claim and measure: its value, interval, band and judgement."""
-    frames = Frames(records)
-    costs = frames["costs"]
+    costs = evidence["costs"]
     found = {
         "growth": growth(costs) if not costs.empty else costs,
         "ratios": ratios(costs, "rrwkv", "rwkv") if not costs.empty else costs,
-        "verdicts": all_verdicts(judge_suites(records, endpoints)),
+        "verdicts": evidence.verdicts,
     }
     rows = []
     for claim in read_claims():

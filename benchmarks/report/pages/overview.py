@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
 from lookback.benchmarks.record import Record
-from lookback.benchmarks.report.endpoints import BASELINE, judge_suites, main_size
+from lookback.benchmarks.report.endpoints import BASELINE, Evidence, main_size
 from lookback.benchmarks.report.names import model_name, sort_models
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.pages.papers import papers_table
+from lookback.benchmarks.report.pages.rrwkv import rrwkv_page
 from lookback.benchmarks.report.pages.suite import BY_OPTION, by_task, machine_names
 from lookback.benchmarks.report.section import SECTIONS, Frames
 from lookback.benchmarks.report.sections.costs import prices as cost_prices
-from lookback.benchmarks.suite import Endpoint
 
 FRONT = (
     ("distance", "Accuracy against distance"),
@@ -25,16 +26,12 @@ FRONT = (
 """The figures of the first page: suite and title of the section."""
 
 
-def overview_page(
-    records: Sequence[Record],
-    endpoints: Mapping[str, Endpoint],
-    links: Mapping[str, str],
-    not_run: Mapping[str, str],
-) -> Page:
+def overview_page(evidence: Evidence, links: Mapping[str, str], not_run: Mapping[str, str]) -> Page:
     """Return the overview; `links` and `not_run` are titles of suites by their names."""
+    records = evidence.records
     figures = list(front_figures(records))
     blocks = figures[:1]
-    learned, leaders = endpoint_scores(records, endpoints)
+    learned, leaders = endpoint_scores(evidence)
     if not learned.empty:
         text = (
             "Each suite's primary endpoint, mean over seeds with its 95 % interval; what it is "
@@ -42,11 +39,14 @@ def overview_page(
             "*At floor*: less than 0.1 above the best answer without a model."
         )
         blocks.append(Block("What models learn", text, table=learned))
-    prices = longest_prices(records)
+    prices = longest_prices(evidence["costs"])
     if not prices.empty:
         text = "At the longest length that all models of a suite reached, one sequence a batch."
         blocks.append(Block("What length costs", text, table=prices))
     blocks += figures[1:]
+    if gains := rrwkv_page(evidence):
+        title = "RRWKV beside RWKV-4"
+        blocks.append(replace(gains.blocks[0], title=title, table=None, folded=True))
     pages = "\n".join(
         f"- [{name}]({name}/index.html){title and f': {title}'}" for name, title in links.items()
     )
@@ -94,16 +94,14 @@ def overview_sentences(leaders: Sequence[str], prices: pd.DataFrame) -> list[str
     return sentences
 
 
-def endpoint_scores(
-    records: Sequence[Record], endpoints: Mapping[str, Endpoint]
-) -> tuple[pd.DataFrame, list[str]]:
+def endpoint_scores(evidence: Evidence) -> tuple[pd.DataFrame, list[str]]:
     """Return a row per model and a column per suite and task, and who is best in each.
 
     Only of models without options, in the size with most seeds: the others stand on the pages of
     the suites.
     """
     columns, leaders = [], []
-    for suite, judged in judge_suites(records, endpoints).items():
+    for suite, judged in evidence.judged.items():
         plain = judged.values[judged.values["model_options"] == "{}"]
         for task, rows in by_task(judged.table(main_size(plain))):
             scores = rows.set_index("model_name")["endpoint"].round(2)
@@ -118,9 +116,8 @@ def endpoint_scores(
     return table.loc[sort_models(table.index)].rename_axis("model_name").reset_index(), leaders
 
 
-def longest_prices(records: Sequence[Record]) -> pd.DataFrame:
+def longest_prices(costs: pd.DataFrame) -> pd.DataFrame:
     """Return the prices (see `costs.prices`) of the suite that measured the longest sequences."""
-    costs = Frames(records)["costs"]
     if costs.empty:
         return costs
     longest = costs.groupby("suite")["trained_length"].max().idxmax()

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from lookback.benchmarks.record import Record
+from lookback.benchmarks.report.endpoints import Evidence
 from lookback.benchmarks.report.names import model_name, sort_models
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.section import Frames
@@ -41,7 +42,7 @@ def papers_table(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def papers_page(records: Sequence[Record]) -> Page | None:
+def papers_page(evidence: Evidence) -> Page | None:
     """Return the page of published tables beside ours; None if we have no row for any of them."""
     published = pd.read_csv(PUBLISHED)
     blocks = []
@@ -50,7 +51,7 @@ def papers_page(records: Sequence[Record]) -> Page | None:
             continue
         theirs = published[published["comparison"] == paper["comparison"]]
         base = paper["suite"].removesuffix("-paper")
-        chosen = [record for record in records if record.suite in (base, f"{base}-paper")]
+        chosen = [record for record in evidence.records if record.suite in (base, f"{base}-paper")]
         ours = OUR_ROWS[paper["comparison"]](Frames(chosen))
         if not ours.empty:
             blocks.append(_block(paper, theirs, ours))
@@ -58,9 +59,9 @@ def papers_page(records: Sequence[Record]) -> Page | None:
         return None
     return Page(
         title="Papers' tables beside ours",
-        source=f"{len(records)} records. Made by `lookback report papers`.",
+        source=f"{len(evidence.records)} records. Made by `lookback report papers`.",
         lead=["Their models are larger and trained far longer: compare orders, not numbers."],
-        blocks=[Block("What has been run", table=papers_table(records)), *blocks],
+        blocks=[Block("What has been run", table=papers_table(evidence.records)), *blocks],
     )
 
 

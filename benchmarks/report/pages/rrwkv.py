@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import pandas as pd
 
-from lookback.benchmarks.record import Record
-from lookback.benchmarks.report.endpoints import judge_suites
+from lookback.benchmarks.report.endpoints import Evidence
 from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.pages.suite import RECONSTRUCTION
 from lookback.benchmarks.report.plots import intervals
-from lookback.benchmarks.report.section import Frames
 from lookback.benchmarks.report.sections.costs import ratios
-from lookback.benchmarks.suite import Endpoint
 
 
-def rrwkv_page(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -> Page | None:
+def rrwkv_page(evidence: Evidence) -> Page | None:
     """Return the page; None if no endpoint compares RRWKV with RWKV."""
     blocks: list[Block] = []
     lead = [RECONSTRUCTION]
-    judged = [one.verdicts for one in judge_suites(records, endpoints).values()]
+    judged = [one.verdicts for one in evidence.judged.values()]
     parts = [add_names(table[table["model"] == "rrwkv"]) for table in judged if not table.empty]
     gains = pd.concat(parts) if parts else pd.DataFrame()
     if not gains.empty:
@@ -33,7 +28,7 @@ def rrwkv_page(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -> 
         )
         lead.insert(0, f"Primary endpoints, RRWKV minus RWKV-4: {words}.")
         blocks.append(_endpoint_block(gains, rows))
-    costs = Frames(records)["costs"]
+    costs = evidence["costs"]
     prices = ratios(costs, "rrwkv", "rwkv") if not costs.empty else pd.DataFrame()
     if not prices.empty:
         blocks.append(_cost_block(prices))
@@ -43,7 +38,7 @@ def rrwkv_page(records: Sequence[Record], endpoints: Mapping[str, Endpoint]) -> 
         lead.insert(0, "No published record compares what RRWKV and RWKV-4 learn yet.")
     return Page(
         title="RRWKV beside RWKV-4: does looking back at mediums help?",
-        source=f"{len(records)} records. Made by `lookback report rrwkv`.",
+        source=f"{len(evidence.records)} records. Made by `lookback report rrwkv`.",
         lead=lead,
         blocks=blocks,
     )

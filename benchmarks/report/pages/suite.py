@@ -9,11 +9,11 @@ import humanize
 import pandas as pd
 
 from lookback.benchmarks.record import Record
-from lookback.benchmarks.report.endpoints import BASELINE, Judged, judge_suites, main_size
+from lookback.benchmarks.report.endpoints import BASELINE, Evidence, Judged, main_size
 from lookback.benchmarks.report.names import add_names, model_name, printable
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.plots import intervals
-from lookback.benchmarks.report.section import SECTIONS, Content, Frames, contents
+from lookback.benchmarks.report.section import SECTIONS, Content, contents
 from lookback.benchmarks.report.sections.costs import prices
 from lookback.benchmarks.report.statistics import summarise
 from lookback.benchmarks.suite import Endpoint
@@ -26,33 +26,25 @@ RECONSTRUCTION = (
 )
 
 
-def suite_page(
-    records: Sequence[Record],
-    title: str,
-    endpoint: Endpoint | None = None,
-    left_out: int = 0,
-) -> Page:
-    """Return the page of the records of one suite."""
-    suite = records[0].suite
-    frames = Frames(records)
-    shown = contents(frames, SECTIONS)
-    judged = judge_suites(records, {suite: endpoint} if endpoint else {})
-    if endpoint and endpoint.option and BY_OPTION in shown:  # the figure of such an endpoint
-        shown = {BY_OPTION: shown.pop(BY_OPTION), **shown}
+def suite_page(evidence: Evidence, title: str, left_out: int = 0) -> Page:
+    """Return the page of the records of one suite; `left_out` counts those that are not shown."""
+    shown = contents(evidence, SECTIONS)
     lead: list[str] = []
     first: list[Block] = []
-    if suite in judged:
-        first = list(_endpoint_blocks(judged[suite]))
-        lead += _endpoint_sentences(judged[suite].table(main_size(judged[suite].values)))
-    else:
-        costs = prices(frames["costs"])
-        table = model_table(frames["scores"], costs)
+    for judged in evidence.judged.values():
+        if judged.endpoint.option and BY_OPTION in shown:  # the figure of such an endpoint
+            shown = {BY_OPTION: shown.pop(BY_OPTION), **shown}
+        first = list(_endpoint_blocks(judged))
+        lead = _endpoint_sentences(judged.table(main_size(judged.values)))
+    if not first:
+        scores, costs = evidence["scores"], prices(evidence["costs"])
+        table = model_table(scores, costs)
         if not table.empty:
-            lead += _first_sentences(frames["scores"], costs)
-            first = [Block("Models", _seeds_text(frames["scores"]), table=table)]
+            lead = _first_sentences(scores, costs)
+            first = [Block("Models", _seeds_text(scores), table=table)]
     return Page(
         title=title,
-        source=_source(records, left_out),
+        source=_source(evidence.records, left_out),
         lead=lead,
         blocks=_ordered(shown, first),
     )

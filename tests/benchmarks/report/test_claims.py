@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from lookback.benchmarks.record import Cell
+from lookback.benchmarks.report.endpoints import Evidence
 from lookback.benchmarks.report.frames import frame
 from lookback.benchmarks.report.make import endpoints_of, find_suite, load
 from lookback.benchmarks.report.pages.claims import claim_verdict, claims_page, measure, read_claims
@@ -67,7 +68,7 @@ def test_verdicts(words: list[str], verdict: str) -> None:
 
 def test_the_published_records_measure_the_claims_on_cost() -> None:
     records = load(PUBLISHED_RECORDS)
-    page = claims_page(records, endpoints_of(records))
+    page = claims_page(Evidence(records, endpoints=endpoints_of(records)))
     assert page is not None
     table = page.blocks[0].table
     assert table is not None
