@@ -44,7 +44,8 @@ def overview_page(evidence: Evidence, links: Mapping[str, str], not_run: Mapping
         text = "At the longest length that all models of a suite reached, one sequence a batch."
         blocks.append(Block("What length costs", text, table=prices))
     blocks += figures[1:]
-    if gains := rrwkv_page(evidence):
+    gains = rrwkv_page(evidence)
+    if gains and gains.blocks[0].figure:
         title = "RRWKV beside RWKV-4"
         blocks.append(replace(gains.blocks[0], title=title, table=None, folded=True))
     pages = "\n".join(
