@@ -19,8 +19,9 @@ from lookback.benchmarks.report.sections.costs import prices as cost_prices
 
 FRONT = (
     ("distance", "Accuracy against distance"),
-    ("quick", "Accuracy against distance"),
+    ("quick", "Accuracy against distance"),  # where there is nothing better
     ("capacity", BY_OPTION),
+    ("tracking", "Accuracy against distance"),
     ("cost", "Cost against length"),
 )
 """The figures of the first page: suite and title of the section."""
@@ -42,7 +43,8 @@ def overview_page(evidence: Evidence, links: Mapping[str, str], not_run: Mapping
     prices = longest_prices(evidence["costs"])
     if not prices.empty:
         text = "At the longest length that all models of a suite reached, one sequence a batch."
-        blocks.append(Block("What length costs", text, table=prices))
+        shown = prices.drop(columns="share_of_matmul_speed", errors="ignore")
+        blocks.append(Block("What length costs", text, table=shown))
     blocks += figures[1:]
     gains = rrwkv_page(evidence)
     if gains and gains.blocks[0].figure:
@@ -66,17 +68,16 @@ def overview_page(evidence: Evidence, links: Mapping[str, str], not_run: Mapping
 
 
 def front_figures(records: Sequence[Record]) -> Iterator[Block]:
-    """Yield the figures of FRONT that these records have, each once; all but the first folded."""
-    shown: list[str] = []
+    """Yield the figures of FRONT that these records have; all but the first folded."""
+    folded = False
     for suite, title in FRONT:
         section = SECTIONS[title]
         rows = Frames([record for record in records if record.suite == suite])[section.of]
-        is_new = len(rows) > 0 and title not in shown
-        figure = section.make(main_size(rows)).figure if is_new else None
+        is_shown = len(rows) > 0 and not (suite == "quick" and folded)
+        figure = section.make(main_size(rows)).figure if is_shown else None
         if figure is not None:
-            folded = bool(shown)
-            shown.append(title)
             yield Block(f"{title}, suite {suite}", section.text, figure, folded=folded)
+            folded = True
 
 
 def overview_sentences(leaders: Sequence[str], prices: pd.DataFrame) -> list[str]:
@@ -102,7 +103,9 @@ def endpoint_scores(evidence: Evidence) -> tuple[pd.DataFrame, list[str]]:
     the suites.
     """
     columns, leaders = [], []
-    for suite, judged in evidence.judged.items():
+    order = [suite for suite, _ in FRONT]
+    for suite in sorted(evidence.judged, key=lambda name: (name not in order, name != order[0])):
+        judged = evidence.judged[suite]
         plain = judged.values[judged.values["model_options"] == "{}"]
         for task, rows in by_task(judged.table(main_size(plain))):
             scores = rows.set_index("model_name")["endpoint"].round(2)

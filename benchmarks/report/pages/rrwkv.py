@@ -20,11 +20,12 @@ def rrwkv_page(evidence: Evidence) -> Page | None:
     parts = [add_names(table[table["model"] == "rrwkv"]) for table in judged if not table.empty]
     gains = pd.concat(parts) if parts else pd.DataFrame()
     if not gains.empty:
+        of_model = gains["model_name"].str.removeprefix("RRWKV")
+        gains = gains.assign(label=gains["suite"] + ": " + gains["task_name"] + of_model)
         plain = gains[gains["model_options"] == "{}"]
         rows = plain if len(plain) else gains
         words = "; ".join(
-            f"{row.verdict}, {row.difference:+.2f} ({row.suite}, {row.task_name})"
-            for row in rows.itertuples()
+            f"{row.verdict}, {row.difference:+.3f} ({row.label})" for row in rows.itertuples()
         )
         lead.insert(0, f"Primary endpoints, RRWKV minus RWKV-4: {words}.")
         blocks.append(_endpoint_block(gains, rows))
@@ -48,9 +49,8 @@ def _endpoint_block(gains: pd.DataFrame, drawn: pd.DataFrame) -> Block:
     """Draw differences over the smallest that matters, so that endpoints share one axis."""
     differences = ["difference", "difference_low", "difference_high"]
     scaled = drawn[differences].div(drawn["matters"], axis=0)
-    rows = drawn.assign(**scaled, label=drawn["suite"] + ": " + drawn["task_name"], panel="")
-    label = "in smallest differences that matter"
-    figure = intervals(rows, "label", "panel", label, 1.0)
+    rows = drawn.assign(**scaled, panel="")
+    figure = intervals(rows, "label", "panel", "in smallest differences that matter", 1.0)
     columns = ["suite", "task_name", "model_name", "seeds", *differences]
     columns += ["matters", "smallest_shown", "verdict"]
     text = (

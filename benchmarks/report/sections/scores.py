@@ -22,7 +22,8 @@ def accuracy_by_distance(distances: pd.DataFrame) -> Content:
     dotted: the sighted floor, the best score of an answer without a model."""
     by_test = ["task", "task_options", "trained_length"]
     is_wide = distances.groupby(by_test)["distance"].transform("nunique") > 2
-    rows = distances[is_wide & (distances["count"] >= FEWEST_ANSWERS)]
+    is_drawn = (distances["count"] >= FEWEST_ANSWERS) & (distances["farthest"] > 0)
+    rows = distances[is_wide & is_drawn]  # zero has no place on the axis
     if rows.empty:
         return Content()
     keys = [*TEST, "nearest", "farthest", "distance"]
