@@ -48,13 +48,16 @@ class Judged:
     def table(self, values: pd.DataFrame) -> pd.DataFrame:
         """Return a row per model of these `values`, which are all or some of the suite's.
 
-        Columns: score, floor, endpoint, difference to the baseline and verdict, among others.
+        Columns: score, floor, endpoint, difference to the baseline and verdict, among others. The
+        interval of an endpoint is cut to the values that it can have.
         """
         keys = [*PAIR, "model", "model_options", "variant", "width"]
         groups = values.groupby(keys, dropna=False)
-        sizes = groups[["score", "parameters"]].mean().reset_index()
+        sizes = groups[["score", "parameters", "least", "most"]].mean().reset_index()
         means = statistics.summarise(values, keys, "value").merge(sizes, on=keys)
         means = means.rename(columns={"floor": "sighted_floor"})
+        for end in ("low", "high"):
+            means[end] = means[end].clip(means["least"], means["most"])
         means = statistics.named(means, "endpoint").assign(unit=values["unit"].iloc[0])
         table = add_names(means.assign(mark=standings(means)))
         columns = ["task_name", "model_name", "parameters", "seeds", "score", "sighted_floor"]
@@ -124,8 +127,11 @@ def _values(rows: pd.DataFrame, endpoint: Endpoint) -> Iterable[dict[str, object
         if math.isnan(value):
             continue
         weights = run["count"]
+        least, most = _possible_values(run, endpoint)
         yield dict(zip(RUN, key, strict=True)) | {
             "value": value,
+            "least": least,
+            "most": most,
             "sequences": sequences,
             "score": float(np.average(run["score"], weights=weights)),
             "floor": float(np.average(run["floor"], weights=weights)),
@@ -191,6 +197,17 @@ QUANTITIES: dict[str, Callable[[pd.DataFrame, Endpoint], Value]] = {
     "halfway": _halfway,
     "saved": _saved,
 }
+
+
+def _possible_values(run: pd.DataFrame, endpoint: Endpoint) -> tuple[float, float]:
+    """Return the least and the largest value that the endpoint of a run can have."""
+    if endpoint.quantity == "halfway":
+        tested = [json.loads(text)[endpoint.option] for text in run["test_options"]]
+        return math.log2(min(tested)), math.log2(max(tested))
+    if run["unit"].iloc[0] != "accuracy":
+        return -math.inf, math.inf
+    floor = run["floor"].mean() if endpoint.quantity == "area" else 0.0
+    return -floor, 1.0 - floor
 
 
 def verdicts(

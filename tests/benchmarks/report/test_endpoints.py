@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lookback.benchmarks.record import Cell, Record
-from lookback.benchmarks.report.endpoints import endpoint_values, main_size, verdicts
+from lookback.benchmarks.report.endpoints import Evidence, endpoint_values, main_size, verdicts
 from lookback.benchmarks.report.section import Frames
 from lookback.benchmarks.suite import Endpoint
 from tests.records import asked, score, trained
@@ -58,6 +58,14 @@ def test_bits_saved_by_context(cell: Cell) -> None:
     tests += [score(256, 50).model_copy(update={"score": 2.25})]
     run = trained(cell.model_copy(update={"task": "copy"}), tests)
     assert value([run], endpoint(quantity="saved", lengths=(16, 256))) == pytest.approx(0.75)
+
+
+def test_an_interval_ends_at_the_values_that_an_endpoint_can_have(cell: Cell) -> None:
+    records = [model(cell, "rwkv", seed, level) for seed, level in enumerate((5, 100))]
+    wanted = {records[0].suite: endpoint(quantity="score")}
+    (judged,) = Evidence(records, endpoints=wanted).judged.values()
+    (row,) = judged.table(judged.values).to_dict("records")
+    assert (row["endpoint_low"], row["endpoint_high"]) == (0.0, 1.0)
 
 
 def test_verdicts_are_paired_by_seed(cell: Cell) -> None:
