@@ -76,7 +76,7 @@ def main() -> None:
         if name == "pathfinder":
             Image.fromarray(pathfinder_grid()).save(PATHFINDER, optimize=True)
         elif name == "report":
-            pages = sorted((ROOT / "reports").glob("*/quick/index.html"))
+            pages = sorted((ROOT / "reports").rglob("quick/index.html"))
             if not pages:
                 sys.exit("no report of the quick suite: make it by `lookback report quick`")
             report_picture(pages[0]).save(REPORT, optimize=True)
