@@ -76,10 +76,11 @@ def add_names(table: pd.DataFrame) -> pd.DataFrame:
             words.append(f"{column} {value}" if column != "data" else _revision(str(value)))
         models.append(", ".join(word for word in words if word))
 
-    varied = _varied_options(table["task_options"].unique())
     tasks = {}
-    for task, options in table[["task", "task_options"]].drop_duplicates().itertuples(index=False):
-        tasks[task, options] = task_name(task, options, varied)
+    for task, rows in table.groupby("task"):
+        varied = _varied_options(rows["task_options"].unique())
+        for options in rows["task_options"].unique():
+            tasks[task, options] = task_name(str(task), options, varied)
     keys = zip(table["task"], table["task_options"], strict=True)
     named = table.assign(model_name=models, task_name=[tasks[key] for key in keys])
     places = {name: place for place, name in enumerate(sort_models(models))}

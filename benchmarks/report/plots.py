@@ -38,6 +38,7 @@ FLOOR: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 2)), "linewidt
 FEW_MODELS = 5  # up to so many, bands of intervals can be told apart
 MOST_MARKS = 9  # on an axis of lengths
 NEAREST_MARKS = 1.5  # ratio of two marks that do not overlap
+TITLE_WIDTH = 44  # letters of a panel's title in one line
 LABEL_WIDTH = 26  # letters of a row's label in one line
 LEGEND_WIDTH = 5.4  # inches, of a legend by itself
 
@@ -74,7 +75,8 @@ class Plot:
             unused.set_visible(False)
         for number, (panel, place) in enumerate(zip(self.panels, axes.flat, strict=False)):
             letter = f"({'abcdefghijklmnopqrstuvwxyz'[number % 26]}) " if style == "paper" else ""
-            place.set_title(letter + panel.title if len(self.panels) > 1 else panel.title)
+            text = letter + panel.title if len(self.panels) > 1 else panel.title
+            place.set_title(fill(text, TITLE_WIDTH))
             panel.draw(place)
         if title:
             figure.suptitle(title, x=0.01, ha="left")
@@ -167,10 +169,15 @@ def curves(
 ) -> Plot:
     """Plot a line per model with its band (columns low, high) against a length, axis log2.
 
-    Those of the columns `panel` that have several values make a panel each, that with most models
+    Those of the columns `panel` that tell rows apart make a panel each, that with most models
     first. The vertical axis is named after the column `unit`. A column `floor` is drawn dotted.
     """
-    panel = [name for name in panel if table[name].nunique() > 1] or panel[:1]
+    telling: list[str] = []
+    for name in panel:
+        panels_so_far = len(table[telling].drop_duplicates()) if telling else 1
+        if len(table[[*telling, name]].drop_duplicates()) > panels_so_far:
+            telling.append(name)
+    panel = telling or panel[:1]
     looks = line_styles(table["model_name"])
     labels = (x_label or x.replace("_", " "), table["unit"].iloc[0] if y_label is None else y_label)
     groups = table.groupby(list(panel), sort=False, dropna=False)
