@@ -223,10 +223,9 @@ def _scaled_seconds(cell: AnyCell, needs: Estimate, known: Known) -> float | Non
             return None
         factor = needs.flops / there
     known.used.add(record.machine.device)
+    factor *= known.slowdowns.get(record.machine.slug, 1.0)
     start = min(_seconds(record), START_SECONDS)
-    return start + (_seconds(record) - start) * factor * known.slowdowns.get(
-        record.machine.slug, 1.0
-    )
+    return start + (_seconds(record) - start) * factor
 
 
 def _work(cell: AnyCell, parameters: int) -> float:
