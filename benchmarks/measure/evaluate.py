@@ -237,6 +237,10 @@ def by_position(losses: Tensor, positions: Tensor) -> tuple[PositionScore, ...]:
     return tuple(scores)
 
 
+def _reads_token_by_token(model: SequenceModel) -> bool:
+    return all(hasattr(block, "step") for block in model.blocks)
+
+
 @torch.no_grad()
 def kept_bytes(model: SequenceModel, cell: LearnCell) -> int | None:
     """Return the bytes of the state after one sequence of the cell's length.
@@ -244,7 +248,7 @@ def kept_bytes(model: SequenceModel, cell: LearnCell) -> int | None:
     None for a model that does not read token by token: without `step`, bidirectional, or pooled.
     """
     streams = cell.direction == "causal" and cell.pooling == "last"
-    if not streams or not all(hasattr(block, "step") for block in model.blocks):
+    if not (streams and _reads_token_by_token(model)):
         return None
     tokens = torch.zeros(1, cell.length, dtype=torch.int64, device=cell.device)
     with precision(cell):
@@ -265,7 +269,7 @@ def parallel_recurrent_difference(
         label per sequence, for a model without `step` or without an empty state, and if the logits
         are not finite.
     """
-    if task.classes is not None or not all(hasattr(block, "step") for block in model.blocks):
+    if task.classes is not None or not _reads_token_by_token(model):
         return None
     model.eval()
     try:

@@ -137,7 +137,8 @@ def make_plan(runner: Runner, assumed: float | None = None) -> Plan:
     machine = _machine(runner)
     missing = set(runner.missing()) if machine else set(cells)
     memory = memory_of(machine) if machine else None
-    known = _known(runner, machine, only_own=assumed is not None, needed=bool(missing))
+    nothing = Known([], here="", slowdowns={})
+    known = _known(runner, machine, only_own=assumed is not None) if missing else nothing
 
     lines = []
     for cell in tqdm(cells, unit="cell", leave=False, disable=None, dynamic_ncols=True):
@@ -243,12 +244,12 @@ class Known:
     used: set[str] = field(default_factory=set)  # devices whose records have served
 
 
-def _known(runner: Runner, machine: Machine | None, only_own: bool, needed: bool) -> Known:
+def _known(runner: Runner, machine: Machine | None, only_own: bool) -> Known:
     """Return the finished records of the suite's devices: the user's own, and the published."""
     devices = {cell.device for cell in runner.suite.cells}
     folders = [runner.results] if only_own else [runner.results, PUBLISHED_RECORDS]
     records = []
-    for path in (path for folder in folders if needed for path in record_files(folder)):
+    for path in (path for folder in folders for path in record_files(folder)):
         with contextlib.suppress(ValueError):
             record = read_record(path)
             if record.cell.device in devices and record.outcome.status == "ok":

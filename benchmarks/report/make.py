@@ -139,7 +139,9 @@ def make_pages(
     counts = Counter(record.suite for record in records)
     for suite in suites if names else sorted(counts):
         own = [record for record in kept if record.suite == suite]
-        written.append(writer.write_suite(suite, own, counts[suite] - len(own)))
+        endpoint = {name: one for name, one in evidence.endpoints.items() if name == suite}
+        left_out = counts[suite] - len(own)
+        written.append(writer.write_suite(suite, Evidence(own, endpoints=endpoint), left_out))
     for topic in topics:
         page = writer.write_topic(topic, evidence)
         if page is None and names:
@@ -158,14 +160,14 @@ class Writer:
     style: str = "page"
     title: str = ""
 
-    def write_suite(self, name: str, records: Sequence[Record], left_out: int) -> WrittenPage:
+    def write_suite(self, name: str, evidence: Evidence, left_out: int) -> WrittenPage:
         """Write the page of a suite, of all machines that have records of it."""
-        evidence = Evidence(records, endpoints=endpoints_of(records))
         title = self.title or suite_title(name)
+        endpoints = evidence.endpoints
         page = self._write(
             lambda: suite_page(evidence, title, left_out),
             self.reports / name,
-            page_key(records, self.style, title, sorted(SECTIONS), evidence.endpoints, left_out),
+            page_key(evidence.records, self.style, title, sorted(SECTIONS), endpoints, left_out),
         )
         assert page is not None
         return page

@@ -99,7 +99,7 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFram
     `sequences` holds the values per test sequence. One seed without them has the interval of its
     answers (columns `correct`, `count`) if it is an accuracy, and none otherwise.
     """
-    also = [name for name in ("floor",) if name in frame]
+    floors = ["floor"] if "floor" in frame else []
     rows = []
     for key, group in frame.groupby(list(by), sort=False, dropna=False):
         group = group[group[value].notna()]
@@ -114,9 +114,8 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFram
             low, high = max(low, 0.0), min(high, 1.0)
         row = dict(zip(by, key, strict=True))
         row |= {"mean": math.fsum(values) / len(values), "low": low, "high": high}
-        row |= {"seeds": len(values)}
-        rows.append(row | {name: group[name].mean() for name in also})
-    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "seeds", *also])
+        rows.append(row | {"seeds": len(values), **group[floors].mean()})
+    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "seeds", *floors])
 
 
 def named(means: pd.DataFrame, name: str) -> pd.DataFrame:

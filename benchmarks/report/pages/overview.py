@@ -103,8 +103,8 @@ def endpoint_scores(evidence: Evidence) -> tuple[pd.DataFrame, list[str]]:
     the suites.
     """
     columns, leaders = [], []
-    order = [suite for suite, _ in FRONT]
-    for suite in sorted(evidence.judged, key=lambda name: (name not in order, name != order[0])):
+    order = dict.fromkeys([*(suite for suite, _ in FRONT), *evidence.judged])
+    for suite in [name for name in order if name in evidence.judged]:
         judged = evidence.judged[suite]
         plain = judged.values[judged.values["model_options"] == "{}"]
         for task, rows in by_task(judged.table(main_size(plain))):
