@@ -34,6 +34,7 @@ MOST_ROWS = 40  # in a terminal
 Row = dict[str, Any]
 RUN = ["measurement", "seed", "suite", "machine"]
 CELL = ["task", "task_options", "model", "model_options", "width", "depth", "trained_length"]
+QUANTITY = ["quantity", "field"]  # in words, and the column of the frame
 OF_PHASES = ("ended_as", "seconds", "peak_bytes", "flops", "state_bytes")
 INTERVAL = ["difference", "difference_low", "difference_high"]
 
@@ -71,8 +72,8 @@ class Comparison:
         lines.append(f"{len(self.rows):,} quantities: {_counted(self.rows)}.")
         differ = self.rows[~self.rows["verdict"].isin(["within", "equal"])]
         shown = differ if len(differ) else self.rows
-        units = shown["quantity"].str.replace(" ", "_")
-        texts = {side: list(map(format_value, units, shown[side])) for side in ("a", "b")}
+        fields = "_" + shown["field"]
+        texts = {side: list(map(format_value, fields, shown[side])) for side in ("a", "b")}
         shown = shown.assign(**texts).rename(columns={"trained_length": "length"})
         columns = ["suite", "task_name", "model_name", "length", "quantity", "a", "b"]
         lines += ["", terminal_table(shown[[*columns, *INTERVAL, "verdict"]], MOST_ROWS)]
@@ -100,7 +101,7 @@ def compare_folders(a: Path, b: Path, tolerance: float = TOLERANCE) -> Compariso
     sides = [measured(before), measured(after)]
     if all(side["machine"].replace("", pd.NA).nunique() <= 1 for side in sides):
         sides = [side.assign(machine="") for side in sides]  # else costs pair within each machine
-    keys = [*RUN, *CELL, "quantity"]
+    keys = [*RUN, *CELL, *QUANTITY]
     pairs = sides[0].merge(sides[1], "outer", keys, suffixes=("_a", "_b"), indicator="found")
     in_both = (pairs["found"] == "both").groupby([pairs[key] for key in RUN]).transform("any")
     if not in_both.any():
@@ -133,28 +134,30 @@ def _side(folder: Path, records: Sequence[Record], alone: pd.Series) -> Side:
 def measured(records: Sequence[Record]) -> pd.DataFrame:
     """Return a row per run and quantity: its `value`, and the columns that help to judge it."""
     runs, costs, scores = (frame(name, records) for name in ("runs", "costs", "scores"))
-    parts = [runs.assign(quantity=name, value=runs[name]) for name in ("status", "parameters")]
-    for column in OF_PHASES:
-        if column in costs:
-            quantity = costs["phase"] + " " + column.replace("_", " ")
-            parts.append(costs.assign(quantity=quantity, value=costs[column]))
+    parts = []
+    for field in ("status", "parameters"):
+        parts.append(runs.assign(field=field, quantity=field, value=runs[field]))
+    for field in OF_PHASES:
+        if field in costs:
+            quantity = costs["phase"] + " " + field.replace("_", " ")
+            parts.append(costs.assign(field=field, quantity=quantity, value=costs[field]))
     if not scores.empty:
         options = scores["test_options"].replace("{}", "")
         quantity = (scores["unit"] + " " + options).str.strip()
-        of_test = {"quantity": quantity, "value": scores["score"], "is_score": True}
+        of_test = {"field": "score", "quantity": quantity, "value": scores["score"]}
         parts.append(scores.assign(**of_test, trained_length=scores["test_length"]))
     columns = ["variant", "device", "cell_id", "q1", "q3", "reference_seconds", "noisy"]
-    columns += ["sequences", "is_score", *RUN, *CELL, "quantity", "value"]
+    columns += ["sequences", *RUN, *CELL, *QUANTITY, "value"]
     return pd.concat([part.astype(object) for part in parts]).reindex(columns=columns)
 
 
 def judged_rows(pairs: pd.DataFrame, tolerance: float) -> pd.DataFrame:
     """Return pairs of values with their verdicts, changes first; scores over all their seeds."""
     ends = ["value_a", "value_b"]
-    of_phase = pairs["quantity"].str.endswith(" ended as")
+    of_phase = pairs["field"] == "ended_as"
     pairs = pairs.assign(variant=pairs["variant_a"].fillna(pairs["variant_b"]))
     pairs.loc[of_phase, ends] = pairs.loc[of_phase, ends].fillna("not measured")
-    is_score = pairs["is_score_a"].notna() & pairs["is_score_b"].notna()
+    is_score = (pairs["field"] == "score") & (pairs["found"] == "both")
     rows = pairs[~is_score].dropna(subset=ends)  # without what one side lacks
     rows = rows.assign(verdict=[verdict(row, tolerance) for row in rows.to_dict("records")])
     test = ["measurement", "suite", "machine", "trained_length", "quantity"]
@@ -162,7 +165,7 @@ def judged_rows(pairs: pd.DataFrame, tolerance: float) -> pd.DataFrame:
     table = pd.concat([rows.rename(columns={"value_a": "a", "value_b": "b"}), pd.DataFrame(scores)])
     table = add_names(table.reset_index(drop=True))
     order = table["verdict"].map(VERDICTS.index)
-    columns = ["suite", "task_name", "model_name", *CELL, "quantity", "a", "b", *INTERVAL]
+    columns = ["suite", "task_name", "model_name", *CELL, *QUANTITY, "a", "b", *INTERVAL]
     table = table.iloc[order.argsort(kind="stable")].reset_index(drop=True)
     return table.reindex(columns=[*columns, "verdict"])
 
@@ -171,11 +174,11 @@ def verdict(row: Row, tolerance: float) -> str:
     """Judge two values of a quantity that is the same in both folders, if it is not a time."""
     if row["value_a"] == row["value_b"]:
         return "equal"
-    if row["quantity"].endswith(" seconds"):
+    if row["field"] == "seconds":
         return time_verdict(row, tolerance)
     # Peak memory is counted in another way on another kind of device.
     elsewhere = row["device_a"] != row["device_b"]
-    return "machine" if elsewhere and row["quantity"].endswith(" peak bytes") else "changed"
+    return "machine" if elsewhere and row["field"] == "peak_bytes" else "changed"
 
 
 def time_verdict(row: Row, tolerance: float) -> str:
@@ -268,7 +271,7 @@ def compare_models(
     rows = rows.assign(score=rows["value"].abs(), baseline=rows["baseline"].abs(), width=0)
     columns = ["suite", "task_name", "test_length", "test_options", "model_name", "baseline"]
     columns += ["score", *INTERVAL, "seeds", "smallest_shown", "verdict"]
-    prices = ratios(costs, model, against) if not costs.empty else costs
+    prices = ratios(costs, model, against)
     if not prices.empty:
         prices = prices[["suite", "quantity", "trained_length", "ratio", "ratio_low", "ratio_high"]]
     return ModelComparison(add_names(rows)[columns], prices)

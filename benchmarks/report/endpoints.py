@@ -18,22 +18,9 @@ from lookback.benchmarks.report.section import Frames
 from lookback.benchmarks.report.statistics import Numbers, sequences_of, standings, subtract
 from lookback.benchmarks.suite import Endpoint
 
-RUN = [
-    "suite",
-    "machine",
-    "task",
-    "task_options",
-    "data",
-    "model",
-    "model_options",
-    "variant",
-    "width",
-    "depth",
-    "trained_length",
-    "seed",
-]
-PAIR = ["suite", "machine", "task", "task_options", "data", "depth", "trained_length"]
+PAIR = ["suite", "task", "task_options", "data", "depth", "trained_length"]
 """Columns that two runs share which are compared by their seed."""
+RUN = [*PAIR, "model", "model_options", "variant", "width", "seed"]
 BASELINE = "rwkv"  # that other models are compared with
 
 
@@ -60,8 +47,8 @@ class Judged:
             means[end] = means[end].clip(means["least"], means["most"])
         means = statistics.named(means, "endpoint").assign(unit=values["unit"].iloc[0])
         table = add_names(means.assign(mark=standings(means)))
-        columns = ["task_name", "model_name", "parameters", "seeds", "score", "sighted_floor"]
-        columns += ["mark", "endpoint", "endpoint_low", "endpoint_high"]
+        columns = ["task_name", "model", "model_name", "parameters", "seeds", "score"]
+        columns += ["sighted_floor", "mark", "endpoint", "endpoint_low", "endpoint_high"]
         if self.verdicts.empty:
             return table[columns]
         own = ["difference", "difference_low", "difference_high", "smallest_shown", "verdict"]
@@ -216,7 +203,7 @@ def verdicts(
     """Return the verdict of every other model against one without options, paired by seed.
 
     `values` has a row per run and test: `value` (larger is better), `score`, `floor`, `unit` and
-    the columns `keys` that a pair shares. `matters` is the smallest difference that matters.
+    the columns `keys` that a pair shares, `seed` apart. A difference below `matters` does not.
 
     Columns: keys, model, model_options, variant, parameters, value, baseline, difference (the mean
     of the seeds), difference_low, difference_high, seeds, `smallest_shown` (the smallest difference
@@ -226,17 +213,16 @@ def verdicts(
     if values.empty:
         return values
     is_baseline = (values["model"] == against) & (values["model_options"] == "{}")
+    is_baseline = values["variant"].isin(values[is_baseline]["variant"].head(1))
+    pairs = statistics.paired(values[~is_baseline], values[is_baseline], keys, "value")
     rows: list[dict[str, object]] = []
-    columns = ["variant", "model", "model_options"]
-    for baseline in values[is_baseline]["variant"].unique()[:1]:
-        others = values[values["variant"] != baseline][columns].drop_duplicates()
-        for variant, model, options in others.itertuples(index=False):
-            identity = {"variant": variant, "model": model, "model_options": options}
-            pairs = statistics.paired(values, keys, "value", variant, baseline)
-            for key, group in pairs.groupby([*keys, "parameters"], sort=False, dropna=False):
-                row = dict(zip([*keys, "parameters"], key, strict=True)) | identity
-                standings = [standing_of(values, row, keys, name) for name in (variant, baseline)]
-                rows.append(row | judge(group, matters, *standings))
+    run = [*keys, "variant", "model", "model_options", "parameters"]
+    for key, group in pairs.groupby(run, sort=False, dropna=False):
+        standings = []
+        for side in ("", "_baseline"):
+            score, floor = group[f"score{side}"].mean(), group[f"floor{side}"].mean()
+            standings.append(statistics.standing(score, floor, group["unit"].iloc[0]))
+        rows.append(dict(zip(run, key, strict=True)) | judge(group, matters, *standings))
     return pd.DataFrame(rows)
 
 
@@ -262,14 +248,3 @@ def judge(pairs: pd.DataFrame, matters: float, own: str = "", other: str = "") -
         "smallest_shown": statistics.smallest_difference(differences),
         "verdict": word,
     }
-
-
-def standing_of(
-    values: pd.DataFrame, row: Mapping[str, object], keys: Sequence[str], variant: str
-) -> str:
-    """Return where the mean score of a variant stands, among the runs that share a row's keys."""
-    runs = values[values["variant"] == variant]
-    for column in keys:
-        runs = runs[runs[column] == row[column]]
-    score, floor = float(runs["score"].mean()), float(runs["floor"].mean())
-    return statistics.standing(score, floor, str(runs["unit"].iloc[0]))

@@ -82,9 +82,7 @@ def add_names(table: pd.DataFrame) -> pd.DataFrame:
         for options in rows["task_options"].unique():
             tasks[task, options] = task_name(str(task), options, varied)
     keys = zip(table["task"], table["task_options"], strict=True)
-    named = table.assign(model_name=models, task_name=[tasks[key] for key in keys])
-    places = {name: place for place, name in enumerate(sort_models(models))}
-    return named.sort_values("model_name", key=lambda names: names.map(places), kind="stable")
+    return sort_models(table.assign(model_name=models, task_name=[tasks[key] for key in keys]))
 
 
 def _tells_apart(table: pd.DataFrame, column: str) -> bool:
@@ -113,16 +111,13 @@ def _revision(data: str) -> str:
     return f"data {str(revision)[:12]}" if revision else ""
 
 
-def sort_models(names: Iterable[str]) -> list[str]:
-    """Return model names in the order of tables: ours first, numbers in names by their size."""
-    first = list(MODELS.values())
+def sort_models(table: pd.DataFrame) -> pd.DataFrame:
+    """Return rows in the order of models: ours first, numbers in names by their size."""
 
-    def place(name: str) -> tuple[Any, ...]:
-        plain = name.split(",")[0]
-        numbers = [
-            (int(part or -1), "") if part.isdigit() else (0, part)
-            for part in re.split(r"(\d+)", name)
-        ]
-        return (first.index(plain) if plain in first else len(first), numbers)
+    def place(column: pd.Series) -> pd.Series:
+        if column.name == "model":
+            places = {name: number for number, name in enumerate(MODELS)}
+            return column.map(places).fillna(len(MODELS))
+        return column.str.replace(r"\d+", lambda number: number[0].zfill(9), regex=True)
 
-    return sorted(set(names), key=place)
+    return table.sort_values(["model", "model_name"], key=place, kind="stable")

@@ -139,17 +139,15 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, metadata=endings[path.suffix])
 
 
-def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return the line properties of each model; ours look the same in every figure."""
-    known = list(MODELS.values())
-    ordered = sort_models(names)
-    others = [name for name in ordered if name not in known]
-    numbers = {name: number for number, name in enumerate([*known, *others])}
+def line_styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Return the line properties of each model in order; ours look the same in every figure."""
+    own = {name: number for number, name in enumerate(MODELS)}
+    others = itertools.count(len(own))
     looks = {}
-    for name in ordered:
-        number = numbers[name]
-        base = name.split(",")[0]  # a variant has the colour of its model
-        colour = known.index(base) if base in known else number
+    models = sort_models(table[["model", "model_name"]].drop_duplicates())
+    for model, name in models.itertuples(index=False):
+        number = own[model] if name == MODELS.get(model) else next(others)
+        colour = own.get(model, number)  # a variant has the colour of its model
         looks[name] = {
             "color": COLOURS[colour % len(COLOURS)],
             "marker": MARKERS[(number + number // len(MARKERS)) % len(MARKERS)],
@@ -178,7 +176,7 @@ def curves(
         if len(table[[*telling, name]].drop_duplicates()) > panels_so_far:
             telling.append(name)
     panel = telling or panel[:1]
-    looks = line_styles(table["model_name"])
+    looks = line_styles(table)
     labels = (x_label or x.replace("_", " "), table["unit"].iloc[0] if y_label is None else y_label)
     groups = table.groupby(list(panel), sort=False, dropna=False)
     panels = [
@@ -200,7 +198,8 @@ def _draw_curves(
     log_y: bool,
     axes: Axes,
 ) -> None:
-    names = sort_models(rows["model_name"])
+    drawn = set(rows["model_name"])
+    names = [name for name in looks if name in drawn]
     for name in names:
         line = rows[rows["model_name"] == name].sort_values(x)
         axes.plot(line[x], line[y], label=name, **looks[name])
@@ -238,7 +237,7 @@ def intervals(table: pd.DataFrame, label: str, panel: str, x_label: str, matters
 
     Shaded: from -matters to matters, where a difference does not matter.
     """
-    looks = line_styles(table["model_name"])
+    looks = line_styles(table)
     groups = list(table.groupby(panel, sort=False, dropna=False))
     panels = [
         Panel(str(name), partial(_draw_intervals, rows, label, looks, x_label, matters))

@@ -135,29 +135,28 @@ def _is_accuracy(group: pd.DataFrame) -> bool:
 
 
 def paired(
-    frame: pd.DataFrame, keys: Sequence[str], value: str, model: str, against: str
+    ours: pd.DataFrame, theirs: pd.DataFrame, keys: Sequence[str], value: str
 ) -> pd.DataFrame:
-    """Return `value` of one model minus that of another, for each seed that both have.
+    """Return runs beside a baseline's, with the `difference` of `value` for each seed of both.
 
     `keys` are the columns that a pair shares, `seed` apart. Of several sizes, a run is paired with
     the nearest in parameters, and with none that is more than NEAREST times larger or smaller.
-    Columns: keys, seed, difference, value, baseline, parameters, and `sequences` with the
-    differences per test sequence where both kept them.
+    Columns: those of both, the baseline's with the ending `_baseline`, also `baseline`, and
+    `sequences` with the differences per test sequence where both kept them.
     """
     shared = [*keys, "seed"]
-    columns = [*shared, value, "parameters", *(["sequences"] if "sequences" in frame else [])]
-    ours = frame[frame["variant"] == model][columns]
-    theirs = frame[frame["variant"] == against][columns]
     pairs = ours.merge(theirs, on=shared, suffixes=("", "_baseline"))
     ratio = pairs["parameters"] / pairs["parameters_baseline"]
     pairs = pairs.assign(ratio=np.maximum(ratio, 1 / ratio))
-    nearest = pairs.groupby([*shared, "parameters"], dropna=False)["ratio"].transform("min")
+    run = [*shared, "variant", "parameters"]
+    nearest = pairs.groupby(run, dropna=False)["ratio"].transform("min")
     pairs = pairs[(pairs["ratio"] == nearest) & (pairs["ratio"] <= NEAREST)]
-    pairs = pairs.assign(difference=pairs[value] - pairs[f"{value}_baseline"])
+    pairs = pairs.assign(baseline=pairs[f"{value}_baseline"])
+    pairs = pairs.assign(difference=pairs[value] - pairs["baseline"])
     if "sequences" in pairs:
         ends = zip(pairs["sequences"], pairs["sequences_baseline"], strict=True)
         pairs = pairs.assign(sequences=[subtract(ours, theirs) for ours, theirs in ends])
-    return pairs.rename(columns={f"{value}_baseline": "baseline"}).dropna(subset=["difference"])
+    return pairs.dropna(subset=["difference"])
 
 
 def subtract(ours: Numbers | None, theirs: Numbers | None) -> Numbers | None:

@@ -66,8 +66,8 @@ def claim_measures(evidence: Evidence) -> pd.DataFrame:
     """Return a row per claim and measure: its value, interval, band and judgement."""
     costs = evidence["costs"]
     found = {
-        "growth": growth(costs) if not costs.empty else costs,
-        "ratios": ratios(costs, "rrwkv", "rwkv") if not costs.empty else costs,
+        "growth": growth(costs),
+        "ratios": ratios(costs, "rrwkv", "rwkv"),
         "verdicts": evidence.verdicts,
     }
     rows = []

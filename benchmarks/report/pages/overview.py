@@ -9,7 +9,7 @@ import pandas as pd
 
 from lookback.benchmarks.record import Record
 from lookback.benchmarks.report.endpoints import BASELINE, Evidence, main_size
-from lookback.benchmarks.report.names import model_name, sort_models
+from lookback.benchmarks.report.names import MODELS, model_name
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.pages.papers import papers_table
 from lookback.benchmarks.report.pages.rrwkv import rrwkv_page
@@ -56,7 +56,7 @@ def overview_page(evidence: Evidence, links: Mapping[str, str], not_run: Mapping
     blocks.append(Block("Pages", pages))
     blocks.append(Block("Papers", table=papers_table(records), folded=not learned.empty))
     if not_run:
-        words = "\n".join(f"- `make {name}`: {title}" for name, title in not_run.items())
+        words = "\n".join(f"- `lookback run {name}`: {title}" for name, title in not_run.items())
         blocks.append(Block("Suites without records here", words))
     return Page(
         title="How far back can a sequence model look, and what does it pay for it?",
@@ -113,11 +113,13 @@ def endpoint_scores(evidence: Evidence) -> tuple[pd.DataFrame, list[str]]:
             title = f"{suite}, {task}"
             shown = {"endpoint": title, "endpoint_low": f"{title}_low"}
             shown |= {"endpoint_high": f"{title}_high", "mark": f"{title}_mark"}
-            columns.append(rows.set_index("model_name").rename(columns=shown)[[*shown.values()]])
+            columns.append(rows.set_index("model").rename(columns=shown)[[*shown.values()]])
     if not columns:
         return pd.DataFrame(), []
     table = pd.concat(columns, axis=1)
-    return table.loc[sort_models(table.index)].rename_axis("model_name").reset_index(), leaders
+    order = [name for name in (*MODELS, *table.index) if name in table.index]
+    table = table.loc[[*dict.fromkeys(order)]].rename(index=model_name)
+    return table.rename_axis("model_name").reset_index(), leaders
 
 
 def longest_prices(costs: pd.DataFrame) -> pd.DataFrame:

@@ -86,8 +86,10 @@ def _block(paper: dict[str, Any], theirs: pd.DataFrame, ours: pd.DataFrame) -> B
 
 
 def _named(rows: pd.DataFrame) -> pd.DataFrame:
-    names = zip(rows["model"], rows["model_options"], strict=True)
-    return rows.assign(model=[model_name(name, options) for name, options in names])
+    """Return rows in the order of models, whose names stand in the column `model`."""
+    pairs = zip(rows["model"], rows["model_options"], strict=True)
+    rows = sort_models(rows.assign(model_name=[model_name(*pair) for pair in pairs]))
+    return rows.assign(model=rows["model_name"])
 
 
 def _scores(frames: Frames, column: str, scale: float = 1.0) -> pd.DataFrame:
@@ -108,13 +110,12 @@ def _parity(frames: Frames) -> pd.DataFrame:
     keys = ["model", "model_options"]
     runs = scores.groupby([*keys, "seed"], sort=False)["score"].mean().mul(2).sub(1)
     table = runs.groupby(keys, sort=False).agg(parity="max", median="median", seeds="count")
-    table = _named(table.reset_index()).set_index("model")
-    return table.loc[sort_models(table.index)].reset_index()
+    return _named(table.reset_index())
 
 
 def _complexity(frames: Frames) -> pd.DataFrame:
     """Return slopes of prefill over length."""
-    rows = growth(frames["costs"]) if not frames["costs"].empty else frames["costs"]
+    rows = growth(frames["costs"])
     if rows.empty:
         return rows
     named = {"prefill time": "time", "prefill memory": "space"}

@@ -20,8 +20,9 @@ def rrwkv_page(evidence: Evidence) -> Page | None:
     parts = [add_names(table[table["model"] == "rrwkv"]) for table in judged if not table.empty]
     gains = pd.concat(parts) if parts else pd.DataFrame()
     if not gains.empty:
-        of_model = gains["model_name"].str.removeprefix("RRWKV")
-        gains = gains.assign(label=gains["suite"] + ": " + gains["task_name"] + of_model)
+        depths = gains["depth"].astype(str)
+        labels = gains["suite"] + ": " + gains["task_name"] + ", depth " + depths
+        gains = gains.assign(label=labels)
         plain = gains[gains["model_options"] == "{}"]
         rows = plain if len(plain) else gains
         words = "; ".join(
@@ -29,8 +30,7 @@ def rrwkv_page(evidence: Evidence) -> Page | None:
         )
         lead.insert(0, f"Primary endpoints, RRWKV minus RWKV-4: {words}.")
         blocks.append(_endpoint_block(gains, rows))
-    costs = evidence["costs"]
-    prices = ratios(costs, "rrwkv", "rwkv") if not costs.empty else pd.DataFrame()
+    prices = ratios(evidence["costs"], "rrwkv", "rwkv")
     if not prices.empty:
         blocks.append(_cost_block(prices))
     if not blocks:

@@ -71,7 +71,7 @@ def cost_by_length(costs: pd.DataFrame) -> Content:
 
 def prices(costs: pd.DataFrame) -> pd.DataFrame:
     """Return a row per machine and model, at the longest length that all its models have."""
-    rows = quantities(costs) if not costs.empty else costs
+    rows = quantities(costs)
     if rows.empty:
         return rows
     machines = add_names(rows).groupby("device", sort=False)
@@ -144,7 +144,7 @@ def _growth_rows(rows: pd.DataFrame) -> Iterator[dict[str, object]]:
         row = dict(zip(keys, key, strict=True))
         row |= {"lengths": len(line), "longest": int(max(lengths))}
         row["slope"], row["slope_low"], row["slope_high"] = slope(lengths, values)
-        if row["quantity"].endswith("time"):
+        if QUANTITIES[row["quantity"]][1] == "seconds":
             fit = two_terms(lengths, values)
             row |= {name: fit[name] for name in ("quadratic_share", "crossover")}
         else:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from lookback.benchmarks.record import Cell, Record, SequenceSums
@@ -146,7 +147,9 @@ def test_names_of_no_rows_are_columns_too(cell: Cell) -> None:
 
 def test_models_come_in_the_order_of_tables_and_numbers_by_their_size() -> None:
     names = ["Transformer, window 64", "LSTM", "Transformer, window 16", "mine", "RWKV-4"]
-    assert sort_models([*names, "Transformer"]) == [
+    models = ["transformer", "lstm", "transformer", "mine", "rwkv", "transformer"]
+    table = pd.DataFrame({"model": models, "model_name": [*names, "Transformer"]})
+    assert list(sort_models(table)["model_name"]) == [
         "Transformer",
         "Transformer, window 16",
         "Transformer, window 64",

@@ -158,7 +158,15 @@ def test_legends_fit_their_figures(name: str) -> None:
     """Eleven models with long names: no entry lies outside the figure, none over a panel."""
     models = [f"RRWKV, retrospection attentio{letter}" for letter in "abcdefghijk"]
     rows = [
-        {"model_name": model, "x": x, "mean": 0.5, "low": 0.4, "high": 0.6, "panel": panel}
+        {
+            "model": "mine",
+            "model_name": model,
+            "x": x,
+            "mean": 0.5,
+            "low": 0.4,
+            "high": 0.6,
+            "panel": panel,
+        }
         for model in models
         for x in (16, 32, 64)
         for panel in ("one", "two", "three")

@@ -140,7 +140,8 @@ def test_pairs_are_of_one_seed_and_the_nearest_size() -> None:
         ("b", 0, 105, 0.4), ("b", 1, 105, 0.5), ("b", 0, 400, 0.1), ("b", 1, 400, 0.1),
     ]  # fmt: skip
     frame = pd.DataFrame(rows, columns=["variant", "seed", "parameters", "score"])
-    pairs = statistics.paired(frame.assign(task="t"), ["task"], "score", "a", "b")
+    ours, theirs = (rows.assign(task="t") for _, rows in frame.groupby("variant"))
+    pairs = statistics.paired(ours, theirs, ["task"], "score")
     assert sorted(pairs["difference"].round(6)) == [0.1, 0.2]
 
 
