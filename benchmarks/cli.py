@@ -120,7 +120,9 @@ def list_(
     if kind == Kind.suites:
         entries = []
         for name in suite_names():
-            entries.append(Entry(name, f"benchmarks/suites/{name}.toml", read_suite(name).title))
+            suite = read_suite(name)
+            summary = f"{suite.title}; {suite.takes}"
+            entries.append(Entry(name, f"benchmarks/suites/{name}.toml", summary))
     else:
         entries = catalogue(kind.value, plugin or [])
 
@@ -181,6 +183,8 @@ def describe(
 def _describe_suite(name: str) -> None:
     suite = read_suite(name)
     print(f"Suite {name}: {suite.title}\n")
+    if suite.takes:
+        print(f"Takes {suite.takes} at the default scale.\n")
     if suite.match:
         print(f"{suite.match}\n")
     _print_columns([("kind", "task", "models", "lengths", "cells"), *_grids(suite)])

@@ -1,6 +1,7 @@
 """A suite is a TOML file: defaults, then grids whose lists are multiplied out into cells.
 
 title = "How far back can they recall?"
+takes = "2 core-hours"         # at scale small, in words
 plugins = ["my_model.py"]      # of what the suite names and Lookback lacks; beside this file
 
 [defaults]                     # of every cell
@@ -72,7 +73,8 @@ from lookback.benchmarks.record import (
 FOLDER = Path(__file__).parent / "suites"
 DEFAULT_SCALE = "small"
 SECTIONS = ("match", "endpoint", "pilot")  # tables that say nothing of a cell
-KEYS = ("title", "plugins", "defaults", "grid", *SECTIONS, "scales")
+TEXTS = ("title", "takes")
+KEYS = (*TEXTS, "plugins", "defaults", "grid", *SECTIONS, "scales")
 SMOKE = {  # enough to see that a suite runs: seconds
     "width": 16,
     "depth": 1,
@@ -161,6 +163,7 @@ class Suite:
     name: str
     title: str
     cells: tuple[AnyCell, ...]
+    takes: str = ""  # how long the default scale takes, in words
     match: Match | None = None
     endpoint: Endpoint | None = None
     pilot: Pilot | None = None
@@ -239,6 +242,7 @@ def read_suite(name: str, scale: str = DEFAULT_SCALE, device: str = "cpu") -> Su
         name=suite_name,
         title=content.get("title", path.stem),
         cells=distinct,
+        takes=content.get("takes", ""),
         match=_section(path, content, changes, "match", Match),
         endpoint=_section(path, content, changes, "endpoint", Endpoint),
         pilot=_section(path, content, changes, "pilot", Pilot),
@@ -261,8 +265,9 @@ def _check_types(path: Path, content: Mapping[str, Any]) -> None:
     unknown = sorted(set(content) - set(KEYS))
     if unknown:
         raise ValueError(f"{path}: unknown key {unknown[0]!r}: expected one of {', '.join(KEYS)}")
-    if not isinstance(content.get("title", ""), str):
-        raise ValueError(f"{path}: title: expected a text")
+    for key in TEXTS:
+        if not isinstance(content.get(key, ""), str):
+            raise ValueError(f"{path}: {key}: expected a text")
     for key in ("defaults", *SECTIONS, "scales"):
         if not isinstance(content.get(key, {}), dict):
             raise ValueError(f"{path}: {key}: expected a table")

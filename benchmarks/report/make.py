@@ -192,8 +192,7 @@ class Writer:
         suites = {record.suite for record in evidence.records}
         links = {page.path.parent.name: "" for page in pages}
         links |= {name: suite_title(name) for name in links if name in suites}
-        absent = {name: read_suite(name).title for name in suite_names() if name not in suites}
-        return write_page(overview_page(evidence, links, absent), self.reports, self.style)
+        return write_page(overview_page(evidence, links), self.reports, self.style)
 
 
 def find_suite(name: str) -> Suite | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from lookback.benchmarks.report.pages.rrwkv import rrwkv_page
 from lookback.benchmarks.report.pages.suite import BY_OPTION, by_task, machine_names
 from lookback.benchmarks.report.section import SECTIONS, Frames
 from lookback.benchmarks.report.sections.costs import prices as cost_prices
+from lookback.benchmarks.suite import read_suite, suite_names
 
 FRONT = (
     ("distance", "Accuracy against distance"),
@@ -27,8 +29,8 @@ FRONT = (
 """The figures of the first page: suite and title of the section."""
 
 
-def overview_page(evidence: Evidence, links: Mapping[str, str], not_run: Mapping[str, str]) -> Page:
-    """Return the overview; `links` and `not_run` are titles of suites by their names."""
+def overview_page(evidence: Evidence, links: Mapping[str, str]) -> Page:
+    """Return the overview; `links` are the titles of pages by their names."""
     records = evidence.records
     figures = list(front_figures(records))
     blocks = figures[:1]
@@ -55,9 +57,10 @@ def overview_page(evidence: Evidence, links: Mapping[str, str], not_run: Mapping
     )
     blocks.append(Block("Pages", pages))
     blocks.append(Block("Papers", table=papers_table(records), folded=not learned.empty))
-    if not_run:
-        words = "\n".join(f"- `lookback run {name}`: {title}" for name, title in not_run.items())
-        blocks.append(Block("Suites without records here", words))
+    incomplete = incomplete_suites(records)
+    if not incomplete.empty:
+        text = "`lookback run SUITE` measures the rest. *Takes*: all cells of the suite."
+        blocks.append(Block("Suites with cells to measure", text, None, incomplete, rows=99))
     return Page(
         title="How far back can a sequence model look, and what does it pay for it?",
         source=f"{len(records)} records of {machine_names(records)}. Made by `lookback report`.",
@@ -65,6 +68,17 @@ def overview_page(evidence: Evidence, links: Mapping[str, str], not_run: Mapping
         blocks=blocks,
         home="",
     )
+
+
+def incomplete_suites(records: Sequence[Record]) -> pd.DataFrame:
+    """Return a row for each of our suites that has more cells than records."""
+    recorded = Counter(suite for suite, _ in {(one.suite, one.cell_id) for one in records})
+    rows = []
+    for suite in map(read_suite, suite_names()):
+        if recorded[suite.name] < len(suite.cells):
+            counts = {"recorded": recorded[suite.name], "cells": len(suite.cells)}
+            rows.append({"suite": suite.name, "title": suite.title, **counts, "takes": suite.takes})
+    return pd.DataFrame(rows)
 
 
 def front_figures(records: Sequence[Record]) -> Iterator[Block]:

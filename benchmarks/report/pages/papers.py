@@ -16,6 +16,7 @@ from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.section import Frames
 from lookback.benchmarks.report.sections.costs import growth
 from lookback.benchmarks.report.statistics import summarise
+from lookback.benchmarks.suite import read_suite
 
 PAPERS = Path(__file__).with_suffix(".toml")
 PUBLISHED = Path(__file__).parents[2] / "published.csv"
@@ -36,9 +37,10 @@ def papers_table(records: Sequence[Record]) -> pd.DataFrame:
             status = "run"
         elif paper["suite"].removesuffix("-paper") in suites:
             status = "part: at a smaller scale"
+        takes = paper.get("takes") or read_suite(paper["suite"]).takes
         columns = ("paper", "table", "target")
-        rows.append({name: paper[name] for name in columns})
-        rows[-1] |= {"status": status, "takes": paper["hours"]}
+        row = {name: paper[name] for name in columns}
+        rows.append(row | {"status": status, "takes": takes})
     return pd.DataFrame(rows)
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from lookback.benchmarks.record import Cell, Record
 from lookback.benchmarks.report.endpoints import Evidence, endpoint_values, main_size, verdicts
+from lookback.benchmarks.report.pages.overview import incomplete_suites
 from lookback.benchmarks.report.section import Frames
-from lookback.benchmarks.suite import Endpoint
+from lookback.benchmarks.suite import Endpoint, read_suite
 from tests.records import asked, score, trained
 
 
@@ -101,6 +102,19 @@ def test_no_verdict_at_the_floor_or_the_ceiling(
     assert list(judged["verdict"]) == [word]
 
 
+def test_the_floor_is_asked_of_the_sizes_that_are_compared(cell: Cell) -> None:
+    """A smaller baseline on the floor does not stand for the one that a model is paired with."""
+    records = []
+    for seed in range(4):
+        narrow = cell.model_copy(update={"width": 16})
+        records += [model(narrow, "rwkv", seed, 13), model(cell, "rwkv", seed, 60)]
+        records.append(model(cell, "lstm", seed, 80 + seed % 2))
+    wanted = endpoint(quantity="score")
+    values = endpoint_values(Frames(records), wanted)
+    values["parameters"] = 100 * values["width"]
+    assert list(verdicts(values, wanted.difference)["verdict"]) == ["better"]
+
+
 def test_fewer_bits_are_better(cell: Cell) -> None:
     from tests.records import FACTS
 
@@ -129,3 +143,12 @@ def test_the_overview_shows_the_size_with_most_seeds(cell: Cell) -> None:
     rows = main_size(Frames([*wider, *records])["scores"])
     assert set(rows["width"]) == {cell.width}
     assert len(rows) == 3
+
+
+def test_the_overview_counts_cells_that_were_not_measured(cell: Cell) -> None:
+    run = model(cell, "rwkv", 0, 50).model_copy(update={"suite": "tracking"})
+    rows = incomplete_suites([run, run]).set_index("suite")
+    cells = len(read_suite("tracking").cells)
+    assert tuple(rows.loc["tracking", ["recorded", "cells"]]) == (1, cells)
+    assert rows.loc["distance", "recorded"] == 0
+    assert rows["takes"].all()
