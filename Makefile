@@ -13,7 +13,7 @@ UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 .DEFAULT_GOAL := help
 .PHONY: help environment bench test test-slow test-gpu smoke lint format pictures cards report speed doctor clean \
     verify publish published reports-check \
-    distance copying capacity tracking aggregation ladder language cost cost-equal-width paper-zoology-mqar \
+    distance distance-equal-width copying capacity tracking aggregation ladder language cost cost-equal-width paper-zoology-mqar \
     paper-grazzi-parity paper-mamba-induction paper-jelassi-copying paper-okpekpe-rates paper-rrwkv-reach \
     paper-rwkv-lra paper-rwkv-enwik8
 
@@ -72,6 +72,7 @@ format: $(TOOLS) ## put files into the common format
 
 # A suite a target: `make distance`, at the scale that SCALE names, on the GPU where there is one.
 distance: ## retrieval by distance, from 1 to 4,095 tokens, beside a ruler of known range
+distance-equal-width: ## RRWKV beside RWKV-4 at equal width, where distance matches parameters
 copying: ## selective copying at lengths never trained at
 capacity: ## how many pairs a state holds
 tracking: ## permutations and parity: states that every token changes
@@ -85,7 +86,7 @@ paper-mamba-induction: ## induction heads read to 16,384 tokens (Gu and Dao 2023
 paper-jelassi-copying: ## copying of strings longer than in training (Jelassi et al. 2024)
 paper-okpekpe-rates: ## learning rates at which recall is learned (Okpekpe and Orvieto 2025)
 paper-zoology-mqar: ## Zoology's grid of MQAR (Arora et al. 2023)
-distance copying capacity tracking aggregation ladder language cost cost-equal-width paper-zoology-mqar \
+distance distance-equal-width copying capacity tracking aggregation ladder language cost cost-equal-width paper-zoology-mqar \
 paper-grazzi-parity paper-mamba-induction paper-jelassi-copying paper-okpekpe-rates: $(READY)
 	$(BIN)/lookback run $@ --scale $(SCALE)
 	@$(BIN)/lookback report $@ --scale $(SCALE)
