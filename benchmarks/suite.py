@@ -163,12 +163,12 @@ class Suite:
     name: str
     title: str
     cells: tuple[AnyCell, ...]
-    takes: str = ""  # how long the default scale takes, in words
     match: Match | None = None
     endpoint: Endpoint | None = None
     pilot: Pilot | None = None
     plugins: tuple[str, ...] = ()  # files
     digest: str = ""  # of the file
+    takes: str = ""  # how long the default scale takes, in words
 
 
 def suite_names() -> list[str]:
