@@ -13,10 +13,8 @@ from lookback.benchmarks.report import sections
 from lookback.benchmarks.report.endpoints import Evidence
 from lookback.benchmarks.report.frames import distinct, without_pilots
 from lookback.benchmarks.report.page import Page, WrittenPage, is_current, page_key, write_page
-from lookback.benchmarks.report.pages.claims import claims_page
+from lookback.benchmarks.report.pages import claims, papers, rrwkv
 from lookback.benchmarks.report.pages.overview import overview_page
-from lookback.benchmarks.report.pages.papers import papers_page
-from lookback.benchmarks.report.pages.rrwkv import rrwkv_page
 from lookback.benchmarks.report.pages.suite import suite_page
 from lookback.benchmarks.report.section import SECTIONS
 from lookback.benchmarks.storage import read_published, read_records
@@ -25,12 +23,12 @@ from lookback.benchmarks.suite import DEFAULT_SCALE, Endpoint, Suite, read_suite
 __all__ = ["TOPICS", "Selection", "make_pages", "sections"]
 
 SCALES = ("smoke", "paper")
-TOPICS: dict[str, Callable[[Evidence], Page | None]] = {
-    "claims": claims_page,
-    "rrwkv": rrwkv_page,
-    "papers": papers_page,
+TOPICS: dict[str, tuple[str, Callable[[Evidence], Page | None]]] = {
+    "claims": (claims.TITLE, claims.claims_page),
+    "rrwkv": (rrwkv.TITLE, rrwkv.rrwkv_page),
+    "papers": (papers.TITLE, papers.papers_page),
 }
-"""Pages that look at several suites, by their names."""
+"""Pages that look at several suites: title and function by their names."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +172,9 @@ class Writer:
 
     def write_topic(self, topic: str, evidence: Evidence) -> WrittenPage | None:
         """Write a page that looks at several suites; None if it has nothing to show."""
+        _, make = TOPICS[topic]
         return self._write(
-            lambda: TOPICS[topic](evidence),
+            lambda: make(evidence),
             self.reports / topic,
             page_key(evidence.records, self.style, topic, evidence.endpoints),
         )
@@ -189,9 +188,9 @@ class Writer:
 
     def write_overview(self, evidence: Evidence, pages: Sequence[WrittenPage]) -> WrittenPage:
         """Write the first page, with links to all others."""
-        suites = {record.suite for record in evidence.records}
-        links = {page.path.parent.name: "" for page in pages}
-        links |= {name: suite_title(name) for name in links if name in suites}
+        names = [page.path.parent.name for page in pages]
+        titles = {name: title for name, (title, _) in TOPICS.items()}
+        links = {name: titles.get(name) or suite_title(name) for name in names}
         return write_page(overview_page(evidence, links), self.reports, self.style)
 
 

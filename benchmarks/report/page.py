@@ -185,11 +185,12 @@ def formatted(table: pd.DataFrame, plus_minus: bool = False) -> pd.DataFrame:
         column = str(name)
         if column.endswith(("_low", "_high", "_mark")):
             continue
-        texts = [format_value(column, value) for value in table[name]]
+        digits = digits_of(table[name])
+        texts = [format_value(column, value, digits) for value in table[name]]
         if f"{column}_low" in table:
             ends = zip(table[f"{column}_low"], table[f"{column}_high"], strict=True)
             for place, (low, high) in enumerate(ends):
-                texts[place] += format_interval(column, low, high, plus_minus)
+                texts[place] += format_interval(column, low, high, digits, plus_minus)
         for place, mark in enumerate(table.get(f"{column}_mark", ())):
             texts[place] += f", {mark}" if mark in UNUSUAL else ""
         if any(texts):
@@ -203,8 +204,17 @@ def heading(column: str) -> str:
     return words.replace(" per second", "/s")
 
 
-def format_value(column: str, value: Any) -> str:
-    """Return a value as people read it; empty for none."""
+def digits_of(values: Iterable[Any]) -> int:
+    """Return how many digits behind the point the numbers of a column have."""
+    numbers = pd.to_numeric(pd.Series(values, dtype=object), errors="coerce").dropna()
+    largest = numbers.abs().max() if len(numbers) else 0.0
+    if largest < 10:
+        return 3
+    return 0 if largest >= 1000 or (numbers % 1 == 0).all() else 1
+
+
+def format_value(column: str, value: Any, digits: int | None = None) -> str:
+    """Return a value as people read it, empty for none; `digits` are those of its column."""
     if value is None or (isinstance(value, float) and math.isnan(value)) or value is pd.NA:
         return ""
     if isinstance(value, str):
@@ -218,18 +228,21 @@ def format_value(column: str, value: Any) -> str:
         return f"{number:,.3g} s" if number >= 1 else f"{1e3 * number:,.3g} ms"
     if column.endswith("difference"):
         return f"{number:+.3f}"
-    if number.is_integer() and (isinstance(value, int) or abs(number) >= 10):
-        return f"{int(number):,}"
-    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{number:,.{digits_of([value]) if digits is None else digits}f}"
 
 
-def format_interval(column: str, low: float, high: float, plus_minus: bool = False) -> str:
+def format_interval(
+    column: str, low: float, high: float, digits: int, plus_minus: bool = False
+) -> str:
     """Return an interval behind its number; empty if there is none."""
     if math.isnan(low) or math.isnan(high):
         return ""
     if plus_minus:
-        return f" ± {(high - low) / 2:.3f}"
-    return f" ({format_value(column, low)} to {format_value(column, high)})"
+        return f" ± {(high - low) / 2:.{digits}f}"
+    ends = [format_value(column, end, digits) for end in (low, high)]
+    return f" ({ends[0]} to {ends[1]})"
 
 
 def sides(shown: pd.DataFrame) -> list[str]:

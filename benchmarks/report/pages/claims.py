@@ -14,6 +14,7 @@ from lookback.benchmarks.report.endpoints import Evidence
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.sections.costs import growth, ratios
 
+TITLE = "Claims of the RWKV and RRWKV papers"
 CLAIMS = Path(__file__).with_suffix(".toml")
 WORDS = {"holds": "hold", "fails": "fail", "undecided": "undecided", "not measured": "not measured"}
 NOT_DECIDED = ("both at floor", "both at ceiling", "not learned", "baseline not learned")
@@ -52,7 +53,7 @@ def claims_page(evidence: Evidence) -> Page | None:
         "model has not left the sighted floor decide nothing."
     )
     return Page(
-        title="Claims of the RWKV and RRWKV papers",
+        title=TITLE,
         source=f"{len(evidence.records)} records. Made by `lookback report claims`.",
         lead=[f"{len(rows)} claims on range and cost, in our words: {counted}."],
         blocks=[

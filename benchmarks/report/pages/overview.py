@@ -52,9 +52,7 @@ def overview_page(evidence: Evidence, links: Mapping[str, str]) -> Page:
     if gains and gains.blocks[0].figure:
         title = "RRWKV beside RWKV-4"
         blocks.append(replace(gains.blocks[0], title=title, table=None, folded=True))
-    pages = "\n".join(
-        f"- [{name}]({name}/index.html){title and f': {title}'}" for name, title in links.items()
-    )
+    pages = "\n".join(f"- [{name}]({name}/index.html): {title}" for name, title in links.items())
     blocks.append(Block("Pages", pages))
     blocks.append(Block("Papers", table=papers_table(records), folded=not learned.empty))
     incomplete = incomplete_suites(records)

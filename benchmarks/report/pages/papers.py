@@ -18,6 +18,7 @@ from lookback.benchmarks.report.sections.costs import growth
 from lookback.benchmarks.report.statistics import summarise
 from lookback.benchmarks.suite import read_suite
 
+TITLE = "Papers' tables beside ours"
 PAPERS = Path(__file__).with_suffix(".toml")
 PUBLISHED = Path(__file__).parents[2] / "published.csv"
 
@@ -60,7 +61,7 @@ def papers_page(evidence: Evidence) -> Page | None:
     if not blocks:
         return None
     return Page(
-        title="Papers' tables beside ours",
+        title=TITLE,
         source=f"{len(evidence.records)} records. Made by `lookback report papers`.",
         lead=["Their models are larger and trained far longer: compare orders, not numbers."],
         blocks=[Block("What has been run", table=papers_table(evidence.records)), *blocks],

@@ -11,6 +11,8 @@ from lookback.benchmarks.report.pages.suite import RECONSTRUCTION
 from lookback.benchmarks.report.plots import intervals
 from lookback.benchmarks.report.sections.costs import ratios
 
+TITLE = "RRWKV beside RWKV-4: does looking back at mediums help?"
+
 
 def rrwkv_page(evidence: Evidence) -> Page | None:
     """Return the page; None if no endpoint compares RRWKV with RWKV."""
@@ -38,7 +40,7 @@ def rrwkv_page(evidence: Evidence) -> Page | None:
     if gains.empty:
         lead.insert(0, "No published record compares what RRWKV and RWKV-4 learn yet.")
     return Page(
-        title="RRWKV beside RWKV-4: does looking back at mediums help?",
+        title=TITLE,
         source=f"{len(evidence.records)} records. Made by `lookback report rrwkv`.",
         lead=lead,
         blocks=blocks,

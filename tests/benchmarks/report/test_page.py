@@ -59,6 +59,13 @@ def test_values_are_written_by_their_columns(column: str, value: object, text: s
     assert page.format_value(column, value) == text
 
 
+def test_the_numbers_of_a_column_have_as_many_digits() -> None:
+    table = pd.DataFrame({"percent": [100.0, 85.156, 6.25], "at": [128.0, 4.0, math.nan]})
+    shown = page.formatted(table)
+    assert list(shown["percent"]) == ["100.0", "85.2", "6.2"]
+    assert list(shown["at"]) == ["128", "4", ""]
+
+
 def test_an_interval_joins_its_number() -> None:
     table = pd.DataFrame([{"score": 0.5, "score_low": 0.45, "score_high": 0.55, "mark": ""}])
     assert page.formatted(table).to_dict("records") == [{"score": "0.500 (0.450 to 0.550)"}]
