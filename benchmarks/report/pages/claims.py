@@ -133,12 +133,12 @@ def claim_verdict(measures: pd.DataFrame) -> str:
 
 
 def deciding_measure(measures: pd.DataFrame) -> str:
-    """Return the measure that stands against a claim, or else the first one."""
+    """Return the first measure that is against a claim, else that leaves it undecided, else any."""
     if measures.empty:
         return ""
-    against = measures[measures["judged"] == "against"]
-    row = (against if len(against) else measures).iloc[0]
-    interval = (
-        "" if math.isnan(row.value_low) else f" ({row.value_low:.2f} to {row.value_high:.2f})"
-    )
-    return f"{row['of']} of {row['measure']}: {row['value']:.2f}{interval}"
+    order = measures["judged"].map(["against", "undecided", "in favour"].index)
+    row = measures.iloc[int(order.argmin())]
+    words = f"{row['of']} of {row['measure']}: {row['value']:.2f}"
+    if math.isnan(row["value_low"]):
+        return words
+    return f"{words} ({row['value_low']:.2f} to {row['value_high']:.2f})"

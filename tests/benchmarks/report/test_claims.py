@@ -10,7 +10,13 @@ from lookback.benchmarks.record import Cell
 from lookback.benchmarks.report.endpoints import Evidence
 from lookback.benchmarks.report.frames import frame
 from lookback.benchmarks.report.make import endpoints_of, find_suite, load
-from lookback.benchmarks.report.pages.claims import claim_verdict, claims_page, measure, read_claims
+from lookback.benchmarks.report.pages.claims import (
+    claim_verdict,
+    claims_page,
+    deciding_measure,
+    measure,
+    read_claims,
+)
 from lookback.benchmarks.report.pages.papers import PUBLISHED, papers_table, read_papers
 from lookback.benchmarks.report.sections.costs import ratios
 from lookback.benchmarks.storage import PUBLISHED_RECORDS
@@ -64,6 +70,18 @@ def test_an_endpoint_at_the_floor_decides_nothing() -> None:
 )
 def test_verdicts(words: list[str], verdict: str) -> None:
     assert claim_verdict(pd.DataFrame({"judged": words})) == verdict
+
+
+def test_the_measure_that_is_shown_is_the_one_that_decides() -> None:
+    rows = {"of": "slope", "value": [1.0, 2.0, 3.0], "value_low": [math.nan, 1.5, 2.5]}
+    table = pd.DataFrame({**rows, "value_high": 9.0, "measure": ["a", "b", "c"]})
+
+    def deciding(*words: str) -> str:
+        return deciding_measure(table.assign(judged=words))
+
+    assert deciding("in favour", "undecided", "against") == "slope of c: 3.00 (2.50 to 9.00)"
+    assert deciding("in favour", "undecided", "in favour") == "slope of b: 2.00 (1.50 to 9.00)"
+    assert deciding("in favour", "in favour", "in favour") == "slope of a: 1.00"
 
 
 def test_the_published_records_measure_the_claims_on_cost() -> None:
