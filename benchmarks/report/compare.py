@@ -29,6 +29,16 @@ TOLERANCE = 0.1  # relative difference that medians of times may have
 LAST_DIGIT = 0.001  # of a score without an interval
 MATTERS = {"accuracy": 0.05, "bits per byte": 0.02}  # smallest difference, without an endpoint
 VERDICTS = ("changed", "machine", "noisy", "within", "equal")
+DECIDED_FIRST = (
+    "worse",
+    "better",
+    "not learned",
+    "baseline not learned",
+    "inconclusive",
+    "equivalent",
+    "both at floor",
+    "both at ceiling",
+)
 MOST_ROWS = 40  # in a terminal
 
 Row = dict[str, Any]
@@ -244,8 +254,15 @@ class ModelComparison:
         return json.dumps({"worse": self.is_worse, **rows}, indent=1)
 
     def __str__(self) -> str:
-        tables = [terminal_table(table) for table in (self.rows, self.costs) if not table.empty]
-        return "\n\n".join([*tables, f"{len(self.rows)} tests: {_counted(self.rows)}."])
+        order = self.rows["verdict"].map(DECIDED_FIRST.index)
+        rows = self.rows.iloc[order.argsort(kind="stable")]
+        lines = []
+        for table in (rows, self.costs):
+            if not table.empty:
+                lines += [terminal_table(table, MOST_ROWS), ""]
+            if len(table) > MOST_ROWS:
+                lines += [f"{len(table) - MOST_ROWS} more rows: --json prints all", ""]
+        return "\n".join([*lines, f"{len(rows)} tests: {_counted(rows)}."])
 
 
 def compare_models(
