@@ -216,26 +216,21 @@ def standings(table: pd.DataFrame) -> list[str]:
     return [standing(*row) for row in rows]
 
 
-def two_terms(lengths: Sequence[float], values: Sequence[float]) -> dict[str, float]:
+def quadratic_part(lengths: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
     """Fit y = c + a T + b T^2 with equal relative errors; attention's cost has this form.
 
-    Returns b with its 95 % interval (columns b, b_low, b_high), the share of b T^2 in the fitted
-    value at the longest length, and the length at which both terms are equal. Needs four lengths;
-    all are nan below.
+    Returns the share of b T^2 in the fitted value at the longest length, and the length at which
+    b T^2 equals a T; both are nan unless the 95 % interval of b lies above zero, and below four
+    lengths.
     """
-    names = ("b", "b_low", "b_high", "quadratic_share", "crossover")
-    result = dict.fromkeys(names, math.nan)
     if len(lengths) < 4 or min(values) <= 0:
-        return result
+        return math.nan, math.nan
     t, y = np.asarray(lengths, float) / max(lengths), np.asarray(values, float)
     coefficients, covariance = np.polyfit(t, y, 2, w=1 / y, cov=True)
     b, a, c = map(float, coefficients)
-    reach = t_factor(len(y) - 3) * math.sqrt(covariance[0, 0])
-    result |= {"b": b, "b_low": b - reach, "b_high": b + reach}
-    if b - reach > 0:
-        result["quadratic_share"] = b / (c + a + b)
-        result["crossover"] = a / b * max(lengths) if a > 0 else math.nan
-    return result
+    if b <= t_factor(len(y) - 3) * math.sqrt(covariance[0, 0]):
+        return math.nan, math.nan
+    return b / (c + a + b), a / b * max(lengths) if a > 0 else math.nan
 
 
 def slope(lengths: Sequence[float], values: Sequence[float]) -> tuple[float, float, float]:

@@ -122,10 +122,9 @@ def endpoint_scores(evidence: Evidence) -> tuple[pd.DataFrame, list[str]]:
         for task, rows in by_task(judged.table(main_size(plain))):
             scores = rows.set_index("model_name")["endpoint"].round(2)
             leaders.append(f"{', '.join(scores[scores == scores.max()].index)} ({suite}, {task})")
-            title = f"{suite}, {task}"
-            shown = {"endpoint": title, "endpoint_low": f"{title}_low"}
-            shown |= {"endpoint_high": f"{title}_high", "mark": f"{title}_mark"}
-            columns.append(rows.set_index("model").rename(columns=shown)[[*shown.values()]])
+            part = rows.set_index("model")[["endpoint", "endpoint_low", "endpoint_high", "mark"]]
+            part.columns = [f"{suite}, {task}{end}" for end in ("", "_low", "_high", "_mark")]
+            columns.append(part)
     if not columns:
         return pd.DataFrame(), []
     table = pd.concat(columns, axis=1)

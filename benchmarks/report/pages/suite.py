@@ -192,16 +192,14 @@ def model_table(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
         keys = ["model", "model_options", "variant", "task", "task_options"]
         keys += ["width", "depth", "trained_length", "data", "test_length", "test_options"]
         means = add_names(summarise(scores, keys, "score"))
-        columns = ["task_name", "test_length"]
-        tests = means[columns].drop_duplicates().sort_values(columns)
-        if len(tests) > MOST_TESTS:  # the first, and the last ones
-            tests = pd.concat([tests.head(1), tests.tail(MOST_TESTS - 1)])
+        tests = means.pivot_table(
+            index="model_name", columns=["task_name", "test_length"], values="mean"
+        )
+        tests.columns = [f"{task} @{length}" for task, length in tests.columns]
+        last = max(1, tests.shape[1] - MOST_TESTS + 1)  # the first test, and the last ones
+        tests = tests.iloc[:, [0, *range(last, tests.shape[1])]]
         sizes = add_names(scores).groupby("model_name", sort=False)["parameters"].max()
-        table = sizes.to_frame()
-        for task, length in tests.itertuples(index=False):
-            chosen = means[(means["task_name"] == task) & (means["test_length"] == length)]
-            by_model = chosen.groupby("model_name")["mean"].mean()
-            table[f"{task} @{length}"] = by_model
+        table = sizes.to_frame().join(tests)
     if not costs.empty:
         costs = costs.set_index("model_name")
         table = costs if table.empty else table.join(costs.drop(columns="parameters"))

@@ -9,7 +9,7 @@ import pandas as pd
 from lookback.benchmarks.report import plots
 from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.section import Content, register_section
-from lookback.benchmarks.report.statistics import slope, two_terms
+from lookback.benchmarks.report.statistics import quadratic_part, slope
 
 # Quantity -> phase, column of the frame, factor to the unit that is drawn, unit.
 QUANTITIES = {
@@ -85,22 +85,21 @@ def _machine_prices(rows: pd.DataFrame) -> pd.DataFrame:
     common = set.intersection(*lengths)
     if not common:
         return pd.DataFrame()
-    length = max(common)
-    rows = rows[rows["trained_length"] == length]
-    table = []
-    for name, group in rows.groupby("model_name", sort=False):
-        values = group.groupby("quantity")["value"].median().to_dict()
-        row = {"model_name": name, "parameters": group["parameters"].max()}
-        training = group[group["phase"] == "training"]
-        if "training time" in values:
-            speed = training["tokens"].max() / values["training time"]
-            row["trained_tokens_per_second"] = round(speed)
-        if "share_of_matmul_speed" in training:
-            row["share_of_matmul_speed"] = training["share_of_matmul_speed"].median()
-        row["training_peak_bytes"] = values.get("training memory")
-        row["decode_seconds"] = values.get("decode time")
-        table.append(row | {"state_bytes": values.get("state")})
-    return pd.DataFrame(table).assign(at_length=length)
+    rows = rows[rows["trained_length"] == max(common)]
+    values = rows.pivot_table(
+        index="model_name", columns="quantity", values="value", aggfunc="median"
+    )
+    values = values.reindex(columns=list(QUANTITIES))
+    table = rows.groupby("model_name", sort=False)["parameters"].max().to_frame()
+    training = rows[rows["phase"] == "training"].groupby("model_name")
+    speed = training["tokens"].max() / values["training time"]
+    table["trained_tokens_per_second"] = speed.round().astype("Int64")
+    if "share_of_matmul_speed" in rows:
+        table["share_of_matmul_speed"] = training["share_of_matmul_speed"].median()
+    table["training_peak_bytes"] = values["training memory"]
+    table["decode_seconds"] = values["decode time"]
+    table["state_bytes"] = values["state"]
+    return table.reset_index().assign(at_length=max(common))
 
 
 @register_section("Tokens generated one by one", of="generation", folded=True)
@@ -145,8 +144,7 @@ def _growth_rows(rows: pd.DataFrame) -> Iterator[dict[str, object]]:
         row |= {"lengths": len(line), "longest": int(max(lengths))}
         row["slope"], row["slope_low"], row["slope_high"] = slope(lengths, values)
         if QUANTITIES[row["quantity"]][1] == "seconds":
-            fit = two_terms(lengths, values)
-            row |= {name: fit[name] for name in ("quadratic_share", "crossover")}
+            row["quadratic_share"], row["crossover"] = quadratic_part(lengths, values)
         else:
             # Counted, not timed: without an interval, and by its last doubling.
             row["slope"] = slope(lengths[-2:], values[-2:])[0]
