@@ -64,6 +64,7 @@ class Plan:
     memory: int | None  # bytes of the device; None if this machine has no such device
     device: str  # name of the device
     references: Sequence[str]  # devices whose records times are estimated from
+    jobs: int = 1  # learning cells side by side
 
     def __str__(self) -> str:
         """Return the table and its totals, as wide as the terminal if there is one."""
@@ -110,7 +111,12 @@ class Plan:
         hours = [line.hours for line in to_measure if line.hours is not None]
         if hours:
             count_known = f"{len(hours)} of the {len(to_measure)} to measure"
-            totals.append(f"about {sum(hours):.2g} {unit} for {count_known}")
+            total = f"about {sum(hours):.2g} {unit} for {count_known}"
+            learning = [line.hours or 0.0 for line in to_measure if line.cell.kind == "learn"]
+            if self.jobs > 1 and len(learning) > 1:
+                saved = sum(learning) * (1 - 1 / self.jobs)
+                total += f", {sum(hours) - saved:.2g} with {self.jobs} learning cells side by side"
+            totals.append(total)
         if hours and self.references:
             totals.append(
                 "Times scale with parameters x tokens from the nearest record of the same model, "
@@ -151,6 +157,7 @@ def make_plan(runner: Runner, assumed: float | None = None) -> Plan:
         memory=memory,
         device=machine.device if machine else "a GPU",
         references=sorted(known.used),
+        jobs=runner.jobs,
     )
 
 

@@ -11,6 +11,8 @@ from lookback.benchmarks.measure.memory import LiveBytes, alive_in
 from lookback.benchmarks.measure.step import make_model, make_optimizer, training_step
 from lookback.benchmarks.plan import dry_run
 from lookback.benchmarks.plan.dry_run import (
+    Plan,
+    PlannedCell,
     duration,
     make_plan,
     operations,
@@ -24,7 +26,7 @@ from lookback.benchmarks.storage import read_record, record_files, write_record
 from lookback.benchmarks.suite import Suite
 from lookback.models.model import model_names
 from lookback.tasks.task import get_task
-from tests.records import cost_record
+from tests.records import as_cost, cost_record
 
 BASE = ("transformer", "rwkv", "rrwkv", "lstm")
 MODELS = (*BASE, "rwkv7", "gated_deltanet", "mamba2")
@@ -202,6 +204,13 @@ def test_times_scale_with_parameters_and_tokens_from_the_nearest_record(
     hours = sum(line.seconds for line in lines[1:]) / 3600
     plan = str(make_plan(runner(tmp_path, *cells)))
     assert f"{hours:.2g} hours for 3 of the 3 to measure" in plan
+
+
+def test_hours_of_learning_cells_that_run_side_by_side(cell: Cell) -> None:
+    hour = PlannedCell(cell, "to measure", seconds=3600.0)
+    cost = PlannedCell(as_cost(cell), "to measure", seconds=3600.0)  # runs alone
+    plan = str(Plan((hour, hour, cost), memory=None, device="mine", references=(), jobs=2))
+    assert "about 3 hours for 3 of the 3 to measure, 2 with 2 learning cells side by side" in plan
 
 
 def test_times_from_another_machine_are_in_proportion_of_the_reference_workload(
