@@ -58,13 +58,13 @@ class Judged:
 
 @dataclass
 class Evidence(Frames):
-    """Records, their frames, and what they say on the endpoints of their suites."""
+    """Records, their frames, and the endpoints of their suites with their verdicts."""
 
     endpoints: Mapping[str, Endpoint] = field(default_factory=dict)  # by suite
 
     @cached_property
     def judged(self) -> dict[str, Judged]:
-        """The endpoint of every suite that has values of one, by suite."""
+        """Endpoints with their verdicts, by suite; without suites that have no value of theirs."""
         judged = {}
         for suite, endpoint in self.endpoints.items():
             own = Frames([record for record in self.records if record.suite == suite])

@@ -82,7 +82,7 @@ def cell_columns(record: Record) -> Row:
 
 
 def machine_of(record: Record) -> str:
-    """Return the machine of a cost; empty for what was learned, which depends on none."""
+    """Return the machine of a cost record; empty for a learning record, which needs none."""
     return record.machine.slug if record.cell.kind == "cost" else ""
 
 
@@ -95,7 +95,7 @@ def reading(cell: AnyCell) -> Row:
 
 
 def batch_of(cell: AnyCell) -> str:
-    """Return what a cell holds while the length grows: its tokens or its sequences per batch."""
+    """Return what stays constant while the length grows: tokens or sequences per batch."""
     if cell.batch_tokens:
         return f"{cell.batch_tokens:,} tokens a batch"
     return f"{cell.batch_size} sequence{'' if cell.batch_size == 1 else 's'} a batch"

@@ -95,7 +95,7 @@ def _present(kind: str, records: Iterable[Record]) -> set[str]:
 
 
 def not_run_here(own: Iterable[Record], published: Iterable[Record]) -> list[Record]:
-    """Return the published records, but not what models learned that were run here in a suite."""
+    """Return published records, without the learning records of models that the user ran."""
     run_here = {(record.suite, record.cell.model) for record in own}
     return [
         record

@@ -21,7 +21,7 @@ MODELS = {
 }
 """As their papers write them, in the order in which tables list them."""
 
-# Fields in which runs of one model may differ; named only where they do.
+# Fields in which runs of one model may differ; a name holds them only where they do.
 TOLD_APART = ("width", "depth", "data")
 
 
@@ -57,7 +57,7 @@ def option_words(options: dict[str, Any]) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """Replace what Markdown, HTML or LaTeX would obey; an option can hold any text."""
+    """Replace characters that Markdown, HTML or LaTeX would interpret; an option can hold any."""
     return re.sub(r"[^\w \[\]{}.,:;'=+/*%()-]", "?", text).replace("](", "] (")
 
 

@@ -119,7 +119,7 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFram
 
 
 def named(means: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Rename mean, low and high after what they are of; a page shows them as one column."""
+    """Rename mean, low and high after their quantity; a page shows the three in one column."""
     return means.rename(columns={"mean": name, "low": f"{name}_low", "high": f"{name}_high"})
 
 
