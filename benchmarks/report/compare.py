@@ -256,13 +256,8 @@ class ModelComparison:
     def __str__(self) -> str:
         order = self.rows["verdict"].map(DECIDED_FIRST.index)
         rows = self.rows.iloc[order.argsort(kind="stable")]
-        lines = []
-        for table in (rows, self.costs):
-            if not table.empty:
-                lines += [terminal_table(table, MOST_ROWS), ""]
-            if len(table) > MOST_ROWS:
-                lines += [f"{len(table) - MOST_ROWS} more rows: --json prints all", ""]
-        return "\n".join([*lines, f"{len(rows)} tests: {_counted(rows)}."])
+        tables = [terminal_table(t, MOST_ROWS) for t in (rows, self.costs) if not t.empty]
+        return "\n\n".join([*tables, f"{len(rows)} tests: {_counted(rows)}."])
 
 
 def compare_models(

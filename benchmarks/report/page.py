@@ -267,10 +267,11 @@ def escape_markdown(text: str) -> str:
 
 
 def terminal_table(table: pd.DataFrame, rows: int = MOST_ROWS) -> str:
-    """Return the first rows of a table for a terminal."""
+    """Return the first rows of a table for a terminal, and how many more there are."""
     shown = formatted(table.head(rows))
     options = {"tablefmt": "plain", "colalign": sides(shown), "disable_numparse": True}
-    return str(shown.to_markdown(index=False, **options))
+    text = str(shown.to_markdown(index=False, **options))
+    return text if len(table) <= rows else f"{text}\n... and {len(table) - rows} more rows"
 
 
 def html_table(table: pd.DataFrame) -> Markup:

@@ -84,6 +84,13 @@ def test_tables_of_strangers_words_obey_nothing() -> None:
     assert "\n'=1" in page.csv(pd.DataFrame([{"message": "=1"}]))
 
 
+def test_a_terminal_says_how_many_rows_it_does_not_show() -> None:
+    table = pd.DataFrame({"score": [0.5, 0.6, 0.7]})
+    lines = page.terminal_table(table, rows=2).splitlines()
+    assert [line.strip() for line in lines] == ["score", "0.500", "0.600", "... and 1 more rows"]
+    assert "more" not in page.terminal_table(table)
+
+
 def test_csv_holds_numbers() -> None:
     text = page.csv(pd.DataFrame([{"score": 0.123456789, "score_low": 0.1, "parameters": 3888}]))
     assert text == "score,score_low,parameters\n0.123457,0.1,3888\n"
