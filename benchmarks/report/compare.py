@@ -156,7 +156,7 @@ def measured(records: Sequence[Record]) -> pd.DataFrame:
         quantity = (scores["unit"] + " " + options).str.strip()
         of_test = {"field": "score", "quantity": quantity, "value": scores["score"]}
         parts.append(scores.assign(**of_test, trained_length=scores["test_length"]))
-    columns = ["variant", "device", "cell_id", "q1", "q3", "reference_seconds", "noisy"]
+    columns = ["device", "cell_id", "q1", "q3", "reference_seconds", "noisy"]
     columns += ["sequences", *RUN, *CELL, *QUANTITY, "value"]
     return pd.concat([part.astype(object) for part in parts]).reindex(columns=columns)
 
@@ -165,7 +165,6 @@ def judged_rows(pairs: pd.DataFrame, tolerance: float) -> pd.DataFrame:
     """Return pairs of values with their verdicts, changes first; scores over all their seeds."""
     ends = ["value_a", "value_b"]
     of_phase = pairs["field"] == "ended_as"
-    pairs = pairs.assign(variant=pairs["variant_a"].fillna(pairs["variant_b"]))
     pairs.loc[of_phase, ends] = pairs.loc[of_phase, ends].fillna("not measured")
     is_score = (pairs["field"] == "score") & (pairs["found"] == "both")
     rows = pairs[~is_score].dropna(subset=ends)  # without what one side lacks

@@ -18,7 +18,7 @@ from lookback.benchmarks.report.section import Frames
 from lookback.benchmarks.report.statistics import Numbers, sequences_of, standings, subtract
 from lookback.benchmarks.suite import Endpoint
 
-PAIR = ["suite", "task", "task_options", "data", "depth", "trained_length"]
+PAIR = ["suite", "task", "task_options", "data", "reading", "depth", "trained_length"]
 """Columns that two runs share which are compared by their seed."""
 RUN = [*PAIR, "model", "model_options", "variant", "width", "seed"]
 BASELINE = "rwkv"  # that other models are compared with
@@ -213,7 +213,6 @@ def verdicts(
     if values.empty:
         return values
     is_baseline = (values["model"] == against) & (values["model_options"] == "{}")
-    is_baseline = values["variant"].isin(values[is_baseline]["variant"].head(1))
     pairs = statistics.paired(values[~is_baseline], values[is_baseline], keys, "value")
     rows: list[dict[str, object]] = []
     run = [*keys, "variant", "model", "model_options", "parameters"]

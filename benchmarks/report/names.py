@@ -22,7 +22,7 @@ MODELS = {
 """As their papers write them, in the order in which tables list them."""
 
 # Fields in which runs of one model may differ; a name holds them only where they do.
-TOLD_APART = ("width", "depth", "data")
+TOLD_APART = ("reading", "width", "depth", "data")
 
 
 def model_name(name: str, options: str = "{}") -> str:
@@ -73,7 +73,10 @@ def add_names(table: pd.DataFrame) -> pd.DataFrame:
     for row in table[["model", "model_options", *several]].itertuples(index=False):
         words = [model_name(row[0], row[1])]
         for column, value in zip(several, row[2:], strict=True):
-            words.append(f"{column} {value}" if column != "data" else _revision(str(value)))
+            if column == "reading":
+                words += option_words(json.loads(value))
+            else:
+                words.append(f"{column} {value}" if column != "data" else _revision(str(value)))
         models.append(", ".join(word for word in words if word))
 
     tasks = {}
@@ -86,8 +89,8 @@ def add_names(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _tells_apart(table: pd.DataFrame, column: str) -> bool:
-    """Return whether runs of one variant on one task and length differ in a column."""
-    keys = ["task", "task_options", "variant", "trained_length"]
+    """Return whether runs of one model on one task and length differ in a column."""
+    keys = ["task", "task_options", "model", "model_options", "trained_length"]
     if column == "width":
         keys.append("depth")
     return bool((table.groupby(keys)[column].nunique() > 1).any())

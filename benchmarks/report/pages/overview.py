@@ -94,7 +94,8 @@ def front_figures(records: Sequence[Record]) -> Iterator[Block]:
 
 def overview_sentences(leaders: Sequence[str], prices: pd.DataFrame) -> list[str]:
     """Say who leads each suite, and which model keeps the largest state."""
-    sentences = [f"Best on each suite's endpoint: {'; '.join(leaders)}."] if leaders else []
+    best = "Best on each suite's endpoint, within the smallest difference that matters"
+    sentences = [f"{best}: {'; '.join(leaders)}."] if leaders else []
     if not prices.empty:
         longest = prices[prices["at_length"] == prices["at_length"].max()]
         state = longest.groupby("model_name")["state_bytes"].max().sort_values()
@@ -119,9 +120,11 @@ def endpoint_scores(evidence: Evidence) -> tuple[pd.DataFrame, list[str]]:
     for suite in [name for name in order if name in evidence.judged]:
         judged = evidence.judged[suite]
         plain = judged.values[judged.values["model_options"] == "{}"]
+        if plain.empty:
+            continue
         for task, rows in by_task(judged.table(main_size(plain))):
-            scores = rows.set_index("model_name")["endpoint"].round(2)
-            leaders.append(f"{', '.join(scores[scores == scores.max()].index)} ({suite}, {task})")
+            best = rows["endpoint"] > rows["endpoint"].max() - judged.endpoint.difference
+            leaders.append(f"{', '.join(rows[best]['model_name'])} ({suite}, {task})")
             part = rows.set_index("model")[["endpoint", "endpoint_low", "endpoint_high", "mark"]]
             part.columns = [f"{suite}, {task}{end}" for end in ("", "_low", "_high", "_mark")]
             columns.append(part)

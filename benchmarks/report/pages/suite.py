@@ -35,7 +35,7 @@ def suite_page(evidence: Evidence, title: str, left_out: int = 0) -> Page:
         if judged.endpoint.option and BY_OPTION in shown:  # the figure of such an endpoint
             shown = {BY_OPTION: shown.pop(BY_OPTION), **shown}
         first = list(_endpoint_blocks(judged))
-        lead = _endpoint_sentences(judged.table(main_size(judged.values)))
+        lead = _endpoint_sentences(judged)
     if not first:
         scores, costs = evidence["scores"], prices(evidence["costs"])
         table = model_table(scores, costs)
@@ -160,15 +160,17 @@ def endpoint_text(endpoint: Endpoint) -> str:
     )
 
 
-def _endpoint_sentences(table: pd.DataFrame) -> list[str]:
+def _endpoint_sentences(judged: Judged) -> list[str]:
     """Say who is best and by how much, and the verdicts beside the baseline, on the first task."""
-    task, table = by_task(table)[0]
+    task, table = by_task(judged.table(main_size(judged.values)))[0]
     scores = table.set_index("model_name")["endpoint"].sort_values(ascending=False, kind="stable")
-    is_best = scores.round(2) == scores.round(2).max()
+    matters = judged.endpoint.difference
+    is_best = scores > scores.max() - matters
     best = humanize.natural_list([f"**{name}**" for name in scores[is_best].index])
     behind = f", then {ranking(scores[~is_best].head(4))}" if not is_best.all() else ""
     verb = "are" if is_best.sum() > 1 else "is"
-    sentences = [f"{task.capitalize()}: {best} {verb} best, {scores.max():.2f}{behind}."]
+    within = f", within {matters}" if is_best.sum() > 1 else ""
+    sentences = [f"{task.capitalize()}: {best} {verb} best{within}: {scores.max():.2f}{behind}."]
     if "verdict" in table:
         groups = table.groupby("verdict", sort=False)["model_name"]
         said = "; ".join(f"{word}: {', '.join(names)}" for word, names in groups)
@@ -189,7 +191,7 @@ def model_table(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     """Return a row per model: its scores in a few tests, and its costs (see `prices`)."""
     table = pd.DataFrame()
     if not scores.empty:
-        keys = ["model", "model_options", "variant", "task", "task_options"]
+        keys = ["model", "model_options", "reading", "variant", "task", "task_options"]
         keys += ["width", "depth", "trained_length", "data", "test_length", "test_options"]
         means = add_names(summarise(scores, keys, "score"))
         tests = means.pivot_table(

@@ -6,7 +6,7 @@ import pytest
 
 from lookback.benchmarks.record import Cell, Record
 from lookback.benchmarks.report.endpoints import Evidence, endpoint_values, main_size, verdicts
-from lookback.benchmarks.report.pages.overview import incomplete_suites
+from lookback.benchmarks.report.pages.overview import incomplete_suites, overview_page
 from lookback.benchmarks.report.section import Frames
 from lookback.benchmarks.suite import Endpoint, read_suite
 from tests.records import asked, score, trained
@@ -113,6 +113,34 @@ def test_the_floor_is_asked_of_the_sizes_that_are_compared(cell: Cell) -> None:
     values = endpoint_values(Frames(records), wanted)
     values["parameters"] = 100 * values["width"]
     assert list(verdicts(values, wanted.difference)["verdict"]) == ["better"]
+
+
+def test_models_that_read_whole_sequences_are_compared_and_named_without_it(cell: Cell) -> None:
+    """All models of Long Range Arena are pooled, and none is named after it."""
+    records = []
+    for seed in range(4):
+        for name, level in (("rwkv", 50), ("lstm", 70 + seed % 2)):
+            pooled = cell.model_copy(update={"pooling": "mean"})
+            records.append(model(pooled, name, seed, level))
+    wanted = {records[0].suite: endpoint(quantity="score")}
+    evidence = Evidence(records, endpoints=wanted)
+    (judged,) = evidence.judged.values()
+    assert list(judged.verdicts["verdict"]) == ["better"]
+    assert list(judged.table(judged.values)["model_name"]) == ["RWKV-4", "LSTM"]
+
+    streaming = [model(cell, "rwkv", 0, 50), model(cell, "lstm", 0, 50)]
+    both = Evidence([*records, *streaming], endpoints=wanted)
+    (judged,) = both.judged.values()
+    assert "RWKV-4, pooling mean" in set(judged.table(judged.values)["model_name"])
+    assert sorted(judged.verdicts["seeds"]) == [1, 4]  # each beside its like
+
+
+def test_an_overview_of_models_with_options_alone(cell: Cell) -> None:
+    windowed = cell.model_copy(update={"model_options": {"window": 16}})
+    run = model(windowed, "transformer", 0, 50)
+    wanted = {run.suite: endpoint(quantity="score")}
+    page = overview_page(Evidence([run], endpoints=wanted), {})
+    assert "What models learn" not in {block.title for block in page.blocks}
 
 
 def test_fewer_bits_are_better(cell: Cell) -> None:
