@@ -113,7 +113,7 @@ def _values(rows: pd.DataFrame, endpoint: Endpoint) -> Iterable[dict[str, object
         value, sequences = measure(run, endpoint)
         if math.isnan(value):
             continue
-        weights = run["count"]
+        weights = octaves(run) if endpoint.quantity == "area" else run["count"]
         least, most = _possible_values(run, endpoint)
         yield dict(zip(RUN, key, strict=True)) | {
             "value": value,
@@ -140,12 +140,15 @@ def _score(run: pd.DataFrame, endpoint: Endpoint) -> Value:
     return sign * float(run["score"].mean(skipna=False)), None
 
 
+def octaves(bins: pd.DataFrame) -> Numbers:
+    """Return how many octaves of distance each bin spans; a bin of distance zero hardly counts."""
+    nearest, farthest = (bins[end].to_numpy(float) for end in ("nearest", "farthest"))
+    return np.maximum(np.log2(farthest + 1) - np.log2(np.maximum(nearest, 1)), 1e-9)
+
+
 def _area(run: pd.DataFrame, endpoint: Endpoint) -> Value:
     """Accuracy above the sighted floor, averaged over log2 distance."""
-    nearest, farthest = (run[end].to_numpy(float) for end in ("nearest", "farthest"))
-    octaves = np.log2(farthest + 1) - np.log2(np.maximum(nearest, 1))
-    weights = np.maximum(octaves, 1e-9)
-    return float(np.average(run["score"] - run["floor"], weights=weights)), None
+    return float(np.average(run["score"] - run["floor"], weights=octaves(run))), None
 
 
 def _halfway(run: pd.DataFrame, endpoint: Endpoint) -> Value:

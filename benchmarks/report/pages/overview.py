@@ -131,8 +131,8 @@ def endpoint_scores(evidence: Evidence) -> tuple[pd.DataFrame, list[str]]:
     if not columns:
         return pd.DataFrame(), []
     table = pd.concat(columns, axis=1)
-    order = [name for name in (*MODELS, *table.index) if name in table.index]
-    table = table.loc[[*dict.fromkeys(order)]].rename(index=model_name)
+    models = [name for name in (*MODELS, *table.index) if name in table.index]
+    table = table.loc[[*dict.fromkeys(models)]].rename(index=model_name)
     return table.rename_axis("model_name").reset_index(), leaders
 
 

@@ -37,8 +37,11 @@ def test_the_area_reads_off_the_range_of_a_ruler(cell: Cell) -> None:
     bins = {(2**k, 2 ** (k + 1) - 1): (1000 if k < 6 else 125, 1000) for k in range(10)}
     test = asked(1024, bins)
     run = trained(cell.model_copy(update={"task": "copy", "length": 1024}), [test])
-    area = value([run], endpoint(quantity="area", lengths=(1024,)))
-    assert area == pytest.approx((1 - 0.125) * 6 / 10)
+    (row,) = endpoint_values(Frames([run]), endpoint(quantity="area", lengths=(1024,))).to_dict(
+        "records"
+    )
+    assert row["value"] == pytest.approx((1 - 0.125) * 6 / 10)
+    assert row["score"] - row["floor"] == pytest.approx(row["value"])  # so that both say learned
 
 
 def test_pairs_at_which_accuracy_is_halfway(cell: Cell) -> None:
