@@ -10,12 +10,15 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_EXTRA_INDEX_URL ?= $(PIP_EXTRA_INDEX_URL)
 UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 
+# Suites that are run and reported by targets of their names.
+SUITES := distance distance-equal-width copying capacity tracking aggregation ladder language cost \
+    cost-equal-width paper-grazzi-parity paper-mamba-induction paper-jelassi-copying \
+    paper-okpekpe-rates paper-zoology-mqar
+
 .DEFAULT_GOAL := help
 .PHONY: help environment bench test test-slow test-gpu smoke lint format pictures cards report speed doctor clean \
     verify publish published reports-check \
-    distance distance-equal-width copying capacity tracking aggregation ladder language cost cost-equal-width paper-zoology-mqar \
-    paper-grazzi-parity paper-mamba-induction paper-jelassi-copying paper-okpekpe-rates paper-rrwkv-reach \
-    paper-rwkv-lra paper-rwkv-enwik8
+    $(SUITES) paper-rrwkv-reach paper-rwkv-lra paper-rwkv-enwik8
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## (.*)/  \1\t\2/' | expand -t 26
@@ -86,8 +89,7 @@ paper-mamba-induction: ## induction heads read to 16,384 tokens (Gu and Dao 2023
 paper-jelassi-copying: ## copying of strings longer than in training (Jelassi et al. 2024)
 paper-okpekpe-rates: ## learning rates at which recall is learned (Okpekpe and Orvieto 2025)
 paper-zoology-mqar: ## Zoology's grid of MQAR (Arora et al. 2023)
-distance distance-equal-width copying capacity tracking aggregation ladder language cost cost-equal-width paper-zoology-mqar \
-paper-grazzi-parity paper-mamba-induction paper-jelassi-copying paper-okpekpe-rates: $(READY)
+$(SUITES): $(READY)
 	$(BIN)/lookback run $@ --scale $(SCALE)
 	@$(BIN)/lookback report $@ --scale $(SCALE)
 

@@ -173,10 +173,14 @@ def judged_rows(pairs: pd.DataFrame, tolerance: float) -> pd.DataFrame:
     scores = [score_row(group) for _, group in pairs[is_score].groupby(test, sort=False)]
     table = pd.concat([rows.rename(columns={"value_a": "a", "value_b": "b"}), pd.DataFrame(scores)])
     table = add_names(table.reset_index(drop=True))
-    order = table["verdict"].map(VERDICTS.index)
     columns = ["suite", "task_name", "model_name", *CELL, *QUANTITY, "a", "b", *INTERVAL]
-    table = table.iloc[order.argsort(kind="stable")].reset_index(drop=True)
+    table = by_verdict(table, VERDICTS).reset_index(drop=True)
     return table.reindex(columns=[*columns, "verdict"])
+
+
+def by_verdict(rows: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
+    """Return rows in the order of their verdicts, those of one verdict as they were."""
+    return rows.iloc[rows["verdict"].map(order.index).argsort(kind="stable")]
 
 
 def verdict(row: Row, tolerance: float) -> str:
@@ -253,8 +257,7 @@ class ModelComparison:
         return json.dumps({"worse": self.is_worse, **rows}, indent=1)
 
     def __str__(self) -> str:
-        order = self.rows["verdict"].map(DECIDED_FIRST.index)
-        rows = self.rows.iloc[order.argsort(kind="stable")]
+        rows = by_verdict(self.rows, DECIDED_FIRST)
         tables = [terminal_table(t, MOST_ROWS) for t in (rows, self.costs) if not t.empty]
         return "\n\n".join([*tables, f"{len(rows)} tests: {_counted(rows)}."])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pandas as pd
@@ -20,9 +20,6 @@ MODELS = {
     "hybrid": "Hybrid",
 }
 """As their papers write them, in the order in which tables list them."""
-
-# Fields in which runs of one model may differ; a name holds them only where they do.
-TOLD_APART = ("reading", "width", "depth", "data")
 
 
 def model_name(name: str, options: str = "{}") -> str:
@@ -73,10 +70,7 @@ def add_names(table: pd.DataFrame) -> pd.DataFrame:
     for row in table[["model", "model_options", *several]].itertuples(index=False):
         words = [model_name(row[0], row[1])]
         for column, value in zip(several, row[2:], strict=True):
-            if column == "reading":
-                words += option_words(json.loads(value))
-            else:
-                words.append(f"{column} {value}" if column != "data" else _revision(str(value)))
+            words.append(TOLD_APART[column](value))
         models.append(", ".join(word for word in words if word))
 
     tasks = {}
@@ -109,9 +103,22 @@ def _varied_options(options: Iterable[str]) -> list[str]:
     return varied
 
 
+def _reading(options: str) -> str:
+    return ", ".join(option_words(json.loads(options)))
+
+
 def _revision(data: str) -> str:
     revision = json.loads(data).get("revision", "")
     return f"data {str(revision)[:12]}" if revision else ""
+
+
+TOLD_APART: dict[str, Callable[[Any], str]] = {
+    "reading": _reading,
+    "width": "width {}".format,
+    "depth": "depth {}".format,
+    "data": _revision,
+}
+"""Columns in which runs of one model may differ, and their words in a name that needs them."""
 
 
 def sort_models(table: pd.DataFrame) -> pd.DataFrame:

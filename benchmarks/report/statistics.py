@@ -154,8 +154,8 @@ def paired(
     pairs = pairs.assign(baseline=pairs[f"{value}_baseline"])
     pairs = pairs.assign(difference=pairs[value] - pairs["baseline"])
     if "sequences" in pairs:
-        ends = zip(pairs["sequences"], pairs["sequences_baseline"], strict=True)
-        pairs = pairs.assign(sequences=[subtract(ours, theirs) for ours, theirs in ends])
+        differences = list(map(subtract, pairs["sequences"], pairs["sequences_baseline"]))
+        pairs = pairs.assign(sequences=differences)
     return pairs.dropna(subset=["difference"])
 
 
