@@ -663,14 +663,13 @@ def compare_(
     from lookback.benchmarks.report.compare import compare_folders, compare_models
 
     if model:
-        models = compare_models(b or a, model, against, published)
-        print(models.as_json() if as_json else models)
-        raise typer.Exit(int(models.is_worse))
-    if b is None:
+        comparison = compare_models(b or a, model, against, published)
+    elif b is not None:
+        comparison = compare_folders(a, b, tolerance)
+    else:
         raise ValueError("compare: expected two folders of records, or --model NAME")
-    comparison = compare_folders(a, b, tolerance)
     print(comparison.as_json() if as_json else comparison)
-    raise typer.Exit(int(comparison.changed))
+    raise typer.Exit(int(comparison.failed))
 
 
 @app.command()

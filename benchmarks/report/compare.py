@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,14 @@ from lookback.benchmarks.storage import read_records
 TOLERANCE = 0.1  # relative difference that medians of times may have
 LAST_DIGIT = 0.001  # of a score without an interval
 MATTERS = {"accuracy": 0.05, "bits per byte": 0.02}  # smallest difference, without an endpoint
-VERDICTS = ("changed", "machine", "noisy", "within", "equal")
-DECIDED_FIRST = (
-    "worse",
-    "better",
-    "not learned",
-    "baseline not learned",
-    "inconclusive",
-    "equivalent",
-    "both at floor",
-    "both at ceiling",
+FAILED = ("changed", "worse", "not learned")
+VERDICTS = (
+    *FAILED,
+    *("better", "baseline not learned", "inconclusive", "equivalent"),
+    *("machine", "noisy", "only in A", "only in B"),
+    *("both at floor", "both at ceiling", "within", "equal"),
 )
+"""In the order in which they are listed: those that a reader has to look at come first."""
 MOST_ROWS = 40  # in a terminal
 
 Row = dict[str, Any]
@@ -50,53 +47,39 @@ INTERVAL = ["difference", "difference_low", "difference_high"]
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of two folders."""
-
-    folder: str
-    records: int
-    machines: list[str]
-    commits: list[str]
-    alone: list[str]  # cells that the other folder lacks
-
-    def __str__(self) -> str:
-        commits = ", ".join(commit[:10] for commit in self.commits) or "unknown"
-        machines = ", ".join(self.machines)
-        return f"{self.folder}: {self.records} records, {machines}, commit {commits}"
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """What two folders have in common, one row per quantity."""
+    """A row per quantity or test with its verdict, and a row per ratio of costs."""
 
-    a: Side
-    b: Side
     rows: pd.DataFrame
+    shown: pd.DataFrame  # of the rows what a terminal shows
+    costs: pd.DataFrame = field(default_factory=pd.DataFrame)
+    heading: Sequence[str] = ()
 
     @property
-    def changed(self) -> bool:
-        return bool((self.rows["verdict"] == "changed").any())
+    def failed(self) -> bool:
+        """Whether anything changed or got worse."""
+        return bool(self.rows["verdict"].isin(FAILED).any())
 
     def __str__(self) -> str:
-        lines = [f"A  {self.a}", f"B  {self.b}", ""]
-        lines.append(f"{len(self.rows):,} quantities: {_counted(self.rows)}.")
-        differ = self.rows[~self.rows["verdict"].isin(["within", "equal"])]
-        shown = differ if len(differ) else self.rows
-        fields = "_" + shown["field"]
-        texts = {side: list(map(format_value, fields, shown[side])) for side in ("a", "b")}
-        shown = shown.assign(**texts).rename(columns={"trained_length": "length"})
-        columns = ["suite", "task_name", "model_name", "length", "quantity", "a", "b"]
-        lines += ["", terminal_table(shown[[*columns, *INTERVAL, "verdict"]], MOST_ROWS)]
-        for name, side in (("A", self.a), ("B", self.b)):
-            if side.alone:
-                lines += ["", f"{len(side.alone):,} only in {name}: {', '.join(side.alone[:5])}"]
-        return "\n".join(lines)
+        counts = self.rows["verdict"].value_counts(sort=False)
+        counted = ", ".join(f"{count:,} {word}" for word, count in counts.items())
+        tables = [terminal_table(t, MOST_ROWS) for t in (self.shown, self.costs) if not t.empty]
+        summary = f"{len(self.rows):,} compared: {counted}."
+        return "\n\n".join(["\n".join(self.heading), *tables, summary]).strip()
 
     def as_json(self) -> str:
-        """Return every comparison as JSON; numbers that are not finite are null."""
-        rows = json.loads(self.rows.to_json(orient="records"))
-        content = {"changed": self.changed, "a": asdict(self.a), "b": asdict(self.b), "rows": rows}
-        return json.dumps(content, indent=1)
+        """Return all rows as JSON; numbers that are not finite are null."""
+        rows, costs = (json.loads(t.to_json(orient="records")) for t in (self.rows, self.costs))
+        return json.dumps({"failed": self.failed, "rows": rows, "costs": costs}, indent=1)
+
+
+def by_verdict(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows in the order of VERDICTS, those of one verdict as they were."""
+    order = rows["verdict"].map(VERDICTS.index).argsort(kind="stable")
+    return rows.iloc[order].reset_index(drop=True)
+
+
+# --- one folder against another
 
 
 def compare_folders(a: Path, b: Path, tolerance: float = TOLERANCE) -> Comparison:
@@ -113,17 +96,20 @@ def compare_folders(a: Path, b: Path, tolerance: float = TOLERANCE) -> Compariso
         sides = [side.assign(machine="") for side in sides]  # else costs pair within each machine
     keys = [*RUN, *CELL, *QUANTITY]
     pairs = sides[0].merge(sides[1], "outer", keys, suffixes=("_a", "_b"), indicator="found")
+    pairs = pairs.rename(columns={"value_a": "a", "value_b": "b"})
     in_both = (pairs["found"] == "both").groupby([pairs[key] for key in RUN]).transform("any")
     if not in_both.any():
         raise ValueError(
             f"no measurement in both {a} and {b} ({len(before):,} and {len(after):,} "
             "records): expected two runs of one suite"
         )
-    rows = judged_rows(pairs[in_both], tolerance)
     alone = pairs[~in_both & (pairs["quantity"] == "status")]
-    return Comparison(
-        _side(a, before, alone["cell_id_a"]), _side(b, after, alone["cell_id_b"]), rows
-    )
+    words = alone["found"].map({"left_only": "only in A", "right_only": "only in B"})
+    rows = pd.concat([judged(pairs[in_both], tolerance), alone.assign(verdict=words)])
+    columns = ["suite", "task_name", "model_name", *CELL, "seed", *QUANTITY, "a", "b", *INTERVAL]
+    rows = by_verdict(add_names(rows.reset_index(drop=True))).reindex(columns=[*columns, "verdict"])
+    heading = [_in_words("A", a, before), _in_words("B", b, after)]
+    return Comparison(rows, differences(rows), heading=heading)
 
 
 def _read(folder: Path) -> list[Record]:
@@ -135,57 +121,48 @@ def _read(folder: Path) -> list[Record]:
     return records
 
 
-def _side(folder: Path, records: Sequence[Record], alone: pd.Series) -> Side:
-    devices = sorted({record.machine.device for record in records})
-    commits = sorted({record.commit for record in records if record.commit})
-    return Side(str(folder), len(records), devices, commits, sorted(alone.dropna()))
+def _in_words(side: str, folder: Path, records: Sequence[Record]) -> str:
+    machines = sorted({record.machine.device for record in records})
+    commits = sorted({record.commit[:10] for record in records if record.commit})
+    commit = ", ".join(commits) or "unknown"
+    return f"{side}  {folder}: {len(records)} records, {', '.join(machines)}, commit {commit}"
 
 
 def measured(records: Sequence[Record]) -> pd.DataFrame:
     """Return a row per run and quantity: its `value`, and the columns that help to judge it."""
     runs, costs, scores = (frame(name, records) for name in ("runs", "costs", "scores"))
     parts = []
-    for field in ("status", "parameters"):
-        parts.append(runs.assign(field=field, quantity=field, value=runs[field]))
-    for field in OF_PHASES:
-        if field in costs:
-            quantity = costs["phase"] + " " + field.replace("_", " ")
-            parts.append(costs.assign(field=field, quantity=quantity, value=costs[field]))
+    for column in ("status", "parameters"):
+        parts.append(runs.assign(field=column, quantity=column, value=runs[column]))
+    for column in OF_PHASES:
+        if column in costs:
+            quantity = costs["phase"] + " " + column.replace("_", " ")
+            parts.append(costs.assign(field=column, quantity=quantity, value=costs[column]))
     if not scores.empty:
         options = scores["test_options"].replace("{}", "")
         quantity = (scores["unit"] + " " + options).str.strip()
         of_test = {"field": "score", "quantity": quantity, "value": scores["score"]}
         parts.append(scores.assign(**of_test, trained_length=scores["test_length"]))
-    columns = ["device", "cell_id", "q1", "q3", "reference_seconds", "noisy"]
-    columns += ["sequences", *RUN, *CELL, *QUANTITY, "value"]
+    columns = ["device", "q1", "q3", "reference_seconds", "noisy", "sequences", "value"]
+    columns += [*RUN, *CELL, *QUANTITY]
     return pd.concat([part.astype(object) for part in parts]).reindex(columns=columns)
 
 
-def judged_rows(pairs: pd.DataFrame, tolerance: float) -> pd.DataFrame:
-    """Return pairs of values with their verdicts, changes first; scores over all their seeds."""
-    ends = ["value_a", "value_b"]
+def judged(pairs: pd.DataFrame, tolerance: float) -> pd.DataFrame:
+    """Return pairs of values with their verdicts; scores in one row for all their seeds."""
     of_phase = pairs["field"] == "ended_as"
-    pairs.loc[of_phase, ends] = pairs.loc[of_phase, ends].fillna("not measured")
+    pairs.loc[of_phase, ["a", "b"]] = pairs.loc[of_phase, ["a", "b"]].fillna("not measured")
     is_score = (pairs["field"] == "score") & (pairs["found"] == "both")
-    rows = pairs[~is_score].dropna(subset=ends)  # without what one side lacks
+    rows = pairs[~is_score].dropna(subset=["a", "b"])  # without what one side lacks
     rows = rows.assign(verdict=[verdict(row, tolerance) for row in rows.to_dict("records")])
     test = ["measurement", "suite", "machine", "trained_length", "quantity"]
     scores = [score_row(group) for _, group in pairs[is_score].groupby(test, sort=False)]
-    table = pd.concat([rows.rename(columns={"value_a": "a", "value_b": "b"}), pd.DataFrame(scores)])
-    table = add_names(table.reset_index(drop=True))
-    columns = ["suite", "task_name", "model_name", *CELL, *QUANTITY, "a", "b", *INTERVAL]
-    table = by_verdict(table, VERDICTS).reset_index(drop=True)
-    return table.reindex(columns=[*columns, "verdict"])
-
-
-def by_verdict(rows: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
-    """Return rows in the order of their verdicts, those of one verdict as they were."""
-    return rows.iloc[rows["verdict"].map(order.index).argsort(kind="stable")]
+    return pd.concat([rows, pd.DataFrame(scores)])
 
 
 def verdict(row: Row, tolerance: float) -> str:
     """Judge two values of a quantity that is the same in both folders, if it is not a time."""
-    if row["value_a"] == row["value_b"]:
+    if row["a"] == row["b"]:
         return "equal"
     if row["field"] == "seconds":
         return time_verdict(row, tolerance)
@@ -196,7 +173,7 @@ def verdict(row: Row, tolerance: float) -> str:
 
 def time_verdict(row: Row, tolerance: float) -> str:
     """Judge two timings of one phase by their quartiles and the reference workload around them."""
-    before, after = row["value_a"], row["value_b"]
+    before, after = row["a"], row["b"]
     overlap = row["q1_a"] <= after <= row["q3_a"] or row["q1_b"] <= before <= row["q3_b"]
     if overlap or _times_apart(before, after) <= 1 + tolerance:
         return "within"
@@ -216,56 +193,44 @@ def _times_apart(a: float, b: float) -> float:
 
 def score_row(test: pd.DataFrame) -> Row:
     """Return the row of one test, of all seeds that both sides have."""
-    row = dict(test.iloc[0])
-    failed = test[["value_a", "value_b"]].isna().sum()
+    row = dict(test.iloc[0]) | {"seed": ""}
+    failed = test[["a", "b"]].isna().sum()
     if failed.any():
-        word = "equal" if failed["value_a"] == failed["value_b"] else "changed"
-        counts = {"quantity": f"{row['quantity']}, seeds not finite", "verdict": word}
-        return row | counts | {"a": failed["value_a"], "b": failed["value_b"]}
-    a, b = test["value_a"].astype(float), test["value_b"].astype(float)
+        word = "equal" if failed["a"] == failed["b"] else "changed"
+        quantity = f"{row['quantity']}, seeds not finite"
+        return row | dict(failed) | {"quantity": quantity, "verdict": word}
+    a, b = test["a"].astype(float), test["b"].astype(float)
     sequences = list(map(subtract, test["sequences_b"], test["sequences_a"]))
     pairs = pd.DataFrame({"difference": b - a, "value": b, "baseline": a, "sequences": sequences})
-    judged = judge(pairs, 0.0)
-    low, high = judged["difference_low"], judged["difference_high"]
+    numbers = judge(pairs, 0.0)
+    low, high = numbers["difference_low"], numbers["difference_high"]
     if not pairs["difference"].any():
         word = "equal"
     elif math.isnan(low) or low == high:  # one seed without sums, or all seeds differ alike
-        word = "changed" if abs(judged["difference"]) >= LAST_DIGIT else "within"
+        word = "changed" if abs(numbers["difference"]) >= LAST_DIGIT else "within"
     else:
         word = "changed" if low > 0 or high < 0 else "within"
-    return row | judged | {"a": judged["baseline"], "b": judged["value"], "verdict": word}
+    return row | numbers | {"a": numbers["baseline"], "b": numbers["value"], "verdict": word}
+
+
+def differences(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that differ as a terminal shows them, each value in its own unit."""
+    differ = rows[~rows["verdict"].isin(["within", "equal"])]
+    shown = differ if len(differ) else rows
+    fields = "_" + shown["field"]
+    texts = {side: list(map(format_value, fields, shown[side])) for side in ("a", "b")}
+    shown = shown.assign(**texts).rename(columns={"trained_length": "length"})
+    columns = ["suite", "task_name", "model_name", "length", "seed", "quantity", "a", "b"]
+    return shown[[*columns, *INTERVAL, "verdict"]]
 
 
 # --- one model against another
 
 
-@dataclass(frozen=True)
-class ModelComparison:
-    """A model beside a baseline, paired by seed: a row per task and test."""
-
-    rows: pd.DataFrame
-    costs: pd.DataFrame
-
-    @property
-    def is_worse(self) -> bool:
-        return bool(self.rows["verdict"].isin(["worse", "not learned"]).any())
-
-    def as_json(self) -> str:
-        """Return both tables as JSON; numbers that are not finite are null."""
-        tables = {"tests": self.rows, "costs": self.costs}
-        rows = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
-        return json.dumps({"worse": self.is_worse, **rows}, indent=1)
-
-    def __str__(self) -> str:
-        rows = by_verdict(self.rows, DECIDED_FIRST)
-        tables = [terminal_table(t, MOST_ROWS) for t in (rows, self.costs) if not t.empty]
-        return "\n\n".join([*tables, f"{len(rows)} tests: {_counted(rows)}."])
-
-
 def compare_models(
     results: str | Path, model: str, against: str, published: bool = False
-) -> ModelComparison:
-    """Compare two models in all tests that both have, larger scores being better.
+) -> Comparison:
+    """Compare two models in all tests that both have, paired by seed; larger scores are better.
 
     With `published`, scores of the published records stand in for those that were not run here.
     Raises ValueError if a model has no records, or if they have no test in common.
@@ -288,7 +253,8 @@ def compare_models(
     prices = ratios(costs, model, against)
     if not prices.empty:
         prices = prices[["suite", "quantity", "trained_length", "ratio", "ratio_low", "ratio_high"]]
-    return ModelComparison(add_names(rows)[columns], prices)
+    rows = by_verdict(add_names(rows)[columns])
+    return Comparison(rows, rows, prices)
 
 
 def larger_is_better(scores: pd.DataFrame) -> pd.DataFrame:
@@ -297,8 +263,3 @@ def larger_is_better(scores: pd.DataFrame) -> pd.DataFrame:
         return scores.assign(value=scores["score"])
     sequences = [None if row is None else -row for row in scores["sequences"]]
     return scores.assign(value=-scores["score"], sequences=sequences)
-
-
-def _counted(rows: pd.DataFrame) -> str:
-    counts = rows["verdict"].value_counts(sort=False)
-    return ", ".join(f"{count:,} {word}" for word, count in counts.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -132,68 +133,47 @@ def make_pages(
         records = chosen_records(results, (), selection, published)
     kept, _ = distinct(records)
     evidence = Evidence(kept, endpoints=endpoints_of(kept))
-    writer = Writer(reports, style, selection.title)
-    written = []
     counts = Counter(record.suite for record in records)
+    written = []
+    links = {}
     for suite in suites if names else sorted(counts):
         own = [record for record in kept if record.suite == suite]
-        endpoint = {name: one for name, one in evidence.endpoints.items() if name == suite}
-        left_out = counts[suite] - len(own)
-        written.append(writer.write_suite(suite, Evidence(own, endpoints=endpoint), left_out))
+        of_suite = Evidence(own, endpoints=endpoints_of(own))
+        links[suite] = selection.title or suite_title(suite)
+        settings = (links[suite], counts[suite] - len(own))
+        written += write_new(suite_page, reports / suite, style, of_suite, *settings)
     for topic in topics:
-        page = writer.write_topic(topic, evidence)
-        if page is None and names:
+        title, make = TOPICS[topic]
+        pages = write_new(make, reports / topic, style, evidence)
+        if pages:
+            links[topic] = title
+        elif names:
             raise ValueError(f"no records in {results} for the page {topic}: run its suites first")
-        written += [page] if page else []
+        written += pages
     if not names:
-        written.append(writer.write_overview(evidence, written))
+        written += write_new(overview_page, reports, style, evidence, links)
     return written
 
 
-@dataclass(frozen=True)
-class Writer:
-    """Writes pages below a folder in one style; unchanged pages are left as they are."""
+def write_new(
+    make: Callable[..., Page | None],
+    folder: Path,
+    style: str,
+    evidence: Evidence,
+    *settings: object,
+) -> list[WrittenPage]:
+    """Write the page that `make` makes of evidence and settings; none if it has nothing to show.
 
-    reports: Path
-    style: str = "page"
-    title: str = ""
-
-    def write_suite(self, name: str, evidence: Evidence, left_out: int) -> WrittenPage:
-        """Write the page of a suite, of all machines that have records of it."""
-        title = self.title or suite_title(name)
-        endpoints = evidence.endpoints
-        page = self._write(
-            lambda: suite_page(evidence, title, left_out),
-            self.reports / name,
-            page_key(evidence.records, self.style, title, sorted(SECTIONS), endpoints, left_out),
-        )
-        assert page is not None
-        return page
-
-    def write_topic(self, topic: str, evidence: Evidence) -> WrittenPage | None:
-        """Write a page that looks at several suites; None if it has nothing to show."""
-        _, make = TOPICS[topic]
-        return self._write(
-            lambda: make(evidence),
-            self.reports / topic,
-            page_key(evidence.records, self.style, topic, evidence.endpoints),
-        )
-
-    def _write(self, make: Callable[[], Page | None], folder: Path, key: str) -> WrittenPage | None:
-        """Make and write a page, unless it was made of the same records and code already."""
-        if is_current(folder / "index.html", key):
-            return WrittenPage(folder / "README.md", "", is_new=False)
-        page = make()
-        return write_page(page, folder, self.style, key) if page else None
-
-    def write_overview(self, evidence: Evidence, pages: Sequence[WrittenPage]) -> WrittenPage:
-        """Write the first page, with links to all others."""
-        names = [page.path.parent.name for page in pages]
-        titles = {name: title for name, (title, _) in TOPICS.items()}
-        links = {name: titles.get(name) or suite_title(name) for name in names}
-        return write_page(overview_page(evidence, links), self.reports, self.style)
+    A page that was made of the same records by the same code is left as it is.
+    """
+    key = page_key(evidence.records, style, sorted(SECTIONS), evidence.endpoints, *settings)
+    if is_current(folder / "index.html", key):
+        return [WrittenPage(folder / "README.md", "", is_new=False)]
+    page = make(evidence, *settings)
+    return [write_page(page, folder, style, key)] if page else []
 
 
+@functools.cache
 def find_suite(name: str) -> Suite | None:
     """Return one of our suites by the name of its records' folder; None for a user's own."""
     for scale in (DEFAULT_SCALE, *SCALES):

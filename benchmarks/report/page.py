@@ -10,7 +10,7 @@ import functools
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from markupsafe import Markup
 
 from lookback.benchmarks.record import Record
 from lookback.benchmarks.report import plots
-from lookback.benchmarks.report.plots import Plot
+from lookback.benchmarks.report.plots import Image, Plot
 from lookback.benchmarks.storage import write_atomically
 
 TEMPLATES = Environment(
@@ -92,13 +92,40 @@ def write_page(page: Page, folder: Path, style: str = "page", key: str = "") -> 
     tables = [block.table for block in page.blocks if block.table is not None]
     shown = terminal_table(tables[0]) if tables else "no run ended well"
     readme = folder / "README.md"
-    with plots.style(style):
-        for block in page.blocks:
-            _write_files(block, folder, style)
+    drawings = {block.title: _drawing(block.figure) for block in page.blocks if block.figure}
+    for block in page.blocks:
+        if block.title in drawings:
+            write_atomically(folder / f"{block.file_name}.svg", drawings[block.title].whole)
+        if block.table is not None and not block.table.empty:
+            write_atomically(folder / f"{block.file_name}.csv", csv(block.table))
+        if style == "paper":
+            _write_for_paper(block, folder)
     write_atomically(readme, _markdown(page))
-    with plots.style("page"):
-        write_atomically(folder / "index.html", _html(page, key))
+    write_atomically(folder / "index.html", _html(page, drawings, key))
     return WrittenPage(readme, shown)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure: its first panels and the legend as one SVG, and the addresses of all images."""
+
+    whole: str
+    legend: Sequence[str]  # one or none
+    panels: Sequence[str]
+
+
+def _drawing(figure: Plot) -> Drawing:
+    """Draw every panel once."""
+    with plots.style("page"):
+        panels = figure.images()
+        legend = [plots.svg(figure.draw_legend())] if figure.legend else []
+    whole = plots.stack([panels[:2], panels[2:MOST_PANELS], legend])
+    return Drawing(whole, list(map(data_url, legend)), list(map(data_url, panels)))
+
+
+def data_url(image: Image) -> str:
+    """Return an address that holds the image itself."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(image.text.encode()).decode()}"
 
 
 def page_key(records: Iterable[Record], *settings: object) -> str:
@@ -127,16 +154,14 @@ def is_current(html: Path, key: str) -> bool:
     return f'<meta name="made-of" content="{key}">' in html.read_text(encoding="utf-8")
 
 
-def _write_files(block: Block, folder: Path, style: str) -> None:
+def _write_for_paper(block: Block, folder: Path) -> None:
+    """Write a figure with all its panels, and a table as LaTeX."""
     if block.figure is not None:
-        figure = block.figure if style == "paper" else block.figure.first(MOST_PANELS)
-        endings = (".svg",) if style == "page" else (".svg", ".pdf", ".png")
-        for ending in endings:
-            plots.save(figure.draw(style), folder / f"{block.file_name}{ending}")
+        with plots.style("paper"):
+            for ending in (".svg", ".pdf", ".png"):
+                plots.save(block.figure.draw("paper"), folder / f"{block.file_name}{ending}")
     if block.table is not None and not block.table.empty:
-        write_atomically(folder / f"{block.file_name}.csv", csv(block.table))
-        if style == "paper":
-            write_atomically(folder / f"{block.file_name}.tex", latex(block.table))
+        write_atomically(folder / f"{block.file_name}.tex", latex(block.table))
 
 
 def _markdown(page: Page) -> str:
@@ -148,28 +173,17 @@ def _markdown(page: Page) -> str:
     )
 
 
-def _html(page: Page, key: str) -> str:
+def _html(page: Page, drawings: Mapping[str, Drawing], key: str) -> str:
     return TEMPLATES.get_template("page.html").render(
         page=page,
         key=key,
         css=Markup((Path(__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")),
         prose=lambda text: Markup(MARKDOWN.render(text)),
         inline=lambda text: Markup(MARKDOWN.renderInline(text)),
-        panels=_panels,
+        drawings=drawings,
         table=html_table,
         most_panels=MOST_PANELS,
     )
-
-
-def _panels(block: Block) -> list[str]:
-    """Return the legend and the panels of a block's figure as addresses with the images inside."""
-    if block.figure is None:
-        return []
-    addresses = []
-    for figure in block.figure.apart():
-        content = base64.b64encode(plots.svg(figure).encode()).decode()
-        addresses.append(f"data:image/svg+xml;base64,{content}")
-    return addresses
 
 
 # --- tables

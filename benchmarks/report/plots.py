@@ -1,7 +1,7 @@
 """The kinds of figure: curves, and intervals in rows. A section may also make panels of its own.
 
-A plot is drawn whole (Markdown, papers) or panel by panel (a page in a browser, where panels stand
-beside or under one another). The same data give the same bytes.
+A plot is drawn panel by panel for a page, where panels stand beside or under one another, and whole
+for a paper. The same data give the same bytes.
 """
 
 from __future__ import annotations
@@ -85,14 +85,9 @@ class Plot:
             figure.set_figheight(figure.get_figheight() + 0.18 * (legend_rows - 1))
         return figure
 
-    def first(self, count: int) -> Plot:
-        """Return the plot with its first panels alone."""
-        return replace(self, panels=self.panels[:count])
-
-    def apart(self) -> list[Figure]:
-        """Return the legend, if there is one, and every panel as a figure of its own."""
-        panels = [replace(self, panels=[panel], legend={}).draw() for panel in self.panels]
-        return [self.draw_legend(), *panels] if self.legend else panels
+    def images(self) -> list[Image]:
+        """Return every panel as an image of its own, in the order of `panels`."""
+        return [svg(replace(self, panels=[panel], legend={}).draw()) for panel in self.panels]
 
     def draw_legend(self) -> Figure:
         """Return the legend alone."""
@@ -120,11 +115,39 @@ def style(name: str = "page") -> contextlib.AbstractContextManager[None]:
     return styles.context(files, after_reset=True)
 
 
-def svg(figure: Figure) -> str:
+@dataclass(frozen=True)
+class Image:
+    """A drawing as SVG, with its size in points."""
+
+    text: str
+    width: float
+    height: float
+
+
+def svg(figure: Figure) -> Image:
     """Return a figure as SVG, without a date."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
+    width, height = 72 * figure.get_size_inches()
+    return Image(text.getvalue(), width, height)
+
+
+def stack(rows: Iterable[Sequence[Image]]) -> str:
+    """Return one SVG with rows of images; their ids are digests of content, so that none clash."""
+    parts = []
+    width = height = 0.0
+    for row in filter(None, rows):
+        left = 0.0
+        for image in row:
+            place = f'<svg x="{left:g}pt" y="{height:g}pt"'
+            parts.append(image.text[image.text.index("<svg") :].replace("<svg", place, 1))
+            left += image.width
+        width = max(width, left)
+        height += max(image.height for image in row)
+    size = f'width="{width:g}pt" height="{height:g}pt"'
+    pixels = f"0 0 {width / 0.75:g} {height / 0.75:g}"  # of 0.75 points
+    start = f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="{pixels}">'
+    return "\n".join([start, *parts, "</svg>\n"])
 
 
 def save(figure: Figure, path: Path) -> None:

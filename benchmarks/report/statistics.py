@@ -6,8 +6,9 @@ seeds and sequences are the two units of an interval.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -22,15 +23,21 @@ Numbers = NDArray[np.float64]
 NEAREST = 1.25  # largest ratio of parameters of two models that are compared
 
 
-def t_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+def t_interval(values: Sequence[float] | Numbers, level: float = LEVEL) -> tuple[float, float]:
     """Return the bounds of the mean of at least two values; (nan, nan) of fewer."""
     if len(values) < 2:
         return math.nan, math.nan
     mean = math.fsum(values) / len(values)
-    reach = t_factor(len(values) - 1, level) * float(stats.sem(values))
+    reach = t_factor(len(values) - 1, level) * standard_error(values)
     return mean - reach, mean + reach
 
 
+def standard_error(values: Sequence[float] | Numbers) -> float:
+    """Return the standard error of the mean of at least two values."""
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
+@functools.cache
 def t_factor(freedom: float, level: float = LEVEL) -> float:
     """Return how many standard errors an interval reaches to each side (Student's t)."""
     return float(stats.t.ppf((1 + level) / 2, freedom))
@@ -55,7 +62,9 @@ def sequence_values(totals: Numbers, counts: Numbers) -> Numbers:
 
 
 def interval(
-    values: Sequence[float], sequences: Sequence[Numbers] | None = None, level: float = LEVEL
+    values: Sequence[float] | Numbers,
+    sequences: Sequence[Numbers] | None = None,
+    level: float = LEVEL,
 ) -> tuple[float, float]:
     """Return the bounds of a mean over seeds; (nan, nan) if neither seeds nor sequences give one.
 
@@ -99,23 +108,34 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFram
     `sequences` holds the values per test sequence. One seed without them has the interval of its
     answers (columns `correct`, `count`) if it is an accuracy, and none otherwise.
     """
-    floors = ["floor"] if "floor" in frame else []
+    frame = frame[frame[value].notna()]
+    if frame.empty:
+        floors = ["floor"] if "floor" in frame else []
+        return pd.DataFrame(columns=[*by, "mean", "low", "high", "seeds", *floors])
+    number = frame.groupby(list(by), sort=False, dropna=False).ngroup().to_numpy()
+    order = np.argsort(number, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(number[order])) + 1)
+
+    values = frame[value].to_numpy(float)
+    is_accuracy = (frame["unit"] == "accuracy").to_numpy() if "unit" in frame else order < 0
+    sequences = frame["sequences"].to_numpy() if "sequences" in frame else None
     rows = []
-    for key, group in frame.groupby(list(by), sort=False, dropna=False):
-        group = group[group[value].notna()]
-        values = [float(number) for number in group[value]]
-        if not values:
-            continue
-        low, high = interval(values, sequences_of(group))
-        if math.isnan(low) and _is_accuracy(group) and "correct" in group:
-            run = group.iloc[0]
-            low, high = wilson_interval(int(run["correct"]), int(run["count"]))
-        if value == "score" and _is_accuracy(group):
+    for group in groups:
+        own = None if sequences is None else complete(sequences[group])
+        low, high = interval(values[group], own)
+        if value == "score" and is_accuracy[group].all():
+            if math.isnan(low) and "correct" in frame:
+                run = frame.iloc[group[0]]
+                low, high = wilson_interval(int(run["correct"]), int(run["count"]))
             low, high = max(low, 0.0), min(high, 1.0)
-        row = dict(zip(by, key, strict=True))
-        row |= {"mean": math.fsum(values) / len(values), "low": low, "high": high}
-        rows.append(row | {"seeds": len(values), **group[floors].mean()})
-    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "seeds", *floors])
+        mean = math.fsum(values[group]) / len(group)
+        rows.append({"mean": mean, "low": low, "high": high, "seeds": len(group)})
+
+    keys = frame.iloc[[group[0] for group in groups]][list(by)].reset_index(drop=True)
+    means = pd.concat([keys, pd.DataFrame(rows)], axis=1)
+    if "floor" in frame:
+        means["floor"] = frame["floor"].groupby(number).mean().to_numpy()
+    return means
 
 
 def named(means: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -125,13 +145,17 @@ def named(means: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def sequences_of(group: pd.DataFrame) -> list[Numbers] | None:
     """Return the values per test sequence of every row; None if one has none."""
-    if "sequences" not in group or group["sequences"].isna().any():
-        return None
-    return list(group["sequences"])
+    return complete(group["sequences"]) if "sequences" in group else None
 
 
-def _is_accuracy(group: pd.DataFrame) -> bool:
-    return "unit" in group and (group["unit"] == "accuracy").all()
+def complete(sequences: Iterable[Numbers | None]) -> list[Numbers] | None:
+    """Return the values per test sequence of several runs; None if a run kept none."""
+    rows = []
+    for row in sequences:
+        if not isinstance(row, np.ndarray):
+            return None
+        rows.append(row)
+    return rows
 
 
 def paired(
@@ -179,7 +203,7 @@ def smallest_difference(values: Sequence[float]) -> float:
     def missing_power(effect: float) -> float:
         return float(stats.nct.sf(critical, n - 1, effect)) - POWER
 
-    return float(optimize.brentq(missing_power, 0.0, 50.0)) * float(stats.sem(values))
+    return float(optimize.brentq(missing_power, 0.0, 50.0)) * standard_error(values)
 
 
 def verdict(pairs: pd.DataFrame, matters: float) -> str:

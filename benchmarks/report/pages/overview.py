@@ -24,6 +24,7 @@ FRONT = (
     ("quick", "Accuracy against distance"),  # where there is nothing better
     ("capacity", BY_OPTION),
     ("tracking", "Accuracy against distance"),
+    ("ladder", "Score against window"),
     ("cost", "Cost against length"),
 )
 """The figures of the first page: suite and title of the section."""

@@ -166,17 +166,26 @@ def _endpoint_sentences(judged: Judged) -> list[str]:
     scores = table.set_index("model_name")["endpoint"].sort_values(ascending=False, kind="stable")
     matters = judged.endpoint.difference
     is_best = scores > scores.max() - matters
-    best = humanize.natural_list([f"**{name}**" for name in scores[is_best].index])
-    behind = f", then {ranking(scores[~is_best].head(4))}" if not is_best.all() else ""
-    verb = "are" if is_best.sum() > 1 else "is"
-    within = f", within {matters}" if is_best.sum() > 1 else ""
-    sentences = [f"{task.capitalize()}: {best} {verb} best{within}: {scores.max():.2f}{behind}."]
+    best = in_bold(scores[is_best].index)
+    if is_best.sum() == 1:
+        sentence = f"{best} is best: {scores.max():.2f}, then {ranking(scores[1:5])}."
+    elif is_best.all():
+        sentence = f"no model is apart: all {scores.min():.2f} to {scores.max():.2f}."
+    else:
+        behind = ranking(scores[~is_best].head(4))
+        sentence = f"{best} are best, within {matters}: {scores.max():.2f}, then {behind}."
+    sentences = [f"{task.capitalize()}: {sentence}"]
     if "verdict" in table:
         groups = table.groupby("verdict", sort=False)["model_name"]
-        said = "; ".join(f"{word}: {', '.join(names)}" for word, names in groups)
+        said = "; ".join(f"{word}: {in_bold(names)}" for word, names in groups)
         if said:
             sentences.append(f"Beside {model_name(BASELINE)}, {said}.")
     return sentences
+
+
+def in_bold(names: Iterable[str]) -> str:
+    """Return a list of names that may hold commas."""
+    return str(humanize.natural_list([f"**{name}**" for name in names]))
 
 
 def ranking(scores: pd.Series) -> str:

@@ -167,6 +167,24 @@ def test_paper_style_adds_pdf_and_latex(results: Path, tmp_path: Path) -> None:
     assert "\\toprule" in table.read_text()
 
 
+def test_panels_in_one_image_keep_what_their_ids_stand_for(results: Path, tmp_path: Path) -> None:
+    """Every reference inside the image means the same as in its own panel."""
+    make_pages(results, tmp_path, ["suite"])
+    text = (tmp_path / "suite" / "cost-against-length.svg").read_text()
+    panels = text.split("<svg x=")[1:]
+    assert len(panels) == 5  # four and the legend
+    content: dict[str, str] = {}
+    for panel in panels:
+        used = set(re.findall(r'(?:href="|url\()#([^")]+)', panel))
+        for tag in re.findall(r"<(?:path|clipPath|use)[^>]* id=.*?>(?:\s*<rect.*?>)?", panel, re.S):
+            (name,) = re.findall(r' id="([^"]+)"', tag)
+            if name in used:
+                assert content.setdefault(name, tag) == tag
+                used.discard(name)
+        assert not used
+    assert content
+
+
 @pytest.mark.parametrize("name", ["page", "paper"])
 def test_legends_fit_their_figures(name: str) -> None:
     """Eleven models with long names: no entry lies outside the figure, none over a panel."""
