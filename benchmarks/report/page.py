@@ -292,9 +292,17 @@ def html_table(table: pd.DataFrame) -> Markup:
     """Return an HTML table; columns of words carry the class `text`."""
     shown = formatted(table)
     classes = ["text" if side == "left" else "number" for side in sides(shown)]
+    for name, kind in zip(shown.columns, classes, strict=True):
+        if kind == "number":
+            shown[name] = shown[name].map(unbroken)
     columns = list(zip(shown.columns, classes, strict=True))
     rows = shown.itertuples(index=False, name=None)
     return Markup(TEMPLATES.get_template("table.html").render(columns=columns, rows=rows))
+
+
+def unbroken(number: str) -> str:
+    """Let a line break only between a number, its interval and its mark."""
+    return re.sub(r"(?<!,) (?!\()", "\N{NO-BREAK SPACE}", number)
 
 
 def latex(table: pd.DataFrame) -> str:

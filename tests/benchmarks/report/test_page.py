@@ -224,21 +224,24 @@ def test_legends_fit_their_figures(name: str) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no browser")
-@pytest.mark.parametrize("width", [390, 1440])
-def test_nothing_is_cut_in_a_browser(tmp_path: Path, width: int) -> None:
-    """No page is wider than the window, on a phone either, and all images are drawn."""
+def test_nothing_is_cut_in_a_browser(tmp_path: Path) -> None:
+    """No page or table is wider than the window, on a phone either, and all images are drawn."""
     from playwright.sync_api import sync_playwright
 
     pages = make_pages(PUBLISHED_RECORDS, tmp_path / "reports")
+    fits = "[...document.querySelectorAll('.table')].every(t => t.scrollWidth <= t.clientWidth)"
+    drawn = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM)
         for made in pages:
-            tab = browser.new_page(viewport={"width": width, "height": 900})
-            tab.goto(f"file://{made.path.with_name('index.html')}")
-            assert tab.evaluate("document.documentElement.scrollWidth") <= width, made.path
-            drawn = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
-            assert tab.evaluate(drawn), made.path
-            tab.close()
+            for width in (390, 1440):
+                tab = browser.new_page(viewport={"width": width, "height": 900})
+                tab.goto(f"file://{made.path.with_name('index.html')}")
+                whole = tab.evaluate("document.documentElement.scrollWidth")
+                assert whole <= width, (made.path, width)
+                assert tab.evaluate(fits), (made.path, width)
+                assert tab.evaluate(drawn), (made.path, width)
+                tab.close()
         browser.close()
 
 
