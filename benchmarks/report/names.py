@@ -128,6 +128,11 @@ def sort_models(table: pd.DataFrame) -> pd.DataFrame:
         if column.name == "model":
             places = {name: number for number, name in enumerate(MODELS)}
             return column.map(places).fillna(len(MODELS))
-        return column.str.replace(r"\d+", lambda number: number[0].zfill(9), regex=True)
+        return by_numbers(column)
 
     return table.sort_values(["model", "model_name"], key=place, kind="stable")
+
+
+def by_numbers(column: pd.Series) -> pd.Series:
+    """Return a key that sorts texts by the numbers in them: `2 pairs` before `16 pairs`."""
+    return column.str.replace(r"\d+", lambda number: number[0].zfill(9), regex=True)

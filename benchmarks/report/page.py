@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ from markupsafe import Markup
 
 from lookback.benchmarks.record import Record
 from lookback.benchmarks.report import plots
+from lookback.benchmarks.report.names import option_words, printable
 from lookback.benchmarks.report.plots import Image, Plot
 from lookback.benchmarks.storage import write_atomically
 
@@ -231,8 +233,10 @@ def format_value(column: str, value: Any, digits: int | None = None) -> str:
     """Return a value as people read it, empty for none; `digits` are those of its column."""
     if value is None or (isinstance(value, float) and math.isnan(value)) or value is pd.NA:
         return ""
+    if column.endswith("_options"):
+        return printable(", ".join(option_words(json.loads(value))))
     if isinstance(value, str):
-        return "" if value == "{}" else " ".join(value.split())
+        return " ".join(value.split())
     if isinstance(value, bool):
         return "yes" if value else "no"
     number = float(value)

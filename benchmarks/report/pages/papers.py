@@ -75,7 +75,7 @@ def _block(paper: dict[str, Any], theirs: pd.DataFrame, ours: pd.DataFrame) -> B
     both = pd.concat([ours.rename(columns=str).assign(source="ours"), table], ignore_index=True)
     more = [name for name in ("at_length", "median", "seeds") if name in ours]
     kept = [name for name in columns if name in both]
-    text = f"{paper['paper']}, {paper['table']}. {paper['note']} Ours: `{paper['target']}`."
+    text = f"{paper['paper']}, {paper['table']}. {paper['note']} Made by `{paper['target']}`."
     if theirs["setting"].nunique() == 1:
         text += f" Theirs: {theirs['setting'].iloc[0]}."
     if "seeds" in both:

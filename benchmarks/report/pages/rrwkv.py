@@ -27,10 +27,7 @@ def rrwkv_page(evidence: Evidence) -> Page | None:
         gains = gains.assign(label=labels)
         plain = gains[gains["model_options"] == "{}"]
         rows = plain if len(plain) else gains
-        words = "; ".join(
-            f"{row.verdict}, {row.difference:+.3f} ({row.label})" for row in rows.itertuples()
-        )
-        lead.insert(0, f"Primary endpoints, RRWKV minus RWKV-4: {words}.")
+        lead.insert(0, f"RRWKV minus RWKV-4 on primary endpoints. {said(rows)}")
         blocks.append(_endpoint_block(gains, rows))
     prices = ratios(evidence["costs"], "rrwkv", "rwkv")
     if not prices.empty:
@@ -45,6 +42,15 @@ def rrwkv_page(evidence: Evidence) -> Page | None:
         lead=lead,
         blocks=blocks,
     )
+
+
+def said(rows: pd.DataFrame) -> str:
+    """Return the endpoints of each verdict with their differences."""
+    sentences = []
+    for verdict, group in rows.groupby("verdict"):
+        endpoints = [f"{row.label} ({row.difference:+.3f})" for row in group.itertuples()]
+        sentences.append(f"{str(verdict).capitalize()}: {'; '.join(endpoints)}.")
+    return " ".join(sentences)
 
 
 def _endpoint_block(gains: pd.DataFrame, drawn: pd.DataFrame) -> Block:

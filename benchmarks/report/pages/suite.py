@@ -150,7 +150,8 @@ def endpoint_text(endpoint: Endpoint) -> str:
         "area": f"accuracy above the sighted floor, averaged over log2 distance, at {lengths}",
         "halfway": f"log2 of the number of {endpoint.option} at which accuracy is half-way from "
         "the floor to one",
-        "saved": f"bits a byte that are saved on the same bytes by reading {lengths} tokens",
+        "saved": "bits a byte saved on the same bytes from "
+        f"{lengths.replace(' and ', ' to ')} tokens read",
     }[endpoint.quantity]
     return (
         f"Endpoint: {quantity}. Differences are to {model_name(BASELINE)}, paired by seed, "

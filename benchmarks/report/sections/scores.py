@@ -6,13 +6,13 @@ import pandas as pd
 
 from lookback.benchmarks.report import plots
 from lookback.benchmarks.report.frames import IDENTITY
-from lookback.benchmarks.report.names import add_names
+from lookback.benchmarks.report.names import add_names, by_numbers
 from lookback.benchmarks.report.section import Content, register_section
 from lookback.benchmarks.report.statistics import named, paired, standings, summarise
 
 TASK = ["suite", "task", "task_options", "data", "reading", "depth", "trained_length"]
 TEST = [*IDENTITY, "test_length", "test_options", "unit"]
-AT_DISTANCES = (16, 64, 256, 1024, 4096)
+AT_DISTANCES = (4, 16, 64, 256, 1024, 4096)
 MOST_PANELS = 4
 FEWEST_ANSWERS = 20  # of a bin, or it is not drawn
 
@@ -44,7 +44,7 @@ def _at_distances(means: pd.DataFrame) -> pd.DataFrame:
             if len(near):
                 row[f"at {distance:,}"] = near["mean"].iloc[0]
         rows.append(row | {"sighted_floor": group["floor"].iloc[0]})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).sort_values(keys, kind="stable")
 
 
 @register_section("Score against length", of="scores")
@@ -119,7 +119,8 @@ def score_table(scores: pd.DataFrame) -> Content:
     if means.empty:
         return Content()
     keys = ["task_name", "trained_length", "test_length", "test_options"]
-    means = means.sort_values(keys, kind="stable")
+    means = means.sort_values("test_options", key=by_numbers, kind="stable")
+    means = means.sort_values(keys[:3], kind="stable")
     means = named(means, "score").rename(columns={"floor": "sighted_floor"})
     columns = [*keys, "model_name", "score", "score_low", "score_high", "sighted_floor", "mark"]
     return Content(table=means.assign(mark=standings(means))[[*columns, "seeds"]])

@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 
 from lookback.benchmarks.cli import main
+from lookback.benchmarks.machine import ROOT
 from lookback.benchmarks.record import Cell, Record
 from lookback.benchmarks.report import page, plots
 from lookback.benchmarks.report.make import make_pages
-from lookback.benchmarks.storage import PUBLISHED_RECORDS, write_record
+from lookback.benchmarks.storage import write_record
 from tests.records import as_cost, cost_record, learn_record
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -224,23 +225,24 @@ def test_legends_fit_their_figures(name: str) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no browser")
-def test_nothing_is_cut_in_a_browser(tmp_path: Path) -> None:
+def test_nothing_is_cut_in_a_browser() -> None:
     """No page or table is wider than the window, on a phone either, and all images are drawn."""
     from playwright.sync_api import sync_playwright
 
-    pages = make_pages(PUBLISHED_RECORDS, tmp_path / "reports")
+    pages = sorted((ROOT / "reports" / "published").rglob("index.html"))
+    assert pages
     fits = "[...document.querySelectorAll('.table')].every(t => t.scrollWidth <= t.clientWidth)"
     drawn = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM)
-        for made in pages:
+        for page in pages:
             for width in (390, 1440):
                 tab = browser.new_page(viewport={"width": width, "height": 900})
-                tab.goto(f"file://{made.path.with_name('index.html')}")
+                tab.goto(f"file://{page}")
                 whole = tab.evaluate("document.documentElement.scrollWidth")
-                assert whole <= width, (made.path, width)
-                assert tab.evaluate(fits), (made.path, width)
-                assert tab.evaluate(drawn), (made.path, width)
+                assert whole <= width, (page, width)
+                assert tab.evaluate(fits), (page, width)
+                assert tab.evaluate(drawn), (page, width)
                 tab.close()
         browser.close()
 
