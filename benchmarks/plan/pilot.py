@@ -156,19 +156,29 @@ def findings(runner: Runner) -> Iterator[str]:
 
     for place, bests in tasks.items():
         yield f"{place}:"
-        between = set()
         for best in bests:
-            model = f"{best.cell.model} {options_text(best.cell.model_options)}".strip()
-            tests = longest_tests(best)
-            told = "; ".join(describe_test(*test) for test in tests) or "failed"
+            told = "; ".join(describe_test(*test) for test in longest_tests(best)) or "failed"
             line = f"learning_rate = {rate_of(best):g}, {told}"
-            yield f"  {model}, width {best.cell.width}: {line}"
-            task = best.outcome.task
-            is_accuracy = task is not None and task.score == "accuracy"
-            if is_accuracy and any(is_between(score, floor) for _, score, floor in tests):
-                between.add(model)
-        state = "open" if len(between) >= MODELS else "closed"
-        yield f"  gate {state}: {len(between)} models between floor + {MARGIN:g} and {CEILING:g}"
+            yield f"  {model_text(best)}, width {best.cell.width}: {line}"
+        yield from gate(bests)
+
+
+def gate(bests: Sequence[Record]) -> Iterator[str]:
+    """Yield whether models can be told apart; nothing for bits per byte, which have no ceiling."""
+    units = {best.outcome.task.score for best in bests if best.outcome.task is not None}
+    if units - {"accuracy"}:
+        return
+    between = set()
+    for best in bests:
+        if any(is_between(score, floor) for _, score, floor in longest_tests(best)):
+            between.add(model_text(best))
+    state = "open" if len(between) >= MODELS else "closed"
+    yield f"  gate {state}: {len(between)} models between floor + {MARGIN:g} and {CEILING:g}"
+
+
+def model_text(record: Record) -> str:
+    """Return a model with its options for people."""
+    return f"{record.cell.model} {options_text(record.cell.model_options)}".strip()
 
 
 def options_text(options: dict[str, object]) -> str:

@@ -8,6 +8,7 @@ import pytest
 from lookback.benchmarks.plan.pilot import (
     describe_test,
     findings,
+    gate,
     is_between,
     longest_tests,
     pilot_suite,
@@ -113,6 +114,16 @@ def test_the_gate_is_open_if_two_models_are_between(
     }
     lines = list(findings(run(tmp_path, monkeypatch, quality)))
     assert any(line.startswith(f"  gate {state} models between") for line in lines)
+
+
+def test_bits_per_byte_have_no_gate(cell: Cell) -> None:
+    """They have neither a floor below which nothing is learned nor a ceiling."""
+    facts = FACTS.model_copy(update={"score": "bits per byte"})
+    tests = [score(24, 80).model_copy(update={"score": bits}) for bits in (1.6, 1.9)]
+    assert not list(gate([trained(cell, [test], task=facts) for test in tests]))
+    assert list(gate([trained(cell, [test]) for test in (score(24, 80), score(24, 60))])) == [
+        "  gate closed: 1 models between floor + 0.1 and 0.95"
+    ]
 
 
 def test_a_model_is_between_if_one_of_its_tests_is(cell: Cell) -> None:
