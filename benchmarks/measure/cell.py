@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lookback.benchmarks.measure.cost import cost
-from lookback.benchmarks.measure.evaluate import tested_tasks
+from lookback.benchmarks.measure.evaluate import planned_tests
 from lookback.benchmarks.measure.memory import LiveBytes, describe_error
 from lookback.benchmarks.measure.step import (
     Progress,
@@ -49,11 +49,15 @@ def check(cell: AnyCell, here: bool = True) -> int:
     for length in _training_lengths(cell):
         task.check_length(length)
     if cell.kind == "learn":
-        for options, test_task in tested_tasks(cell, task):
-            if test_task.vocabulary != task.vocabulary:
-                raise ValueError(f"test_options {options}: expected the vocabulary of training")
-            for length in cell.test_lengths or (cell.length,):
-                test_task.check_length(length)
+        tests = list(planned_tests(cell, task))
+        for test in tests:
+            if test.task.vocabulary != task.vocabulary:
+                raise ValueError(
+                    f"test_options {test.options}: expected the vocabulary of training"
+                )
+            test.task.check_length(test.length)
+        for length in set(cell.test_lengths) - {test.length for test in tests}:
+            tests[0].task.check_length(length)  # too short for all options
 
     if here:
         _check_device(cell)

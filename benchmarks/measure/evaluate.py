@@ -37,13 +37,25 @@ def fingerprints(tokens: Tensor) -> Tensor:
     return (tokens * powers).sum(1)
 
 
-def tested_tasks(cell: LearnCell, task: Task) -> Iterator[tuple[dict[str, Any], Task]]:
-    """Yield the options that each test has in place of those in training, and the task with them.
+class PlannedTest(NamedTuple):
+    """A test of a cell: options in place of those in training, the task with them, and a length."""
+
+    options: dict[str, Any]
+    task: Task
+    length: int
+
+
+def planned_tests(cell: LearnCell, task: Task) -> Iterator[PlannedTest]:
+    """Yield the tests of a cell: all options at all lengths, but for lengths too short for them.
 
     Raises ValueError for options that the task cannot have.
     """
+    lengths = cell.test_lengths or (cell.length,)
     for options in cell.test_options or ({},):
-        yield options, get_task(task.name, {**task.options, **options}) if options else task
+        test_task = get_task(task.name, {**task.options, **options}) if options else task
+        fitting = [length for length in lengths if length >= test_task.shortest]
+        for length in fitting or lengths:
+            yield PlannedTest(options, test_task, length)
 
 
 class BatchResult(NamedTuple):

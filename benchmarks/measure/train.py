@@ -25,7 +25,7 @@ from lookback.benchmarks.measure.evaluate import (
     fingerprints,
     kept_bytes,
     parallel_recurrent_difference,
-    tested_tasks,
+    planned_tests,
 )
 from lookback.benchmarks.measure.gradient_reach import reach
 from lookback.benchmarks.measure.memory import describe_error
@@ -161,19 +161,18 @@ def run_tests(
     """Test a model at every length and with all options; an error ends one test, not the others."""
     tests = []
     failed = []
-    for options, test_task in tested_tasks(cell, task):
-        for length in cell.test_lengths or (cell.length,):
-            try:
-                score = evaluate(model, cell, test_task, "test", length, cell.test_examples, seen)
-            except Exception as error:
-                if parallel.world_size() > 1:  # the other processes wait for this one's answers
-                    raise
-                status, message = describe_error(error)
-                failed.append(
-                    FailedTest(length=length, options=options, status=status, message=message)
-                )
-            else:
-                tests.append(score.model_copy(update={"options": options}))
+    for options, test_task, length in planned_tests(cell, task):
+        try:
+            score = evaluate(model, cell, test_task, "test", length, cell.test_examples, seen)
+        except Exception as error:
+            if parallel.world_size() > 1:  # the other processes wait for this one's answers
+                raise
+            status, message = describe_error(error)
+            failed.append(
+                FailedTest(length=length, options=options, status=status, message=message)
+            )
+        else:
+            tests.append(score.model_copy(update={"options": options}))
     return tuple(tests), tuple(failed)
 
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from lookback.benchmarks.measure import evaluate as evaluating
 from lookback.benchmarks.measure import train as training
-from lookback.benchmarks.measure.cell import measure
+from lookback.benchmarks.measure.cell import check, measure
 from lookback.benchmarks.measure.evaluate import (
     by_distance,
     by_position,
@@ -20,6 +20,7 @@ from lookback.benchmarks.measure.evaluate import (
     fingerprints,
     kept_bytes,
     parallel_recurrent_difference,
+    planned_tests,
 )
 from lookback.benchmarks.measure.step import (
     learning_rate,
@@ -269,6 +270,29 @@ def test_tests_have_options_of_their_own(cell: LearnCell, tmp_path: Path) -> Non
     assert [test.count for test in numbers.tests] == [80, 80, 240, 240]
     alone = learned(make_cell({**fields, "test_options": [{"pairs": 6}]}), tmp_path / "one")
     assert numbers.tests[2:] == alone.tests
+
+
+def test_a_length_that_is_too_short_for_some_options_is_tested_with_the_others(
+    cell: LearnCell,
+) -> None:
+    options = {"alphabet": 8, "pairs": 1}
+    short, long = (get_task("recall", {**options, "pairs": pairs}).shortest for pairs in (2, 6))
+    fields = {
+        **cell.model_dump(),
+        "task": "recall",
+        "task_options": options,
+        "test_options": [{"pairs": 2}, {"pairs": 6}],
+        "test_lengths": [short, long],
+    }
+    both = make_cell(fields)
+    check(both)
+    tests = planned_tests(both, get_task("recall", options))
+    expected = [({"pairs": 2}, short), ({"pairs": 2}, long), ({"pairs": 6}, long)]
+    assert [(test.options, test.length) for test in tests] == expected
+
+    for impossible in ({"test_lengths": [short - 1, long]}, {"test_lengths": [short]}):
+        with pytest.raises(ValueError, match="expected at least"):
+            check(make_cell({**fields, **impossible}))
 
 
 def test_a_test_that_fails_leaves_the_others(
