@@ -91,7 +91,7 @@ def score_by_option(scores: pd.DataFrame) -> Content:
         rows = scores[scores[option] > 0]
         if rows[option].nunique() >= 3:
             means = add_names(summarise(rows, [*TEST, option], "score"))
-            panel = ["task_name", "trained_length"]
+            panel = ["task_name", "trained_length", "test_length"]
             return Content(plots.curves(means, option, panel, option.removeprefix("test.")))
     return Content()
 
