@@ -21,7 +21,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lookback.benchmarks.measure.cost import CPU_WARMUP, LEARNING_RATE, WEIGHT_DECAY
-from lookback.benchmarks.measure.evaluate import EVALUATION_BATCH, EVALUATION_TOKENS
+from lookback.benchmarks.measure.evaluate import (
+    EVALUATION_BATCH,
+    EVALUATION_TOKENS,
+    planned_tests,
+)
 from lookback.benchmarks.measure.memory import LiveBytes, alive_in
 from lookback.benchmarks.measure.operations import counter
 from lookback.benchmarks.measure.step import (
@@ -124,8 +128,8 @@ def _evaluated_sequences(cell: AnyCell) -> float:
         return cell.batch_size * (cell.repeats + CPU_WARMUP + 1 + cell.generate)
 
     validations = max(1, len(cell.learning_rates)) * cell.validations
-    test_tokens = cell.test_examples * sum(cell.test_lengths or (cell.length,))
-    test_tokens *= max(1, len(cell.test_options))
+    lengths = [test.length for test in planned_tests(cell, task_of(cell))]
+    test_tokens = cell.test_examples * sum(lengths)
     return validations * cell.validation_examples + test_tokens / cell.length
 
 

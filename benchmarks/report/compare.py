@@ -51,7 +51,7 @@ class Comparison:
     """A row per quantity or test with its verdict, and a row per ratio of costs."""
 
     rows: pd.DataFrame
-    shown: pd.DataFrame  # of the rows what a terminal shows
+    shown: pd.DataFrame  # the rows as a terminal shows them
     costs: pd.DataFrame = field(default_factory=pd.DataFrame)
     heading: Sequence[str] = ()
 

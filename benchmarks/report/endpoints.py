@@ -32,6 +32,10 @@ class Judged:
     values: pd.DataFrame
     verdicts: pd.DataFrame
 
+    def is_best(self, values: pd.Series) -> pd.Series:
+        """Return which values of the endpoint are as good as the best, within what matters."""
+        return values > values.max() - self.endpoint.difference
+
     def table(self, values: pd.DataFrame) -> pd.DataFrame:
         """Return a row per model of these `values`, which are all or some of the suite's.
 

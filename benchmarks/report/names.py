@@ -103,8 +103,9 @@ def _varied_options(options: Iterable[str]) -> list[str]:
     return varied
 
 
-def _reading(options: str) -> str:
-    return ", ".join(option_words(json.loads(options)))
+def options_text(options: str) -> str:
+    """Return options (JSON) in words: `2 to 32 pairs, window 64`."""
+    return printable(", ".join(option_words(json.loads(options))))
 
 
 def _revision(data: str) -> str:
@@ -113,7 +114,7 @@ def _revision(data: str) -> str:
 
 
 TOLD_APART: dict[str, Callable[[Any], str]] = {
-    "reading": _reading,
+    "reading": options_text,
     "width": "width {}".format,
     "depth": "depth {}".format,
     "data": _revision,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +23,7 @@ from markupsafe import Markup
 
 from lookback.benchmarks.record import Record
 from lookback.benchmarks.report import plots
-from lookback.benchmarks.report.names import option_words, printable
+from lookback.benchmarks.report.names import options_text
 from lookback.benchmarks.report.plots import Image, Plot
 from lookback.benchmarks.storage import write_atomically
 
@@ -94,14 +93,15 @@ def write_page(page: Page, folder: Path, style: str = "page", key: str = "") -> 
     tables = [block.table for block in page.blocks if block.table is not None]
     shown = terminal_table(tables[0]) if tables else "no run ended well"
     readme = folder / "README.md"
-    drawings = {block.title: _drawing(block.figure) for block in page.blocks if block.figure}
+    with plots.style("page"):
+        drawings = {block.title: _drawing(block.figure) for block in page.blocks if block.figure}
     for block in page.blocks:
-        if block.title in drawings:
-            write_atomically(folder / f"{block.file_name}.svg", drawings[block.title].whole)
         if block.table is not None and not block.table.empty:
             write_atomically(folder / f"{block.file_name}.csv", csv(block.table))
         if style == "paper":
             _write_for_paper(block, folder)
+        elif block.title in drawings:
+            write_atomically(folder / f"{block.file_name}.svg", drawings[block.title].whole)
     write_atomically(readme, _markdown(page))
     write_atomically(folder / "index.html", _html(page, drawings, key))
     return WrittenPage(readme, shown)
@@ -118,9 +118,8 @@ class Drawing:
 
 def _drawing(figure: Plot) -> Drawing:
     """Draw every panel once."""
-    with plots.style("page"):
-        panels = figure.images()
-        legend = [plots.svg(figure.draw_legend())] if figure.legend else []
+    panels = figure.images()
+    legend = [plots.svg(figure.draw_legend())] if figure.legend else []
     whole = plots.stack([panels[:2], panels[2:MOST_PANELS], legend])
     return Drawing(whole, list(map(data_url, legend)), list(map(data_url, panels)))
 
@@ -234,7 +233,7 @@ def format_value(column: str, value: Any, digits: int | None = None) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)) or value is pd.NA:
         return ""
     if column.endswith("_options"):
-        return printable(", ".join(option_words(json.loads(value))))
+        return options_text(value)
     if isinstance(value, str):
         return " ".join(value.split())
     if isinstance(value, bool):

@@ -133,7 +133,10 @@ def svg(figure: Figure) -> Image:
 
 
 def stack(rows: Iterable[Sequence[Image]]) -> str:
-    """Return one SVG with rows of images; their ids are digests of content, so that none clash."""
+    """Return one SVG with rows of images.
+
+    The ids that drawings refer to are digests of content, so that equal ones mean the same.
+    """
     parts = []
     width = height = 0.0
     for row in filter(None, rows):

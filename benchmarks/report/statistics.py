@@ -117,13 +117,15 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFram
     groups = np.split(order, np.flatnonzero(np.diff(number[order])) + 1)
 
     values = frame[value].to_numpy(float)
-    is_accuracy = (frame["unit"] == "accuracy").to_numpy() if "unit" in frame else order < 0
+    is_accuracy = np.zeros(len(frame), dtype=bool)
+    if value == "score" and "unit" in frame:
+        is_accuracy = (frame["unit"] == "accuracy").to_numpy()
     sequences = frame["sequences"].to_numpy() if "sequences" in frame else None
     rows = []
     for group in groups:
         own = None if sequences is None else complete(sequences[group])
         low, high = interval(values[group], own)
-        if value == "score" and is_accuracy[group].all():
+        if is_accuracy[group].all():
             if math.isnan(low) and "correct" in frame:
                 run = frame.iloc[group[0]]
                 low, high = wilson_interval(int(run["correct"]), int(run["count"]))

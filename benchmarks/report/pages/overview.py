@@ -124,7 +124,7 @@ def endpoint_scores(evidence: Evidence) -> tuple[pd.DataFrame, list[str]]:
         if plain.empty:
             continue
         for task, rows in by_task(judged.table(main_size(plain))):
-            best = rows["endpoint"] > rows["endpoint"].max() - judged.endpoint.difference
+            best = judged.is_best(rows["endpoint"])
             leaders.append(f"{', '.join(rows[best]['model_name'])} ({suite}, {task})")
             part = rows.set_index("model")[["endpoint", "endpoint_low", "endpoint_high", "mark"]]
             part.columns = [f"{suite}, {task}{end}" for end in ("", "_low", "_high", "_mark")]

@@ -27,7 +27,7 @@ def rrwkv_page(evidence: Evidence) -> Page | None:
         gains = gains.assign(label=labels)
         plain = gains[gains["model_options"] == "{}"]
         rows = plain if len(plain) else gains
-        lead.insert(0, f"RRWKV minus RWKV-4 on primary endpoints. {said(rows)}")
+        lead.insert(0, f"RRWKV minus RWKV-4 on primary endpoints. {verdict_sentences(rows)}")
         blocks.append(_endpoint_block(gains, rows))
     prices = ratios(evidence["costs"], "rrwkv", "rwkv")
     if not prices.empty:
@@ -44,7 +44,7 @@ def rrwkv_page(evidence: Evidence) -> Page | None:
     )
 
 
-def said(rows: pd.DataFrame) -> str:
+def verdict_sentences(rows: pd.DataFrame) -> str:
     """Return the endpoints of each verdict with their differences."""
     sentences = []
     for verdict, group in rows.groupby("verdict"):

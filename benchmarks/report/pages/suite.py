@@ -165,8 +165,7 @@ def _endpoint_sentences(judged: Judged) -> list[str]:
     """Say who is best and by how much, and the verdicts beside the baseline, on the first task."""
     task, table = by_task(judged.table(main_size(judged.values)))[0]
     scores = table.set_index("model_name")["endpoint"].sort_values(ascending=False, kind="stable")
-    matters = judged.endpoint.difference
-    is_best = scores > scores.max() - matters
+    is_best = judged.is_best(scores)
     best = in_bold(scores[is_best].index)
     if is_best.sum() == 1:
         sentence = f"{best} is best: {scores.max():.2f}, then {ranking(scores[1:5])}."
@@ -174,6 +173,7 @@ def _endpoint_sentences(judged: Judged) -> list[str]:
         sentence = f"no model is apart: all {scores.min():.2f} to {scores.max():.2f}."
     else:
         behind = ranking(scores[~is_best].head(4))
+        matters = judged.endpoint.difference
         sentence = f"{best} are best, within {matters}: {scores.max():.2f}, then {behind}."
     sentences = [f"{task.capitalize()}: {sentence}"]
     if "verdict" in table:

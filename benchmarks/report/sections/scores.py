@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 
 from lookback.benchmarks.report import plots
+from lookback.benchmarks.report.endpoints import PAIR
 from lookback.benchmarks.report.frames import IDENTITY
 from lookback.benchmarks.report.names import add_names, by_numbers
 from lookback.benchmarks.report.section import Content, register_section
 from lookback.benchmarks.report.statistics import named, paired, standings, summarise
 
-TASK = ["suite", "task", "task_options", "data", "reading", "depth", "trained_length"]
 TEST = [*IDENTITY, "test_length", "test_options", "unit"]
 AT_DISTANCES = (4, 16, 64, 256, 1024, 4096)
 MOST_PANELS = 4
@@ -64,21 +66,21 @@ def score_by_window(scores: pd.DataFrame) -> Content:
     """Transformers that see so many positions back in each layer, beside full attention and other
     models at the trained length. Where a narrow window scores as full attention does, the task
     needs no range. The table has the differences to full attention, paired by seed."""
-    if "model.window" not in scores:
-        return Content()
     rows = scores[scores["test_length"] == scores["trained_length"]]
-    windowed = rows[rows["model.window"].notna()]
-    tasks = windowed[TASK].drop_duplicates()
-    plain = rows[rows["model_options"] == "{}"].merge(tasks, on=TASK)
+    windowed = rows[[list(json.loads(text)) == ["window"] for text in rows["model_options"]]]
+    if windowed.empty:
+        return Content()
+    tasks = windowed[PAIR].drop_duplicates()
+    plain = rows[rows["model_options"] == "{}"].merge(tasks, on=PAIR)
 
     both = pd.concat([windowed, plain]).assign(model_options="{}")  # one line with full attention
     both = both.assign(window=both["model.window"].fillna(both["trained_length"]))
-    means = add_names(summarise(both, [*TASK, "model", "model_options", "unit", "window"], "score"))
+    means = add_names(summarise(both, [*PAIR, "model", "model_options", "unit", "window"], "score"))
     figure = plots.curves(means, "window", ["task_name", "trained_length"], "positions in sight")
 
     full = plain[plain["model"].isin(windowed["model"])]
-    pairs = paired(windowed, full, TASK, "score")
-    keys = [*TASK, "model", "model_options", "model.window"]
+    pairs = paired(windowed, full, PAIR, "score")
+    keys = [*PAIR, "model", "model_options", "model.window"]
     gains = add_names(named(summarise(pairs, keys, "difference"), "difference"))
     columns = ["task_name", "trained_length", "model_name", "difference", "difference_low"]
     return Content(figure, gains[[*columns, "difference_high", "seeds"]])

@@ -19,6 +19,10 @@ def test_a_window_is_compared_with_full_attention_by_seed(cell: Cell) -> None:
     for seed in range(3):
         records.append(learn_record(plain.model_copy(update={"seed": seed}), FULL[seed]))
         records.append(learn_record(narrow.model_copy(update={"seed": seed}), NARROW[seed]))
+        other = {"window": 4, "positions": "alibi"}  # stands on no line of plain windows
+        records.append(
+            learn_record(plain.model_copy(update={"seed": seed, "model_options": other}), 10)
+        )
     content = score_by_window(Frames(records)["scores"])
 
     assert content.table is not None
