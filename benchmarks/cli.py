@@ -698,8 +698,8 @@ def verify(
     chosen = verification.choose()
     print(f"{len(chosen)} of {len(verification.records)} records (--seed {seed}):")
     for record in chosen:
-        seconds = "" if record.wall_seconds is None else f", {record.wall_seconds:.0f} s there"
-        print(f"  {record.cell_id} of {record.suite} on {record.machine.device}{seconds}")
+        place = f"{record.cell_id} of {record.suite} on {record.machine.device}"
+        print(f"  {place}, {record.seconds:.0f} s there")
 
     verdicts = list(verification.verdicts(chosen))
     print("\n".join(str(verdict) for verdict in verdicts))

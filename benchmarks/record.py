@@ -501,6 +501,15 @@ class Record(StrictModel):
     commit: str | None = None
     uncommitted_changes: bool | None = None
 
+    @property
+    def seconds(self) -> float:
+        """Seconds that the cell took, in all its processes if it was resumed; 0 if unknown."""
+        last_process = self.wall_seconds or 0.0
+        learn = self.outcome.learn
+        if learn is None:
+            return last_process
+        return max(last_process, learn.seconds + (learn.evaluating or 0.0))
+
     @model_validator(mode="after")
     def _check_cell(self) -> Record:
         if self.cell_id not in (self.cell.id, self.cell.earlier_id):

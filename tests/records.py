@@ -40,6 +40,7 @@ def record(cell: Cell, outcome: Outcome, suite: str = "suite") -> Record:
         outcome=outcome,
         started="2026-01-01T00:00:00+00:00",
         ended="2026-01-01T00:01:00+00:00",
+        wall_seconds=60.0,
         versions={"python": "3.11.0", "torch": "2.13.0"},
         machine=Machine(
             slug="some-machine", device="Some Machine", facts={"cores": 2, "load_before": 0.1}

@@ -8,7 +8,6 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Any
 
 import humanize
@@ -185,7 +184,7 @@ def _recorded(cell: AnyCell, runner: Runner) -> PlannedCell:
         parameters=numbers.parameters if numbers else None,
         step_flops=training.flops if training else None,
         peak_bytes=training.peak_bytes if training else None,
-        seconds=_seconds(record),
+        seconds=record.seconds,
     )
 
 
@@ -213,7 +212,9 @@ def _scaled_seconds(cell: AnyCell, needs: Estimate, known: Known) -> float | Non
     for record in known.records:
         other = record.cell
         numbers = record.outcome.learn or record.outcome.cost
-        if numbers and (other.kind, other.precision) == (cell.kind, cell.precision):
+        if numbers is None or record.seconds == 0:
+            continue
+        if (other.kind, other.precision) == (cell.kind, cell.precision):
             factor = _work(cell, needs.parameters) / _work(other, numbers.parameters)
             slug = record.machine.slug
             elsewhere = 0 if slug == known.here else 1 if slug in known.slowdowns else 2
@@ -232,8 +233,8 @@ def _scaled_seconds(cell: AnyCell, needs: Estimate, known: Known) -> float | Non
         factor = needs.flops / there
     known.used.add(record.machine.device)
     factor *= known.slowdowns.get(record.machine.slug, 1.0)
-    start = min(_seconds(record), START_SECONDS)
-    return start + (_seconds(record) - start) * factor
+    start = min(record.seconds, START_SECONDS)
+    return start + (record.seconds - start) * factor
 
 
 def _work(cell: AnyCell, parameters: int) -> float:
@@ -280,11 +281,6 @@ def _slowdowns(machine: Machine | None, records: Sequence[Record]) -> dict[str, 
         return {}
     here = reference_workload_seconds("cuda" if "gpu" in machine.facts else "cpu")
     return {slug: here / statistics.median(timed[slug]) for slug in elsewhere}
-
-
-def _seconds(record: Record) -> float:
-    started = datetime.fromisoformat(record.started)
-    return (datetime.fromisoformat(record.ended) - started).total_seconds()
 
 
 def memory_of(machine: Machine) -> int | None:

@@ -288,7 +288,7 @@ def _runs(record: Record) -> Iterator[Row]:
         "precision": record.cell.precision,
         "started": record.started,
     }
-    row |= {"ended": record.ended, "seconds": record.wall_seconds, "cell_id": record.cell_id}
+    row |= {"ended": record.ended, "seconds": record.seconds, "cell_id": record.cell_id}
     yield row | {"message": lines[-1] if lines else ""}
 
 

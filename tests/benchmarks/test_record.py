@@ -57,6 +57,16 @@ def test_records_read_as_written(tmp_path: Path, cell: Cell) -> None:
     assert list(record_files(tmp_path)) == [path]
 
 
+def test_a_resumed_cell_took_the_seconds_of_all_its_processes(cell: Cell) -> None:
+    record = learn_record(cell)
+    assert record.outcome.learn is not None
+    learn = record.outcome.learn.model_copy(update={"seconds": 600.0, "evaluating": 50.0})
+    outcome = record.outcome.model_copy(update={"learn": learn})
+    resumed = record.model_copy(update={"outcome": outcome, "wall_seconds": 80.0})
+    assert resumed.seconds == 650.0
+    assert resumed.model_copy(update={"wall_seconds": 670.0}).seconds == 670.0
+
+
 def test_written_files_have_the_usual_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "UMASK", 0o027)
     write_atomically(tmp_path / "a" / "b.txt", "text")
