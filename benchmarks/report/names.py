@@ -36,7 +36,7 @@ def task_name(name: str, options: str = "{}", shown: Iterable[str] = ()) -> str:
 
 
 def option_words(options: dict[str, Any]) -> list[str]:
-    """Return options in words: `4 pairs`, `window 64`, `2 to 32 pairs`, `short conv`."""
+    """Return options in words: `4 pairs`, `2 to 32 pairs`, `repeat 64 to 512`, `short conv`."""
     words = []
     for key, value in sorted(options.items()):
         name = key.replace("_", " ")
@@ -45,7 +45,8 @@ def option_words(options: dict[str, Any]) -> list[str]:
         elif value is False:
             words.append(f"no {name}")
         elif isinstance(value, dict) and set(value) == {"low", "high"}:
-            words.append(f"{value['low']:,} to {value['high']:,} {name}")
+            span = f"{value['low']:,} to {value['high']:,}"
+            words.append(f"{span} {name}" if name.endswith("s") else f"{name} {span}")
         elif isinstance(value, int) and name.endswith("s"):
             words.append(f"{value:,} {name[:-1] if value == 1 else name}")
         else:

@@ -144,8 +144,12 @@ def score_by_rate(rates: pd.DataFrame) -> Content:
 @register_section("Loss against position", of="positions", folded=True)
 def loss_by_position(positions: pd.DataFrame) -> Content:
     """Bits per byte by position in the test window: what reading more saves, on different bytes."""
+    by_test = ["task", "task_options", "test_length", "test_options"]
+    several = positions.groupby(by_test)["first"].transform("nunique") > 1
+    if not several.any():
+        return Content()
     keys = [*TEST, "first", "last"]
-    means = summarise(positions.drop(columns="floor"), keys, "bits")
+    means = summarise(positions[several].drop(columns="floor"), keys, "bits")
     ends = means[["first", "last"]].clip(lower=1)
     means = add_names(means.assign(position=(ends["first"] * ends["last"]) ** 0.5))
     return Content(plots.curves(means, "position", ["task_name", "test_length"]))

@@ -224,6 +224,26 @@ def test_legends_fit_their_figures(name: str) -> None:
                 assert not axes.get_tightbbox().overlaps(box)
 
 
+def test_axes_of_panels_line_up_and_no_label_is_cut() -> None:
+    rows = []
+    for panel, largest in (("small", 1.0), ("a title of\ntwo lines", 1e-7), ("large", 1e9)):
+        for x in (1, 4, 1_048_576):
+            row = {"model": "mine", "model_name": "mine", "x": x, "panel": panel, "unit": "bytes"}
+            rows.append(row | {"mean": largest / x, "low": largest / x, "high": largest})
+    with plots.style():
+        plot = plots.curves(pd.DataFrame(rows), "x", ["panel"], "a long label", log_y=True)
+        figures = plot.draw_apart()
+        places = set()
+        for figure in figures:
+            figure.draw_without_rendering()
+            (axes,) = figure.axes
+            places.add(tuple(axes.get_position().bounds))
+            box = axes.get_tightbbox()
+            assert min(box.x0, box.y0) >= 0
+            assert box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+    assert len(figures) == 3 and len(places) == 1
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no browser")
 def test_nothing_is_cut_in_a_browser() -> None:
     """No page or table is wider than the window, on a phone either, and all images are drawn."""
