@@ -93,12 +93,7 @@ class Killed(Plain):
 
 
 @register_task(
-    "last-token",
-    vocabulary=4,
-    baseline_score=0.25,
-    lengths=(16,),
-    source="a test",
-    symbols="abcd",
+    "last-token", vocabulary=4, baseline_score=0.25, lengths=(16,), source="a test", symbols="abcd"
 )
 def sample_last_token(batch_size: int, length: int, generator: torch.Generator) -> Batch:
     """Say the token just read.

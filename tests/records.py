@@ -103,7 +103,7 @@ def cost_record(
     return record(cell, Outcome(status="oom" if failed else "ok", task=FACTS, cost=numbers), suite)
 
 
-def asked(length: int, bins: Mapping[tuple[int, int], tuple[int, int]]) -> Score:
+def score_by_distance(length: int, bins: Mapping[tuple[int, int], tuple[int, int]]) -> Score:
     """A test that asked at these distances: first and last of each bin, and how many answers were
     right of how many.
     """

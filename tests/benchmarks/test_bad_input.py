@@ -74,16 +74,16 @@ many = settings(
 )
 
 
-def refused(call: Callable[[], object], *names: str) -> bool:
+def is_rejected(call: Callable[[], object], *names: str) -> bool:
     """Whether bad input was refused: by ValueError, in one line, harmless to a terminal, that names
     the file.
     """
     try:
         call()
     except ValueError as error:
-        said = str(error)
-        assert said.isprintable() and len(said) < 3000, said
-        assert all(name in said for name in names), said
+        message = str(error)
+        assert message.isprintable() and len(message) < 3000, message
+        assert all(name in message for name in names), message
         return True
     return False
 
@@ -144,7 +144,7 @@ def test_malformed_suites_are_told_in_one_line(tmp_path: Path, data: st.DataObje
     path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
     for scale in ("small", "paper"):
         # type: ignore[misc]
-        if not refused(lambda scale=scale: read_suite(str(path), scale), "mine.toml"):
+        if not is_rejected(lambda scale=scale: read_suite(str(path), scale), "mine.toml"):
             assert read_suite(str(path), scale).cells
     assert list(tmp_path.iterdir()) == [path]
 
@@ -154,7 +154,7 @@ def test_malformed_suites_are_told_in_one_line(tmp_path: Path, data: st.DataObje
 def test_noise_is_no_suite(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "noise.toml"
     path.write_bytes(content)
-    assert refused(lambda: read_suite(str(path)), "noise.toml")
+    assert is_rejected(lambda: read_suite(str(path)), "noise.toml")
 
 
 def test_more_cells_than_anybody_measures_are_not_multiplied_out(tmp_path: Path) -> None:
@@ -199,10 +199,7 @@ def changed(tree: Any, place: tuple[Any, ...], how: str, value: Any) -> Any:
 
 RECORDS = [
     json.loads(record.model_dump_json())
-    for record in (
-        learn_record(CELL),
-        cost_record(as_cost(CELL)),
-    )
+    for record in (learn_record(CELL), cost_record(as_cost(CELL)))
 ]
 
 
@@ -219,7 +216,7 @@ def test_malformed_records_are_told_in_one_line(tmp_path: Path, data: st.DataObj
     )
     path = tmp_path / "stranger.json"
     path.write_text(json.dumps(tree))
-    if not refused(lambda: read_record(path), str(path)):
+    if not is_rejected(lambda: read_record(path), str(path)):
         record = read_record(path)
         assert record.cell_id == record.cell.id
         for key in place[:1]:
@@ -236,7 +233,7 @@ def test_damaged_records_are_told_in_one_line(tmp_path: Path, data: st.DataObjec
         content[place : place + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
     path = tmp_path / "damaged.json"
     path.write_bytes(content)
-    refused(lambda: read_record(path), str(path))
+    is_rejected(lambda: read_record(path), str(path))
 
 
 @settings(many, max_examples=10)
@@ -256,7 +253,7 @@ def test_pages_are_made_of_whatever_numbers_can_be_read(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{whole['cell_id']}.json"
     path.write_text(json.dumps(changed(whole, place, "replace", value)))
-    if not refused(lambda: read_record(path), str(path)):
+    if not is_rejected(lambda: read_record(path), str(path)):
         make_pages(tmp_path, tmp_path / "pages", ["suite"])
     path.unlink()
 
@@ -268,7 +265,7 @@ def test_pages_are_made_of_whatever_numbers_can_be_read(
 def test_monsters_are_no_records(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "monster.json"
     path.write_bytes(content)
-    assert refused(lambda: read_record(path), str(path))
+    assert is_rejected(lambda: read_record(path), str(path))
 
 
 def test_folders_and_loops_are_no_records(
@@ -321,7 +318,9 @@ def test_names_never_leave_their_folder(tmp_path: Path, name: str) -> None:
     """
     for field in ("task", "model"):
         # type: ignore[misc]
-        if not refused(lambda field=field: make_cell({**CELL.model_dump(), field: name}), field):
+        if not is_rejected(
+            lambda field=field: make_cell({**CELL.model_dump(), field: name}), field
+        ):
             path = tmp_path / f"{make_cell({**CELL.model_dump(), field: name}).id}.json"
             assert path.resolve().parent == tmp_path.resolve() and len(path.name.encode()) < 250
     record = json.loads(learn_record(CELL).model_dump_json())
@@ -331,7 +330,7 @@ def test_names_never_leave_their_folder(tmp_path: Path, name: str) -> None:
         {**record, "machine": {**record["machine"], "slug": name}},
     ):
         path.write_text(json.dumps(tree))
-        if not refused(lambda: read_record(path), "record.json"):
+        if not is_rejected(lambda: read_record(path), "record.json"):
             found = read_record(path)
             folder = tmp_path / found.machine.slug / found.suite
             assert (
@@ -347,7 +346,7 @@ def test_scales_never_leave_their_folder(tmp_path: Path, scale: str) -> None:
     path.write_text(
         SUITE.replace("[scales.paper]", f"[scales.{json.dumps(scale)}]"), encoding="utf-8"
     )
-    if not refused(lambda: read_suite(str(path), scale), "mine.toml"):
+    if not is_rejected(lambda: read_suite(str(path), scale), "mine.toml"):
         assert (tmp_path / read_suite(str(path), scale).name).resolve().parent == tmp_path.resolve()
         assert read_suite(str(path), scale).name == scaled("mine", scale)
 
@@ -358,13 +357,15 @@ def test_scales_never_leave_their_folder(tmp_path: Path, scale: str) -> None:
 )
 def test_suites_have_names_that_are_folders(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(SUITE)
-    assert refused(lambda: read_suite(str(tmp_path / name)))
+    assert is_rejected(lambda: read_suite(str(tmp_path / name)))
 
 
 def test_numbers_that_make_no_file_name_are_refused() -> None:
     for field in ("length", "seed"):
         # type: ignore[misc]
-        assert refused(lambda field=field: make_cell({**CELL.model_dump(), field: 10**300}), field)
+        assert is_rejected(
+            lambda field=field: make_cell({**CELL.model_dump(), field: 10**300}), field
+        )
 
 
 # --- plug-ins and data files
@@ -382,7 +383,7 @@ def test_broken_plugins_are_told_in_one_line(tmp_path: Path, content: bytes, end
     )  # a comment, so that chance never writes a program
     path.write_bytes(b"# " + text + b"\n" + ending.encode())
     before = model_names(), task_names()
-    assert refused(lambda: load_plugins([str(path)]), "plugin.py")
+    assert is_rejected(lambda: load_plugins([str(path)]), "plugin.py")
     assert (model_names(), task_names()) == before
 
 
@@ -392,7 +393,7 @@ def test_broken_plugins_are_told_in_one_line(tmp_path: Path, content: bytes, end
 )
 def test_a_plugin_that_would_end_everything_is_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "plugin.py").write_text(text)
-    assert refused(lambda: load_plugins([str(tmp_path / "plugin.py")]), "plugin.py")
+    assert is_rejected(lambda: load_plugins([str(tmp_path / "plugin.py")]), "plugin.py")
 
 
 def test_only_python_files_are_plugins(tmp_path: Path) -> None:
@@ -400,7 +401,7 @@ def test_only_python_files_are_plugins(tmp_path: Path) -> None:
     (tmp_path / "data.txt").write_text("raise SystemExit")
     for name in ("folder.py", "data.txt", "gone.py"):
         # type: ignore[misc]
-        assert refused(lambda name=name: load_plugins([str(tmp_path / name)]), name)
+        assert is_rejected(lambda name=name: load_plugins([str(tmp_path / name)]), name)
 
 
 LISTOPS = b"Source\tTarget\n( ( [MAX 1 ) 2 ] )\t2\n"
@@ -420,7 +421,7 @@ def test_malformed_data_files_are_told_in_one_line(tmp_path: Path, data: st.Data
             content[place : place + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=3))
         path = tmp_path / "data.tsv"
         path.write_bytes(content)
-        refused(lambda read=read, path=path: read(path), "data.tsv")  # type: ignore[misc]
+        is_rejected(lambda read=read, path=path: read(path), "data.tsv")  # type: ignore[misc]
 
 
 @settings(many, max_examples=100)
@@ -430,7 +431,7 @@ def test_malformed_corpora_are_told_in_one_line(tmp_path: Path, facts: Any, raw:
         (tmp_path / f"{split}.bytes").write_bytes(b"12345")
     for content in (json.dumps(facts).encode(), raw):
         (tmp_path / "corpus.json").write_bytes(content)
-        assert refused(lambda: corpus._open.__wrapped__(tmp_path), str(tmp_path))
+        assert is_rejected(lambda: corpus._open.__wrapped__(tmp_path), str(tmp_path))
 
 
 # --- strangers: their checkpoints run no code, their records no script

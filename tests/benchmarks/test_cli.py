@@ -33,76 +33,42 @@ def test_lists_hold_what_is_registered() -> None:
 
 
 def test_list_answers_at_once() -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "lookback",
-        "list",
-        "tasks",
-        "--json",
-    ]  # what users start
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and not done.stderr
-    said = json.loads(done.stdout)
-    assert {"copy", "recall", "python"} <= {entry["name"] for entry in said}
+    command = [sys.executable, "-m", "lookback", "list", "tasks", "--json"]  # what users start
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0 and not result.stderr
+    entries = json.loads(result.stdout)
+    assert {"copy", "recall", "python"} <= {entry["name"] for entry in entries}
     assert "plain" in lookback("list", "models", "--plugin", PLUGIN).stdout
     assert "quick" in lookback("list", "suites").stdout
 
 
 @pytest.mark.parametrize("name", ["recall", "parity", "python", "rrwkv", "quick", "transformer"])
 def test_describe_shows_a_card(name: str) -> None:
-    done = lookback("describe", name)
-    assert done.returncode == 0 and name in done.stdout
+    result = lookback("describe", name)
+    assert result.returncode == 0 and name in result.stdout
     if name in ("recall", "parity"):
-        assert "tokens" in done.stdout and "targets" in done.stdout
+        assert "tokens" in result.stdout and "targets" in result.stdout
 
 
 def test_dry_run_tells_and_touches_nothing(tmp_path: Path) -> None:
-    asked = [
-        "run",
-        "quick",
-        "--scale",
-        "smoke",
-        "--model",
-        "rwkv",
-        "--dry-run",
-        "--results",
-        str(tmp_path / "r"),
-    ]
-    done = lookback(*asked, "--device", "cpu")
-    assert done.returncode == 0 and "parameters" in done.stdout and "to measure" in done.stdout, (
-        done
-    )
-    assert "too big for" in done.stdout and " MB" in done.stdout and "FLOP" in done.stdout
-    said = json.loads(lookback(*asked, "--task", "copy", "--device", "cpu", "--json").stdout)
-    assert {
-        "id",
-        "width",
-        "parameters",
-        "step_flops",
-        "flops",
-        "peak_bytes",
-        "seconds",
-        "state",
-    } <= set(said[0])
+    arguments = ["run", "quick", "--scale", "smoke", "--model", "rwkv", "--dry-run"]
+    arguments += ["--results", str(tmp_path / "r")]
+    result = lookback(*arguments, "--device", "cpu")
+    assert (
+        result.returncode == 0 and "parameters" in result.stdout and "to measure" in result.stdout
+    ), result
+    assert "too big for" in result.stdout and " MB" in result.stdout and "FLOP" in result.stdout
+    text = lookback(*arguments, "--task", "copy", "--device", "cpu", "--json").stdout
+    fields = {"id", "width", "parameters", "step_flops", "flops", "peak_bytes", "seconds", "state"}
+    assert fields <= set(json.loads(text)[0])
     assert not (tmp_path / "r").exists()
 
 
 def test_gpu_hours_are_planned_without_a_gpu(tmp_path: Path) -> None:
-    asked = [
-        "run",
-        "quick",
-        "--scale",
-        "smoke",
-        "--model",
-        "lstm",
-        "--task",
-        "copy",
-        "--results",
-        str(tmp_path / "r"),
-    ]
-    done = lookback(*asked, "--device", "cuda", "--dry-run", "--assume-flops", "1e12")
-    assert done.returncode == 0 and "GPU hours" in done.stdout, done
+    arguments = ["run", "quick", "--scale", "smoke", "--model", "lstm", "--task", "copy"]
+    arguments += ["--results", str(tmp_path / "r")]
+    result = lookback(*arguments, "--device", "cuda", "--dry-run", "--assume-flops", "1e12")
+    assert result.returncode == 0 and "GPU hours" in result.stdout, result
 
 
 def test_sizes_are_matched_as_a_suite_asks(tmp_path: Path) -> None:
@@ -113,21 +79,13 @@ def test_sizes_are_matched_as_a_suite_asks(tmp_path: Path) -> None:
     )
     suite = str(tmp_path / "fair.toml")
     assert "agree with those of transformer within 2 %" in lookback("describe", suite).stdout
-    asked = [
-        "run",
-        suite,
-        "--device",
-        "cpu",
-        "--results",
-        str(tmp_path / "r"),
-        "--dry-run",
-        "--json",
-    ]
-    first, other = json.loads(lookback(*asked).stdout)
+    arguments = ["run", suite, "--device", "cpu", "--dry-run", "--json"]
+    arguments += ["--results", str(tmp_path / "r")]
+    first, other = json.loads(lookback(*arguments).stdout)
     assert first["width"] == 64 > other["width"]
     assert abs(other["parameters"] / first["parameters"] - 1) < 0.02
-    refused = lookback(*asked, "--tolerance", "0.0001")
-    assert refused.returncode == 2 and "nearest is width" in refused.stderr
+    rejected = lookback(*arguments, "--tolerance", "0.0001")
+    assert rejected.returncode == 2 and "nearest is width" in rejected.stderr
 
 
 TAKEN = """
@@ -174,9 +132,9 @@ def test_a_plugins_model_that_has_the_name_of_a_suite_is_described_beside_it(
     (tmp_path / "mine.py").write_text(NAMED_AS_A_SUITE)
     # In a process of its own: the model would stay registered in this one.
     command = [sys.executable, "-m", "lookback", "describe", "reach", "--plugin", "mine.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Suite reach: " in done.stdout and "Echoes its input" in done.stdout
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "Suite reach: " in result.stdout and "Echoes its input" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -222,41 +180,41 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     arguments = [str(tmp_path / files[word]) if word in files else word for word in arguments]
     if arguments[0] == "run":
         arguments += ["--results", str(tmp_path / "results")]
-    done = lookback(*arguments)
-    assert done.returncode == 2, done
+    result = lookback(*arguments)
+    assert result.returncode == 2, result
     assert (
-        words in done.stderr
-        and done.stderr.startswith("lookback: ")
-        and done.stderr.count("\n") == 1
+        words in result.stderr
+        and result.stderr.startswith("lookback: ")
+        and result.stderr.count("\n") == 1
     )
     assert not (tmp_path / "results").exists()
 
 
 def test_help_names_every_verb() -> None:
-    said = lookback("--help").stdout
-    assert all(verb in said for verb in ("list", "describe", "run", "report", "doctor"))
+    text = lookback("--help").stdout
+    assert all(verb in text for verb in ("list", "describe", "run", "report", "doctor"))
 
 
 def test_doctor_says_what_runs() -> None:
-    said = lookback("doctor").stdout
-    assert ("torch" in said and "wkv" in said and "tiled" in said) or "triton" in said
+    text = lookback("doctor").stdout
+    assert ("torch" in text and "wkv" in text and "tiled" in text) or "triton" in text
     assert (
-        "scaled_dot_product" in said and "does not run" not in said and "in constraints.txt" in said
+        "scaled_dot_product" in text and "does not run" not in text and "in constraints.txt" in text
     )
 
 
 def test_the_version_is_that_of_the_package() -> None:
-    done = lookback("--version")
-    assert done.returncode == 0 and done.stdout == f"lookback {version('lookback')}\n"
+    result = lookback("--version")
+    assert result.returncode == 0 and result.stdout == f"lookback {version('lookback')}\n"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_a_terminal_without_our_signs_shows_others(encoding: str) -> None:
     """The card of python shows spaces as a sign that neither encoding has."""
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-P", "-m", "lookback", "describe", "python"],
         env={**os.environ, "PYTHONIOENCODING": encoding},
         capture_output=True,
     )
-    assert done.returncode == 0, done.stderr
-    assert b"?" in done.stdout
+    assert result.returncode == 0, result.stderr
+    assert b"?" in result.stdout

@@ -105,7 +105,7 @@ def folder(tmp_path: Path) -> Path:
 def test_verbs_work_beside_packages_of_the_same_names(folder: Path) -> None:
     """Paths are relative to the user's folder, also in the process of a cell."""
     environment = {**os.environ, "PYTHONPATH": ".", "LOOKBACK_DATA": "notes"}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", DRIVER],
         input="\n".join(COMMANDS),
         cwd=folder,
@@ -114,9 +114,9 @@ def test_verbs_work_beside_packages_of_the_same_names(folder: Path) -> None:
         text=True,
         timeout=600,
     )
-    ends = [line for line in done.stdout.splitlines() if line.startswith("== ")]
+    ends = [line for line in result.stdout.splitlines() if line.startswith("== ")]
     assert ends == [f"== {code} {command}" for command, code in COMMANDS.items()], (
-        done.stdout + done.stderr
+        result.stdout + result.stderr
     )
     records = [read_record(path) for path in record_files(folder / "records")]
     assert sorted(record.cell.model for record in records) == ["mine", "other"]

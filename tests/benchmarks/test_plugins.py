@@ -145,7 +145,7 @@ def lookback(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_an_installed_package_is_measured(site: Path, tmp_path: Path) -> None:
     """Its model and its task, in the processes that measure too."""
     (tmp_path / "acme.toml").write_text(SUITE)
-    done = lookback(
+    result = lookback(
         site,
         "run",
         str(tmp_path / "acme.toml"),
@@ -154,7 +154,7 @@ def test_an_installed_package_is_measured(site: Path, tmp_path: Path) -> None:
         "--results",
         str(tmp_path / "results"),
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
     records = [read_record(path) for path in record_files(tmp_path / "results")]
     assert sorted((r.cell.kind, r.cell.model) for r in records) == [
         ("cost", "acme-mean"),
@@ -177,8 +177,8 @@ def test_it_is_described(site: Path) -> None:
 
 
 def test_without_it_nothing_is_known_of_it(tmp_path: Path) -> None:
-    done = lookback(tmp_path, "describe", "acme-mean")
-    assert done.returncode == 2 and "unknown task, model or suite 'acme-mean'" in done.stderr
+    result = lookback(tmp_path, "describe", "acme-mean")
+    assert result.returncode == 2 and "unknown task, model or suite 'acme-mean'" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -199,11 +199,11 @@ def test_a_broken_one_is_named_and_left_out(tmp_path: Path, module: str, words: 
     with zipfile.ZipFile(wheel(tmp_path, module)) as archive:  # as pip lays it out
         archive.extractall(tmp_path / "site")
     for arguments in (("describe", "lstm"), ("run", "quick", "--scale", "smoke", "--dry-run")):
-        done = lookback(tmp_path / "site", *arguments)
-        assert done.returncode == 0, done.stderr
-        (line,) = [line for line in done.stderr.splitlines() if "left out" in line]
+        result = lookback(tmp_path / "site", *arguments)
+        assert result.returncode == 0, result.stderr
+        (line,) = [line for line in result.stderr.splitlines() if "left out" in line]
         assert words in line
-        assert "Traceback" not in done.stderr
+        assert "Traceback" not in result.stderr
 
 
 def test_it_is_listed_without_being_imported(site: Path) -> None:

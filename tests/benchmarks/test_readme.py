@@ -40,13 +40,13 @@ def commands() -> list[str]:
 def test_commands_work(command: str, tmp_path: Path) -> None:
     program, *words = shlex.split(command)
     if program == "make":
-        done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        result = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
     elif program == "lookback":
         if "mine.toml" in words:
             pytest.skip("a file of the reader's own")
-        done = lookback(*harmless(words, tmp_path))
-        assert done.returncode == 0, done.stderr
+        result = lookback(*harmless(words, tmp_path))
+        assert result.returncode == 0, result.stderr
     else:
         assert program in ("git", "cd", "."), command
 
@@ -113,8 +113,8 @@ def test_examples_run(tmp_path: Path) -> None:
         "--results",
         str(tmp_path / "results"),
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
     records = [read_record(path) for path in record_files(tmp_path / "results")]
     assert {record.cell.kind for record in records} == {"learn", "cost"}
     assert all(record.outcome.status == "ok" and record.cell.task == "echo" for record in records)
@@ -122,8 +122,8 @@ def test_examples_run(tmp_path: Path) -> None:
     folders = ["--results", str(tmp_path / "results"), "--reports", str(tmp_path / "reports")]
     command = [sys.executable, "-m", "lookback", "report"]  # registers a section
     command += ["--plugin", str(tmp_path / "section.py"), *folders]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
     (page,) = (tmp_path / "reports").rglob("quick-smoke/README.md")
     assert "Time of a run" in page.read_text()
 

@@ -9,12 +9,7 @@ import pytest
 import torch
 
 from lookback.benchmarks.measure.operations import counter
-from lookback.models.model import (
-    build_model,
-    model_options,
-    parameter_count,
-    state_bytes,
-)
+from lookback.models.model import build_model, model_options, parameter_count, state_bytes
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")

@@ -94,11 +94,11 @@ def test_enwik8_is_split_in_its_order(enwik8, tmp_path, monkeypatch, as_zip):
 
 
 def test_enwik8_is_fetched_once(enwik8, tmp_path, monkeypatch):
-    archive, asked = zipped(tmp_path / "enwik8.zip", enwik8).read_bytes(), []
+    archive, requested = zipped(tmp_path / "enwik8.zip", enwik8).read_bytes(), []
 
     class Served(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
+            requested.append(self.path)
             self.send_response(200)
             self.end_headers()
             self.wfile.write(archive)
@@ -113,7 +113,7 @@ def test_enwik8_is_fetched_once(enwik8, tmp_path, monkeypatch):
         )
         assert fetch("enwik8")["train"] == fetch("enwik8")["train"] == enwik8[:9000]
         server.shutdown()
-    assert asked == ["/dc/enwik8.zip"]
+    assert requested == ["/dc/enwik8.zip"]
 
 
 def test_a_failed_download_suggests_a_copy(monkeypatch):
@@ -302,15 +302,19 @@ def test_an_absent_corpus_names_the_command(name, tmp_path):
             AbsentCorpusError, match=f"`lookback prefetch {name}` fetches it once, or reads it from"
         ):
             ask()
-    said = card(name)
-    assert f"lookback prefetch {name}" in said and "nan" not in said and "known once" in said
+    message = card(name)
+    assert (
+        f"lookback prefetch {name}" in message and "nan" not in message and "known once" in message
+    )
     assert not (tmp_path / "data").exists()
 
 
 def test_prefetch_reports_the_corpus(enwik8, tmp_path, monkeypatch):
     named(monkeypatch, tmp_path / "enwik8", enwik8)
-    said = prefetch("enwik8", None, [], [])
-    assert "bytes {'train': 9000, 'validation': 500, 'test': 500}" in said and "sha256" in said
+    message = prefetch("enwik8", None, [], [])
+    assert (
+        "bytes {'train': 9000, 'validation': 500, 'test': 500}" in message and "sha256" in message
+    )
     assert "constant baseline: " in card("enwik8") and "tokens  " in card("enwik8")
 
 
@@ -435,11 +439,13 @@ def test_a_passage_stands_twice_before_the_same_bytes():
 
 def test_the_bigram_model_is_counted():
     """Against a count by hand, of a text of four letters."""
-    text, asked = b"abracadabra" * 3, b"abba"
+    text, scored_text = b"abracadabra" * 3, b"abba"
     pairs, firsts = Counter(itertools.pairwise(text)), Counter(text[:-1])
-    steps = list(itertools.pairwise(asked))
+    steps = list(itertools.pairwise(scored_text))
     expected = -sum(log2((pairs[a, b] + 1) / (firsts[a] + 256)) for a, b in steps) / len(steps)
-    found = bits_per_byte(fit(np.frombuffer(text, dtype=np.uint8)), torch.tensor([list(asked)]))
+    found = bits_per_byte(
+        fit(np.frombuffer(text, dtype=np.uint8)), torch.tensor([list(scored_text)])
+    )
     assert found == pytest.approx(expected)
 
 

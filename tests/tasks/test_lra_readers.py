@@ -189,8 +189,7 @@ def test_the_known_empty_picture_is_left_out_and_any_other_is_an_error(release):
     )
     write(folder / "imgs/0/sample_1.png", b"")
     with pytest.raises(
-        ValueError,
-        match=r"sample_1\.png: image 1: expected a PNG of 32 x 32, found nothing",
+        ValueError, match=r"sample_1\.png: image 1: expected a PNG of 32 x 32, found nothing"
     ):
         image_set(1024, **options).read("train", np.arange(3))
 

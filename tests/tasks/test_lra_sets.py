@@ -59,13 +59,13 @@ def test_other_splits_are_gone_through_once_in_one_order(split):
         numbers(task, split, 0, 3, 8)
 
 
-@pytest.mark.parametrize(("asked", "scored"), [(5, 5), (32, 32), (70, 70), (10**6, 75)])
-def test_the_whole_test_set_can_be_scored(asked, scored):
+@pytest.mark.parametrize(("limit", "scored"), [(5, 5), (32, 32), (70, 70), (10**6, 75)])
+def test_the_whole_test_set_can_be_scored(limit, scored):
     task = numbered_set({"train": 103, "validation": 9, "test": 75})
     cell = LearnCell(
         kind="learn", task="source-text", model="lstm", width=8, depth=1, length=256, batch_size=4
     )
-    score = evaluate(make_model(cell, task), cell, task, "test", 256, asked)
+    score = evaluate(make_model(cell, task), cell, task, "test", 256, limit)
     assert (score.examples, score.count) == (scored, scored)
 
 

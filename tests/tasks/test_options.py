@@ -83,9 +83,9 @@ def test_questions_ask_every_key_equally_often(length: int) -> None:
     task = get_task("recall", {"pairs": 4, "alphabet": 8, "questions": 8, "filler": "noise"})
     batch = task.batch("train", 0, 0, 32, length)
     assert task.vocabulary == 8 + 8 + 8 and (length == 12 or batch.tokens.max() > 16)
-    asked = batch.targets != IGNORE
+    is_target = batch.targets != IGNORE
     times = {12: 1, 40: 4, 276: 8}[length]
-    for tokens, mask in zip(batch.tokens, asked, strict=True):
+    for tokens, mask in zip(batch.tokens, is_target, strict=True):
         counts = torch.bincount(tokens[mask], minlength=8)
         assert sorted(counts.tolist()) == [0] * 4 + [times] * 4
 

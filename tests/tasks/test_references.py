@@ -71,10 +71,12 @@ def test_an_ngram_is_its_formula(order: int) -> None:
                 share = (followers.count(byte) + distinct * share) / (len(followers) + distinct)
         return share
 
-    asked = b"abba cadabra"
-    tokens = torch.tensor([list(asked[:-1])])
-    targets = torch.tensor([list(asked[1:])])
-    expected = [-log(probability(asked[:i], asked[i])) for i in range(1, len(asked))]
+    scored_text = b"abba cadabra"
+    tokens = torch.tensor([list(scored_text[:-1])])
+    targets = torch.tensor([list(scored_text[1:])])
+    expected = [
+        -log(probability(scored_text[:i], scored_text[i])) for i in range(1, len(scored_text))
+    ]
     assert model.losses(Batch(tokens, targets)).tolist() == pytest.approx(expected)
     total = sum(
         float((-model.losses(Batch(tokens[:, :4], torch.tensor([[-100, -100, -100, byte]])))).exp())

@@ -56,8 +56,12 @@ def test_shapes_and_ranges(name: str) -> None:
         assert batch.tokens.dtype == batch.targets.dtype == torch.int64
         assert batch.tokens.shape[0] == 5 and batch.tokens.shape[-1] == length
         assert batch.tokens.min() >= 0 and batch.tokens.max() < task.vocabulary
-        asked = batch.targets[batch.targets != IGNORE]
-        assert len(asked) and asked.min() >= 0 and asked.max() < (task.classes or task.vocabulary)
+        answers = batch.targets[batch.targets != IGNORE]
+        assert (
+            len(answers)
+            and answers.min() >= 0
+            and answers.max() < (task.classes or task.vocabulary)
+        )
         assert batch.targets.shape == ((5,) if task.classes else (5, length))
         assert len(task.symbols) == task.vocabulary and len(task.answers) >= (task.classes or 0)
         if batch.distances is not None:
@@ -209,8 +213,8 @@ def test_noise_changes_nothing_that_is_asked() -> None:
         for filler in ("blank", "noise")
     )
     assert (plain.tokens == 0).any() and not (filled.tokens == 0).all(1).any()
-    asked = filled.targets != IGNORE
-    assert (filled.tokens[asked] < 4096).all() and (filled.targets[asked] >= 4096).all()
+    is_target = filled.targets != IGNORE
+    assert (filled.tokens[is_target] < 4096).all() and (filled.targets[is_target] >= 4096).all()
 
 
 def test_selective_copy_keeps_the_order_of_the_symbols() -> None:
@@ -286,12 +290,7 @@ def test_impossible_lengths_are_reported() -> None:
 
 
 def test_a_taken_name_is_reported() -> None:
-    card = {
-        "vocabulary": 2,
-        "baseline_score": 0.5,
-        "lengths": (4,),
-        "source": "",
-    }
+    card = {"vocabulary": 2, "baseline_score": 0.5, "lengths": (4,), "source": ""}
     with pytest.raises(
         ValueError, match=r"'copy' is already registered by lookback\.tasks\.copying"
     ):
@@ -336,9 +335,9 @@ def test_the_value_seen_last_is_right_near_by_as_the_card_says(
     assert batch.distances is not None
     is_value = (batch.tokens >= alphabet) & (batch.tokens < 2 * alphabet)
     seen_last = torch.where(is_value, torch.arange(512), -1).max(1, keepdim=True).values
-    asked = batch.targets != IGNORE
-    right = (batch.targets == batch.tokens.gather(1, seen_last))[asked]
-    distance = batch.distances[asked]
+    is_target = batch.targets != IGNORE
+    right = (batch.targets == batch.tokens.gather(1, seen_last))[is_target]
+    distance = batch.distances[is_target]
     passes = {
         low: right[(distance >= low) & (distance < low + width)].double().mean()
         > (1 + task.baseline_score) / 2

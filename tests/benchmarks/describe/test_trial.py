@@ -25,9 +25,9 @@ def tried(folder: Path, content: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_examples_of_contributing_pass_and_score(tmp_path: Path) -> None:
-    done = tried(tmp_path, TASK + MODEL)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    result = tried(tmp_path, TASK + MODEL)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
     assert lines[0] == "task echo: batches of 9 and 64 tokens keep the contract in all splits"
     score = re.match(r"task echo: transformer scores ([\d.]+) accuracy at length 64", lines[1])
     assert float(score[1]) > 0.9
@@ -52,6 +52,6 @@ def test_the_examples_of_contributing_pass_and_score(tmp_path: Path) -> None:
     ids=["task", "model", "empty", "broken"],
 )
 def test_a_fault_is_one_line(tmp_path: Path, content: str, words: str) -> None:
-    done = tried(tmp_path, content)
-    assert done.returncode == 2 and words in done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
+    result = tried(tmp_path, content)
+    assert result.returncode == 2 and words in result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr

@@ -45,9 +45,7 @@ def test_bytes_are_those_of_the_state(
     assert beside.pop() >= numbers.parameters * FLOAT
 
 
-def test_tokens_are_those_of_reading_everything_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_tokens_are_those_of_reading_everything_again(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = build_model("rwkv", 11, width=WIDTH, depth=DEPTH).double()
     for parameter in model.parameters():

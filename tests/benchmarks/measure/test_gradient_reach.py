@@ -193,12 +193,12 @@ def test_untrained_rwkv_uses_the_present_token_alone() -> None:
 def test_positions_are_late_targets_and_include_the_last(name: str) -> None:
     batch = get_task(name).batch("validation", 0, 0, EXAMPLES, 64)
     positions = output_positions(batch)
-    asked = batch.targets != IGNORE
+    is_target = batch.targets != IGNORE
     rows = torch.arange(len(positions))
-    assert asked[rows, positions].all()
-    before = (asked & (torch.arange(64) < positions[:, None])).sum(1)
-    assert (2 * (before + 1) >= asked.sum(1)).all()
-    assert (before + 1 == asked.sum(1)).sum() >= len(positions) // 8
+    assert is_target[rows, positions].all()
+    before = (is_target & (torch.arange(64) < positions[:, None])).sum(1)
+    assert (2 * (before + 1) >= is_target.sum(1)).all()
+    assert (before + 1 == is_target.sum(1)).sum() >= len(positions) // 8
     assert len(positions.unique()) > 1
 
 
@@ -270,8 +270,8 @@ def test_a_suite_measures_and_reports_it(tmp_path: Path) -> None:
     subprocess.run(run, cwd=ROOT, check=True)
 
     report = [*lookback, "report", "tiny", *results, "--reports", str(tmp_path / "reports")]
-    done = subprocess.run(report, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(report, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
     page = tmp_path / "reports" / "tiny" / "README.md"
     assert "Reach of gradients" in page.read_text()
     (file,) = record_files(tmp_path / "results")

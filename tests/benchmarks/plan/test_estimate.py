@@ -34,14 +34,7 @@ RESULTS = Path(__file__).parents[3] / "results" / "published"
 
 
 def small(model: str, **fields: object) -> Cell:
-    given = {
-        "kind": "cost",
-        "task": "copy",
-        "width": 32,
-        "depth": 2,
-        "length": 64,
-        "batch_size": 2,
-    }
+    given = {"kind": "cost", "task": "copy", "width": 32, "depth": 2, "length": 64, "batch_size": 2}
     if fields.get("kind") != "learn":
         given["repeats"] = 1
     return make_cell({**given, "model": model, **fields})
@@ -120,14 +113,15 @@ def test_operations_of_a_cell_are_those_of_its_steps_and_readings() -> None:
     cell = small(
         "rwkv", kind="learn", steps=10, validations=2, validation_examples=8, test_examples=16
     )
-    told, longer = estimate(cell), estimate(cell.model_copy(update={"steps": 20}))
-    assert told.flops and told.step_flops and longer.flops
-    assert longer.flops - told.flops == 10 * told.step_flops
+    estimated, longer = estimate(cell), estimate(cell.model_copy(update={"steps": 20}))
+    assert estimated.flops and estimated.step_flops and longer.flops
+    assert longer.flops - estimated.flops == 10 * estimated.step_flops
     # type: ignore[operator]
     assert (
-        estimate(cell.model_copy(update={"learning_rates": (1e-3, 1e-2)})).flops > 1.5 * told.flops
+        estimate(cell.model_copy(update={"learning_rates": (1e-3, 1e-2)})).flops
+        > 1.5 * estimated.flops
     )
-    assert estimate(cell.model_copy(update={"seed": 3})) is told  # gone through once
+    assert estimate(cell.model_copy(update={"seed": 3})) is estimated  # gone through once
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -138,8 +132,8 @@ def test_predicted_state_is_what_a_model_keeps(model: str) -> None:
 
 @pytest.mark.parametrize("model", BASE)
 def test_a_length_that_no_machine_holds_is_told_without_holding_it(model: str) -> None:
-    told = estimate(small(model, task="python", length=131072, batch_size=64, width=256))
-    assert told.peak_bytes and told.peak_bytes > 200e9
+    estimated = estimate(small(model, task="python", length=131072, batch_size=64, width=256))
+    assert estimated.peak_bytes and estimated.peak_bytes > 200e9
 
 
 def test_what_cannot_be_gone_through_is_unknown() -> None:
@@ -155,12 +149,12 @@ def test_what_cannot_be_gone_through_is_unknown() -> None:
             def forward(self, x: torch.Tensor) -> torch.Tensor:
                 return x + nn.functional.pad(self.linear(x)[x.sum(-1) > 0], (0, 0, 0, 1)).sum()
 
-    told = estimate(small("peeks"))
-    assert told.parameters > 0 and (told.step_flops, told.flops, told.peak_bytes) == (
-        None,
-        None,
-        None,
-    )
+    estimated = estimate(small("peeks"))
+    assert estimated.parameters > 0 and (
+        estimated.step_flops,
+        estimated.flops,
+        estimated.peak_bytes,
+    ) == (None, None, None)
 
 
 def runner(folder: Path, *cells: Cell, memory: int = 10**12) -> Runner:
@@ -170,15 +164,15 @@ def runner(folder: Path, *cells: Cell, memory: int = 10**12) -> Runner:
 
 def test_cells_above_the_memory_are_marked_and_left_out(tmp_path: Path) -> None:
     little, much = small("transformer"), small("transformer", length=4096)
-    asked = runner(
+    planned = runner(
         tmp_path,
         little,
         much,
         memory=(estimate(little).peak_bytes + estimate(much).peak_bytes) // 2,
     )  # type: ignore[operator]
-    assert [line.state for line in make_plan(asked).lines] == ["to measure", "too big"]
-    assert "1 too big" in str(make_plan(asked))
-    assert without_too_big(asked).suite.cells == (little,)
+    assert [line.state for line in make_plan(planned).lines] == ["to measure", "too big"]
+    assert "1 too big" in str(make_plan(planned))
+    assert without_too_big(planned).suite.cells == (little,)
     assert not list(tmp_path.iterdir())
 
 

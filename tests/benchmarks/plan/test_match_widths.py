@@ -100,8 +100,7 @@ def test_state_agrees_with_the_cache_at_its_length(model: str) -> None:
 
 def test_what_cannot_agree_is_told_in_one_line() -> None:
     with pytest.raises(
-        ValueError,
-        match=r"'lstm' cannot have the 15,008 param.* nearest is width 16 with 15,376",
+        ValueError, match=r"'lstm' cannot have the 15,008 param.* nearest is width 16 with 15,376"
     ) as e:
         width("lstm", "parameters", width=16)
     assert "\n" not in str(e.value) and "tolerance" in str(e.value)

@@ -169,9 +169,9 @@ def test_a_calibration_says_where_floor_and_ceiling_are(
         return Outcome(status="ok", task=FACTS, learn=numbers)
 
     monkeypatch.setattr(Runner, "_in_own_process", measure)
-    done = lookback("calibrate", "recall", "--option", "pairs=2,4,8", "--results", str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-4:] == [
+    result = lookback("calibrate", "recall", "--option", "pairs=2,4,8", "--results", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-4:] == [
         "pairs = 2: 0.990, floor 0.125, at ceiling",
         "pairs = 4: 0.600, floor 0.125, between",
         "pairs = 8: 0.150, floor 0.125, at floor",

@@ -11,11 +11,7 @@ from scipy import stats
 
 from lookback.benchmarks.cli import main
 from lookback.benchmarks.record import Cell, Outcome, Record, Timing
-from lookback.benchmarks.report.compare import (
-    Comparison,
-    compare_folders,
-    compare_models,
-)
+from lookback.benchmarks.report.compare import Comparison, compare_folders, compare_models
 from lookback.benchmarks.storage import write_record
 from tests.records import FACTS, as_cost, cost_record, learn_record, record, score, trained
 

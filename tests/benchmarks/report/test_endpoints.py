@@ -9,7 +9,7 @@ from lookback.benchmarks.report.endpoints import Evidence, endpoint_values, main
 from lookback.benchmarks.report.pages.overview import incomplete_suites, overview_page
 from lookback.benchmarks.report.section import Frames
 from lookback.benchmarks.suite import Endpoint, read_suite
-from tests.records import asked, score, trained
+from tests.records import score, score_by_distance, trained
 
 
 def endpoint(**fields: Any) -> Endpoint:
@@ -35,7 +35,7 @@ def test_a_score_is_the_mean_over_lengths(cell: Cell) -> None:
 def test_the_area_reads_off_the_range_of_a_ruler(cell: Cell) -> None:
     """A model that is perfect up to distance 63 and at the floor beyond has 6 octaves of 10."""
     bins = {(2**k, 2 ** (k + 1) - 1): (1000 if k < 6 else 125, 1000) for k in range(10)}
-    test = asked(1024, bins)
+    test = score_by_distance(1024, bins)
     run = trained(cell.model_copy(update={"task": "copy", "length": 1024}), [test])
     (row,) = endpoint_values(Frames([run]), endpoint(quantity="area", lengths=(1024,))).to_dict(
         "records"

@@ -76,7 +76,7 @@ def run(folder: Path, *options: str) -> str:
         if name == "own_scale" or name.startswith(MODULE_PREFIX):
             del sys.modules[name]
     arguments = [folder / "suite.toml", "--plugin", folder / "plugin.py", "--device", "cpu"]
-    done = lookback(
+    result = lookback(
         "run",
         *map(str, arguments),
         "--results",
@@ -85,8 +85,8 @@ def run(folder: Path, *options: str) -> str:
         "small",
         *options,
     )
-    assert done.returncode in (0, 1), done.stderr
-    return done.stdout
+    assert result.returncode in (0, 1), result.stderr
+    return result.stdout
 
 
 def only_record(folder: Path) -> Path:
@@ -159,6 +159,6 @@ def test_a_run_says_which_records_other_versions_of_lookback_made(own: Path) -> 
     content = json.loads(path.read_text())
     content["code"]["sources"]["tasks/copying.py"] = "0" * 16
     path.write_text(json.dumps(content))
-    said = run(own)
-    assert "1 recorded, 0 to measure" in said
-    assert "1 of the records were made by other versions of tasks/copying.py" in said
+    output = run(own)
+    assert "1 recorded, 0 to measure" in output
+    assert "1 of the records were made by other versions of tasks/copying.py" in output

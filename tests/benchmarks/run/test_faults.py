@@ -259,8 +259,8 @@ def instead(monkeypatch: pytest.MonkeyPatch) -> Stubbed:
     """Gives cells an outcome without starting a process, to test what happens around them."""
 
     def put(outcome: Outcome | Callable[[Cell], Outcome]) -> None:
-        told = outcome if callable(outcome) else lambda cell: outcome
-        monkeypatch.setattr(Runner, "_in_own_process", lambda self, cell, *rest: told(cell))
+        outcome_of = outcome if callable(outcome) else lambda cell: outcome
+        monkeypatch.setattr(Runner, "_in_own_process", lambda self, cell, *rest: outcome_of(cell))
 
     return put
 
@@ -321,11 +321,7 @@ def test_a_leak_and_what_is_left_behind_end_with_their_cell(
     found = [runner.recorded(cell) for cell in cells]
     assert [record and record.outcome.status for record in found] == ["oom", "ok"]
     assert found[0] is not None and "memory" in found[0].outcome.message
-    wait_until(
-        lambda: not is_running("sleep 987654"),
-        "what a cell left behind is there still",
-        30,
-    )
+    wait_until(lambda: not is_running("sleep 987654"), "what a cell left behind is there still", 30)
     assert not processes_of(tmp_path)
     assert runner_of(tmp_path, *cells).missing() == []
 

@@ -129,13 +129,13 @@ def test_a_forged_record_is_caught(measured: Path, tmp_path: Path) -> None:
     paths = [put(tmp_path, record) for record in records]
     true = records[0].outcome.learn.tests[0]
     forge(paths[0], true.count)
-    done = lookback("verify", str(tmp_path))
-    assert done.returncode == 1
-    assert "3 of 3 records" in done.stdout and done.stdout.count(EQUAL) == 2
+    result = lookback("verify", str(tmp_path))
+    assert result.returncode == 1
+    assert "3 of 3 records" in result.stdout and result.stdout.count(EQUAL) == 2
     place = f"{records[0].cell_id} of three on {records[0].machine.device}"
-    assert f"{place}: {DIFFERENT}\n" in done.stdout
-    assert f"published 1.0, here {true.score}" in done.stdout
-    assert "measured here with" not in done.stdout  # the same machine
+    assert f"{place}: {DIFFERENT}\n" in result.stdout
+    assert f"published 1.0, here {true.score}" in result.stdout
+    assert "measured here with" not in result.stdout  # the same machine
 
 
 def test_a_second_measurement_names_the_instruction_sets_where_it_differs() -> None:
@@ -166,8 +166,8 @@ def test_a_score_that_another_seed_could_have_is_within(measured: Path, tmp_path
 
 
 def test_nothing_to_verify_is_one_line(tmp_path: Path) -> None:
-    done = lookback("verify", str(tmp_path))
-    assert done.returncode == 2 and "expected learning records" in done.stderr
+    result = lookback("verify", str(tmp_path))
+    assert result.returncode == 2 and "expected learning records" in result.stderr
 
 
 # --- publishing

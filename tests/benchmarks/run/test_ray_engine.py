@@ -16,13 +16,7 @@ from lookback.benchmarks.measure.train import learn
 from lookback.benchmarks.record import AnyCell, Machine, Record, make_cell
 from lookback.benchmarks.run import ray_engine
 from lookback.benchmarks.run.progress import MessageLog
-from lookback.benchmarks.run.ray_engine import (
-    RayRunner,
-    Resources,
-    join_ray,
-    on_ray,
-    resources_of,
-)
+from lookback.benchmarks.run.ray_engine import RayRunner, Resources, join_ray, on_ray, resources_of
 from lookback.benchmarks.storage import read_record, record_files
 from lookback.benchmarks.suite import Suite
 from lookback.tasks.task import get_task
@@ -177,12 +171,7 @@ def test_a_suite_on_a_cluster_one_of_whose_workers_is_killed(
     cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same numbers as without a cluster; nothing runs beside a timed cell; nothing twice."""
-    cells = (
-        tiny(**SWEPT),
-        tiny("lstm"),
-        tiny("lstm", seed=1),
-        timed_cell(),
-    )
+    cells = (tiny(**SWEPT), tiny("lstm"), tiny("lstm", seed=1), timed_cell())
     results = tmp_path / "results"
     killed = []
 
@@ -200,8 +189,8 @@ def test_a_suite_on_a_cluster_one_of_whose_workers_is_killed(
     runner = on_ray(runner_of(results, *cells))
     assert runner.run() == 0
     thread.join()
-    assert killed and f"{cells[0].id}: its worker is gone" in (said := capsys.readouterr().out)
-    assert "trying once more" in said and "4 cells, 0 recorded, 4 to measure" in said
+    assert killed and f"{cells[0].id}: its worker is gone" in (output := capsys.readouterr().out)
+    assert "trying once more" in output and "4 cells, 0 recorded, 4 to measure" in output
     records = {cell: runner.recorded(cell) for cell in cells}
     assert all(record and record.machine.slug == machine("cpu").slug for record in records.values())
     assert all(record and record.machine.facts["threads"] == 1 for record in records.values())
@@ -268,10 +257,10 @@ def test_asked_to_stop_cells_save_wherever_they_are(cluster: str, tmp_path: Path
     runner = start(tmp_path, cluster)
     wait_until_training(tmp_path)
     runner.send_signal(signal.SIGINT)
-    said, _ = runner.communicate(timeout=120)
+    output, _ = runner.communicate(timeout=120)
     assert (
-        runner.returncode == 130 and "interrupted; the same command continues from here" in said
-    ), said
+        runner.returncode == 130 and "interrupted; the same command continues from here" in output
+    ), output
     kept = list(tmp_path.glob("results/*/.work/*/rate-0/checkpoint.pt"))
     assert (
         len(kept) == 2
@@ -283,8 +272,8 @@ def test_asked_to_stop_cells_save_wherever_they_are(cluster: str, tmp_path: Path
     wait_until_training(tmp_path)
     runner.send_signal(signal.SIGTERM)
     runner.send_signal(signal.SIGINT)
-    said, _ = runner.communicate(timeout=120)
-    assert runner.returncode in (130, 143) and "continues from here" in said, said
+    output, _ = runner.communicate(timeout=120)
+    assert runner.returncode in (130, 143) and "continues from here" in output, output
     wait_until(lambda: not processes_of(tmp_path), "a process is left", 30)
 
     runner = start(tmp_path, cluster)

@@ -221,7 +221,7 @@ def test_an_interrupt_ends_what_is_still_being_imported(tmp_path: Path) -> None:
     plugin = tmp_path / "swallows.py"
     plugin.write_text(SWALLOWS)
     command = [sys.executable, "-m", "lookback", "run", "quick", "--plugin", str(plugin)]
-    done = subprocess.run(
+    result = subprocess.run(
         command,
         cwd=tmp_path,
         capture_output=True,
@@ -230,7 +230,7 @@ def test_an_interrupt_ends_what_is_still_being_imported(tmp_path: Path) -> None:
         # A job in the background of a script ignores Ctrl-C, and what it starts inherits that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+    assert (result.returncode, result.stderr) == (-signal.SIGINT, "")
 
 
 def wait_until_training(folder: Path) -> None:
@@ -242,9 +242,7 @@ def wait_until_training(folder: Path) -> None:
 
 
 @LINUX
-def test_two_runners_that_are_interrupted_and_killed_measure_nothing_twice(
-    tmp_path: Path,
-) -> None:
+def test_two_runners_that_are_interrupted_and_killed_measure_nothing_twice(tmp_path: Path) -> None:
     first = start(tmp_path)
     wait_until_training(tmp_path)
     first.kill()

@@ -119,10 +119,10 @@ def test_debugging_shows_the_whole_traceback(tmp_path: Path, named_by: str) -> N
         arguments = ["quick", "--plugin", str(plugin), "--model", "broken"]
     options = ["--scale", "smoke", "--device", "cpu", "--results", str(tmp_path / "results")]
     command = [sys.executable, "-m", "lookback", "run", *arguments, *options]
-    done = subprocess.run(
+    result = subprocess.run(
         [*command, "--debug"], capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
-    assert "ZeroDivisionError" in done.stderr
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "ZeroDivisionError" in result.stderr
     assert not (tmp_path / "results").exists()
