@@ -686,14 +686,14 @@ def verify(
 ) -> None:
     """Measure published records again, chosen at random; exit code 1 if one is different."""
     from lookback.benchmarks.machine import usable_cores
-    from lookback.benchmarks.measure.cell import can_measure
+    from lookback.benchmarks.measure.cell import repeating_cell
     from lookback.benchmarks.run.published import Verification
     from lookback.benchmarks.storage import PUBLISHED_RECORDS
 
     if seed is None:
         seed = time.time_ns() % 10_000
     verification = Verification(
-        folder or PUBLISHED_RECORDS, count, seed, can_measure, jobs=usable_cores()
+        folder or PUBLISHED_RECORDS, count, seed, repeating_cell, jobs=usable_cores()
     )
     chosen = verification.choose()
     print(f"{len(chosen)} of {len(verification.records)} records (--seed {seed}):")

@@ -25,9 +25,11 @@ from lookback.benchmarks.record import (
     CostNumbers,
     LearnNumbers,
     Outcome,
+    Record,
     ResolvedOptions,
     Status,
     TaskFacts,
+    make_cell,
 )
 from lookback.models.contract import check_contract
 from lookback.models.model import find_architecture, model_options, parameter_count
@@ -117,13 +119,24 @@ def check_tasks(cells: Iterable[AnyCell]) -> None:
         check_task(get_task(cell.task, cell.task_options), min(_training_lengths(cell)))
 
 
-def can_measure(cell: AnyCell) -> bool:
-    """Whether a cell can be measured here, with this version, these devices and these data."""
+def repeating_cell(record: Record) -> AnyCell | None:
+    """Return the cell that repeats a record here; None without its data, device or options.
+
+    If a default has changed since, the cell spells out every option that the record ran with.
+    """
     try:
+        cell = record.cell
         check(cell)
+        if not resolve_options(cell).repeat(record.options):
+            options = {
+                "task_options": {**record.options.task, **cell.task_options},
+                "model_options": {**record.options.model, **cell.model_options},
+            }
+            cell = make_cell({**cell.model_dump(mode="json"), **options})
+            check(cell)
     except ValueError:
-        return False
-    return not absent_data([cell])
+        return None
+    return None if absent_data([cell]) else cell
 
 
 def resolve_options(cell: AnyCell) -> ResolvedOptions:

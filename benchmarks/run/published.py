@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lookback.benchmarks.record import FINAL, AnyCell, LearnNumbers, Record, Score, make_cell
+from lookback.benchmarks.record import FINAL, AnyCell, LearnNumbers, Record, Score
 from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.storage import PUBLISHED, PUBLISHED_RECORDS, read_record, record_files
 from lookback.benchmarks.suite import Suite
@@ -142,13 +142,13 @@ class Verification:
         folder: the records.
         count: how many to choose.
         seed: of the choice.
-        is_possible: tells whether this machine has the data and the device of a cell.
+        cell_of: returns the cell that repeats a record on this machine; None if it cannot.
     """
 
     folder: Path
     count: int
     seed: int
-    is_possible: Callable[[AnyCell], bool]
+    cell_of: Callable[[Record], AnyCell | None]
     jobs: int = 1
     records: list[Record] = field(default_factory=list)  # all that can be verified here
 
@@ -162,7 +162,7 @@ class Verification:
             if record is None or record.outcome.learn is None or record.cell.kind != "learn":
                 continue
             needs_plugins = record.code is not None and record.code.plugins
-            if not needs_plugins and self.is_possible(_spelled_out(record)):
+            if not needs_plugins and self.cell_of(record):
                 self.records.append(record)
         if not self.records:
             raise ValueError(f"{self.folder}: expected learning records that can be measured here")
@@ -177,7 +177,11 @@ class Verification:
 
         with tempfile.TemporaryDirectory(prefix="lookback-verify-") as scratch:
             for threads, records in by_threads.items():
-                cells = {record.cell_id: _spelled_out(record) for record in records}
+                cells = {}
+                for record in records:
+                    cell = self.cell_of(record)
+                    assert cell is not None  # as for every record that can be chosen
+                    cells[record.cell_id] = cell
                 suite = Suite("verify", "published records again", tuple(set(cells.values())))
                 jobs = max(1, self.jobs // threads)
                 runner = Runner(Path(scratch), suite, threads=threads, jobs=jobs)
@@ -216,15 +220,6 @@ class Verification:
             _is_within(test, [*others, new], len(pairs)) for test, _ in pairs
         )
         return WITHIN if is_within else DIFFERENT
-
-
-def _spelled_out(record: Record) -> AnyCell:
-    """Return a record's cell with every option that it ran with, whatever the defaults are now."""
-    options = {
-        "task_options": {**record.options.task, **record.cell.task_options},
-        "model_options": {**record.options.model, **record.cell.model_options},
-    }
-    return make_cell({**record.cell.model_dump(mode="json"), **options})
 
 
 def _but_for_seed(record: Record) -> tuple[str, str, AnyCell]:

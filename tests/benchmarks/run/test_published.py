@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lookback.benchmarks.measure.cell import repeating_cell, resolve_options
 from lookback.benchmarks.record import AnyCell, Code, Record, ResolvedOptions
 from lookback.benchmarks.run.published import (
     DIFFERENT,
@@ -116,7 +117,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @LINUX
 @pytest.mark.xdist_group("verify")
 def test_a_true_record_is_equal_to_the_last_digit(measured: Path) -> None:
-    verification = Verification(measured, 3, 0, lambda cell: True, jobs=2)
+    verification = Verification(measured, 3, 0, lambda record: record.cell, jobs=2)
     verdicts = list(verification.verdicts(verification.choose()))
     assert [verdict.verdict for verdict in verdicts] == [EQUAL] * 3
 
@@ -159,10 +160,25 @@ def test_a_score_that_another_seed_could_have_is_within(measured: Path, tmp_path
     correct = records[0].outcome.learn.tests[0].correct
     for path, shift in zip(paths, (1, 12, -12), strict=True):
         forge(path, max(0, correct + shift))
-    verification = Verification(tmp_path, 3, 0, lambda cell: True, jobs=2)
+    verification = Verification(tmp_path, 3, 0, lambda record: record.cell, jobs=2)
     chosen = [record for record in verification.choose() if record.cell.seed == 0]
     (verdict,) = verification.verdicts(chosen)
     assert verdict.verdict == WITHIN and not verdict.is_different
+
+
+def test_a_record_from_before_a_default_changed_is_repeated_with_its_own_options() -> None:
+    record = learn_record(tiny("rrwkv"))
+    options = resolve_options(record.cell)
+    record = record.model_copy(update={"options": options})
+    assert repeating_cell(record) == record.cell
+
+    older = options.model_copy(update={"model": {**options.model, "squeeze": True}})
+    cell = repeating_cell(record.model_copy(update={"options": older}))
+    assert cell is not None and not options.model["squeeze"]
+    assert resolve_options(cell) == older
+
+    absent = options.model_copy(update={"model": {**options.model, "no_such_option": 1}})
+    assert repeating_cell(record.model_copy(update={"options": absent})) is None
 
 
 def test_nothing_to_verify_is_one_line(tmp_path: Path) -> None:
