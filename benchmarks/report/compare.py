@@ -41,7 +41,7 @@ MOST_ROWS = 40  # in a terminal
 Row = dict[str, Any]
 RUN = ["measurement", "seed", "suite", "machine"]
 CELL = ["task", "task_options", "model", "model_options", "width", "depth", "trained_length"]
-QUANTITY = ["quantity", "field"]  # in words, and the column of the frame
+QUANTITY = ["quantity", "field", "test_options"]  # in words, and the column of the frame
 OF_PHASES = ("ended_as", "seconds", "peak_bytes", "flops", "state_bytes")
 INTERVAL = ["difference", "difference_low", "difference_high"]
 
@@ -138,10 +138,9 @@ def measured(records: Sequence[Record]) -> pd.DataFrame:
         if column in costs:
             quantity = costs["phase"] + " " + column.replace("_", " ")
             parts.append(costs.assign(field=column, quantity=quantity, value=costs[column]))
+    parts = [part.assign(test_options="{}") for part in parts]
     if not scores.empty:
-        options = scores["test_options"].replace("{}", "")
-        quantity = (scores["unit"] + " " + options).str.strip()
-        of_test = {"field": "score", "quantity": quantity, "value": scores["score"]}
+        of_test = {"field": "score", "quantity": scores["unit"], "value": scores["score"]}
         parts.append(scores.assign(**of_test, trained_length=scores["test_length"]))
     columns = ["device", "q1", "q3", "reference_seconds", "noisy", "sequences", "value"]
     columns += [*RUN, *CELL, *QUANTITY]
@@ -155,7 +154,7 @@ def judged(pairs: pd.DataFrame, tolerance: float) -> pd.DataFrame:
     is_score = (pairs["field"] == "score") & (pairs["found"] == "both")
     rows = pairs[~is_score].dropna(subset=["a", "b"])  # without what one side lacks
     rows = rows.assign(verdict=[verdict(row, tolerance) for row in rows.to_dict("records")])
-    test = ["measurement", "suite", "machine", "trained_length", "quantity"]
+    test = ["measurement", "suite", "machine", "trained_length", *QUANTITY]
     scores = [score_row(group) for _, group in pairs[is_score].groupby(test, sort=False)]
     return pd.concat([rows, pd.DataFrame(scores)])
 
@@ -220,8 +219,8 @@ def differences(rows: pd.DataFrame) -> pd.DataFrame:
     fields = "_" + shown["field"]
     texts = {side: list(map(format_value, fields, shown[side])) for side in ("a", "b")}
     shown = shown.assign(**texts).rename(columns={"trained_length": "length"})
-    columns = ["suite", "task_name", "model_name", "length", "seed", "quantity", "a", "b"]
-    return shown[[*columns, *INTERVAL, "verdict"]]
+    columns = ["suite", "task_name", "model_name", "length", "seed", "quantity", "test_options"]
+    return shown[[*columns, "a", "b", *INTERVAL, "verdict"]]
 
 
 # --- one model against another

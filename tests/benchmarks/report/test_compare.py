@@ -70,6 +70,25 @@ def test_seeds_that_differ_alike_are_a_change_and_scattered_ones_are_not(
     assert not scattered.failed
 
 
+def test_tests_with_options_are_compared_apart_and_shown_in_words(
+    cell: Cell, tmp_path: Path
+) -> None:
+    def run(of_two: int, of_four: int) -> Record:
+        tests = [
+            score(24, right).model_copy(update={"options": {"pairs": pairs}})
+            for pairs, right in ((2, of_two), (4, of_four))
+        ]
+        return trained(cell, tests)
+
+    comparison = both(tmp_path, [run(90, 80)], [run(90, 40)])
+    scores = comparison.rows[comparison.rows["field"] == "score"]
+    assert dict(zip(scores["test_options"], scores["verdict"], strict=True)) == {
+        '{"pairs": 2}': "equal",
+        '{"pairs": 4}': "changed",
+    }
+    assert "4 pairs" in str(comparison) and "{" not in str(comparison)
+
+
 def test_b_beside_a_mirrors_a_beside_b(cell: Cell, tmp_path: Path) -> None:
     draws = random.Random(0)
     a = [*seeds(cell, [draws.randint(20, 90) for _ in range(4)]), timed(cell, 0.5)]
