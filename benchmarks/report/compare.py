@@ -28,10 +28,10 @@ from lookback.benchmarks.storage import read_records
 TOLERANCE = 0.1  # relative difference that medians of times may have
 LAST_DIGIT = 0.001  # of a score without an interval
 MATTERS = {"accuracy": 0.05, "bits per byte": 0.02}  # smallest difference, without an endpoint
-FAILED = ("changed", "worse", "not learned")
+FAILED = ("changed", "worse", "at floor")
 VERDICTS = (
     *FAILED,
-    *("better", "baseline not learned", "inconclusive", "equivalent"),
+    *("better", "baseline at floor", "inconclusive", "equivalent"),
     *("machine", "noisy", "only in A", "only in B"),
     *("both at floor", "both at ceiling", "within", "equal"),
 )

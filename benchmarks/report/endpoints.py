@@ -215,7 +215,7 @@ def verdicts(
     Columns: keys, model, model_options, variant, parameters, value, baseline, difference (the mean
     of the seeds), difference_low, difference_high, seeds, `smallest_shown` (the smallest difference
     that so many seeds show) and verdict. In place of a verdict stands `both at floor` or `both at
-    ceiling`, and `not learned` or `baseline not learned` where one is at the floor.
+    ceiling`, and `at floor` or `baseline at floor` where one is at the floor.
     """
     if values.empty:
         return values
@@ -243,7 +243,7 @@ def judge(pairs: pd.DataFrame, matters: float, own: str = "", other: str = "") -
     if own and own == other and own != "learned":
         word = f"both {own}"
     elif "at floor" in (own, other):
-        word = "not learned" if own == "at floor" else "baseline not learned"
+        word = "at floor" if own == "at floor" else "baseline at floor"
     return {
         "value": pairs["value"].mean(),
         "baseline": pairs["baseline"].mean(),

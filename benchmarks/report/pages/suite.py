@@ -144,14 +144,15 @@ def by_task(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 def endpoint_text(endpoint: Endpoint) -> str:
     """Say what the endpoint is, and how verdicts are reached."""
-    lengths = " and ".join(f"{length:,}" for length in endpoint.lengths)
+    names = [f"{length:,}" for length in endpoint.lengths]
+    lengths = humanize.natural_list(names)
+    mean = "mean score" if len(names) > 1 else "score"
     quantity = {
-        "score": f"score at {lengths} tokens",
+        "score": f"{mean} at {lengths} tokens",
         "area": f"accuracy above the sighted floor, averaged over log2 distance, at {lengths}",
         "halfway": f"log2 of the number of {endpoint.option} at which accuracy is half-way from "
         "the floor to one",
-        "saved": "bits a byte saved on the same bytes from "
-        f"{lengths.replace(' and ', ' to ')} tokens read",
+        "saved": f"bits a byte saved on the same bytes from {' to '.join(names)} tokens read",
     }[endpoint.quantity]
     return (
         f"Endpoint: {quantity}. Differences are to {model_name(BASELINE)}, paired by seed, "

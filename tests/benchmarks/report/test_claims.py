@@ -52,7 +52,7 @@ def test_a_band_is_judged_by_the_whole_interval(
 
 
 def test_an_endpoint_at_the_floor_decides_nothing() -> None:
-    row = {"suite": "distance", "machine": "m", "verdict": "not learned", "seeds": 6}
+    row = {"suite": "distance", "machine": "m", "verdict": "at floor", "seeds": 6}
     row |= {"mean": 0.4, "low": 0.3, "high": 0.5}
     claim = {"claim": "c", "value": "mean", "low": 0.0}
     assert measure(claim, row)["judged"] == "undecided"

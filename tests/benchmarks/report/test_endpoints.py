@@ -90,8 +90,8 @@ def test_verdicts_are_paired_by_seed(cell: Cell) -> None:
     [
         (15, 16, "both at floor"),
         (99, 100, "both at ceiling"),
-        (80, 15, "not learned"),
-        (15, 80, "baseline not learned"),
+        (80, 15, "at floor"),
+        (15, 80, "baseline at floor"),
     ],
 )
 def test_no_verdict_at_the_floor_or_the_ceiling(
