@@ -11,7 +11,7 @@ import pandas as pd
 from lookback.benchmarks.record import Record
 from lookback.benchmarks.report.endpoints import BASELINE, Evidence, main_size
 from lookback.benchmarks.report.names import MODELS, model_name
-from lookback.benchmarks.report.page import Block, Page
+from lookback.benchmarks.report.page import MOST_PANELS, Block, Page
 from lookback.benchmarks.report.pages.papers import papers_table
 from lookback.benchmarks.report.pages.rrwkv import rrwkv_page
 from lookback.benchmarks.report.pages.suite import BY_OPTION, by_task, machine_names
@@ -81,7 +81,10 @@ def incomplete_suites(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def front_figures(records: Sequence[Record]) -> Iterator[Block]:
-    """Yield the figures of FRONT that these records have; all but the first folded."""
+    """Yield the figures of FRONT that these records have, without the panels that a page folds.
+
+    All but the first are folded.
+    """
     folded = False
     for suite, title in FRONT:
         section = SECTIONS[title]
@@ -89,6 +92,7 @@ def front_figures(records: Sequence[Record]) -> Iterator[Block]:
         is_shown = len(rows) > 0 and not (suite == "quick" and folded)
         figure = section.make(main_size(rows)).figure if is_shown else None
         if figure is not None:
+            figure = replace(figure, panels=figure.panels[:MOST_PANELS])
             yield Block(f"{title}, suite {suite}", section.text, figure, folded=folded)
             folded = True
 
