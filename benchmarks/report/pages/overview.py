@@ -38,8 +38,8 @@ def overview_page(evidence: Evidence, links: Mapping[str, str]) -> Page:
     learned, leaders = endpoint_scores(evidence)
     if not learned.empty:
         text = (
-            "Each suite's primary endpoint, mean over seeds with its 95 % interval; what it is "
-            "stands on the page of the suite, and so do models with options or of other sizes. "
+            "Each suite's primary endpoint, mean over seeds with its 95 % interval. The page of a "
+            "suite says what its endpoint is, and has models with options and of other sizes. "
             "*At floor*: less than 0.1 above the best answer without a model."
         )
         blocks.append(Block("What models learn", text, table=learned))
@@ -115,30 +115,33 @@ def overview_sentences(leaders: Sequence[str], prices: pd.DataFrame) -> list[str
 
 
 def endpoint_scores(evidence: Evidence) -> tuple[pd.DataFrame, list[str]]:
-    """Return a row per model and a column per suite and task, and who is best in each.
+    """Return a row per suite and task with a column per model, and who is best in each.
 
     Only of models without options, in the size with most seeds: the others stand on the pages of
     the suites.
     """
-    columns, leaders = [], []
+    rows: list[dict[str, object]] = []
+    leaders = []
+    models = {}
     order = dict.fromkeys([*(suite for suite, _ in FRONT), *evidence.judged])
     for suite in [name for name in order if name in evidence.judged]:
         judged = evidence.judged[suite]
         plain = judged.values[judged.values["model_options"] == "{}"]
         if plain.empty:
             continue
-        for task, rows in by_task(judged.table(main_size(plain))):
-            best = judged.is_best(rows["endpoint"])
-            leaders.append(f"{', '.join(rows[best]['model_name'])} ({suite}, {task})")
-            part = rows.set_index("model")[["endpoint", "endpoint_low", "endpoint_high", "mark"]]
-            part.columns = [f"{suite}, {task}{end}" for end in ("", "_low", "_high", "_mark")]
-            columns.append(part)
-    if not columns:
-        return pd.DataFrame(), []
-    table = pd.concat(columns, axis=1)
-    models = [name for name in (*MODELS, *table.index) if name in table.index]
-    table = table.loc[[*dict.fromkeys(models)]].rename(index=model_name)
-    return table.rename_axis("model_name").reset_index(), leaders
+        for task, scores in by_task(judged.table(main_size(plain))):
+            best = judged.is_best(scores["endpoint"])
+            leaders.append(f"{', '.join(scores[best]['model_name'])} ({suite}, {task})")
+            row: dict[str, object] = {"suite": suite, "task_name": task}
+            for score in scores.itertuples():
+                name = models[score.model] = model_name(score.model)
+                row |= {name: score.endpoint, f"{name}_mark": score.mark}
+                row |= {f"{name}_low": score.endpoint_low, f"{name}_high": score.endpoint_high}
+            rows.append(row)
+    columns = ["suite", "task_name"]
+    for model in [*(name for name in MODELS if name in models), *models]:
+        columns += [f"{models[model]}{end}" for end in ("", "_low", "_high", "_mark")]
+    return pd.DataFrame(rows, columns=list(dict.fromkeys(columns))), leaders
 
 
 def longest_prices(costs: pd.DataFrame) -> pd.DataFrame:
