@@ -419,7 +419,7 @@ def _choose(
 
 
 def _measure(runner: Runner, pilot: bool) -> int:
-    """Run a suite or its pilot, print what was found and what to do next, and return a code."""
+    """Run a suite or its pilot, print its findings and the next command, and return a code."""
     if not runner.suite.cells:
         return 0
     if not pilot:
@@ -699,6 +699,7 @@ def verify(
     print(f"{len(chosen)} of {len(verification.records)} records (--seed {seed}):")
     for record in chosen:
         place = f"{record.cell_id} of {record.suite} on {record.machine.device}"
+        assert record.seconds is not None  # as for every record that has learned
         print(f"  {place}, {record.seconds:.0f} s there")
 
     verdicts = list(verification.verdicts(chosen))

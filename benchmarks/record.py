@@ -502,13 +502,12 @@ class Record(StrictModel):
     uncommitted_changes: bool | None = None
 
     @property
-    def seconds(self) -> float:
-        """Seconds that the cell took, in all its processes if it was resumed; 0 if unknown."""
-        last_process = self.wall_seconds or 0.0
+    def seconds(self) -> float | None:
+        """Seconds that the cell took, in all its processes if it was resumed; None if unknown."""
         learn = self.outcome.learn
         if learn is None:
-            return last_process
-        return max(last_process, learn.seconds + (learn.evaluating or 0.0))
+            return self.wall_seconds
+        return max(self.wall_seconds or 0.0, learn.seconds + (learn.evaluating or 0.0))
 
     @model_validator(mode="after")
     def _check_cell(self) -> Record:

@@ -88,7 +88,7 @@ SMOKE = {  # enough to see that a suite runs: seconds
 }
 SMOKE_TOLERANCE = 0.2  # of matched sizes: narrow models have few widths to choose from
 FEW_EXAMPLES = 16  # in the tests of a suite that is only tried
-MARGIN = 0.1  # above the sighted floor: a model below has not learned
+MARGIN = 0.1  # above the sighted floor: a model below is at the floor
 CEILING = 0.95  # of an accuracy: models above are not told apart
 MOST_CELLS = 100_000  # per grid: more are a typing error
 

@@ -126,14 +126,13 @@ def repeating_cell(record: Record) -> AnyCell | None:
     """
     try:
         cell = record.cell
-        check(cell)
         if not resolve_options(cell).repeat(record.options):
             options = {
                 "task_options": {**record.options.task, **cell.task_options},
                 "model_options": {**record.options.model, **cell.model_options},
             }
             cell = make_cell({**cell.model_dump(mode="json"), **options})
-            check(cell)
+        check(cell)
     except ValueError:
         return None
     return None if absent_data([cell]) else cell

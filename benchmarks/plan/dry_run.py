@@ -210,20 +210,21 @@ def _scaled_seconds(cell: AnyCell, needs: Estimate, known: Known) -> float | Non
     """
     candidates = []
     for record in known.records:
-        other = record.cell
+        other, seconds = record.cell, record.seconds
         numbers = record.outcome.learn or record.outcome.cost
-        if numbers is None or record.seconds == 0:
+        if numbers is None or seconds is None:
             continue
         if (other.kind, other.precision) == (cell.kind, cell.precision):
             factor = _work(cell, needs.parameters) / _work(other, numbers.parameters)
             slug = record.machine.slug
             elsewhere = 0 if slug == known.here else 1 if slug in known.slowdowns else 2
             far = (abs(math.log(factor)), other.task != cell.task)
-            candidates.append(((other.model != cell.model, elsewhere, *far), factor, record))
+            nearness = (other.model != cell.model, elsewhere, *far)
+            candidates.append((nearness, factor, record, seconds))
     if not candidates:
         return None
 
-    _, factor, record = min(candidates, key=lambda candidate: candidate[0])
+    _, factor, record, seconds = min(candidates, key=lambda candidate: candidate[0])
     if record.cell.model != cell.model:
         there = None
         with contextlib.suppress(ValueError):  # its model may be a plug-in's
@@ -233,8 +234,8 @@ def _scaled_seconds(cell: AnyCell, needs: Estimate, known: Known) -> float | Non
         factor = needs.flops / there
     known.used.add(record.machine.device)
     factor *= known.slowdowns.get(record.machine.slug, 1.0)
-    start = min(record.seconds, START_SECONDS)
-    return start + (record.seconds - start) * factor
+    start = min(seconds, START_SECONDS)
+    return start + (seconds - start) * factor
 
 
 def _work(cell: AnyCell, parameters: int) -> float:

@@ -242,8 +242,10 @@ def judge(pairs: pd.DataFrame, matters: float, own: str = "", other: str = "") -
     word = statistics.verdict(pairs, matters)
     if own and own == other and own != "learned":
         word = f"both {own}"
-    elif "at floor" in (own, other):
-        word = "at floor" if own == "at floor" else "baseline at floor"
+    elif own == "at floor":
+        word = own
+    elif other == "at floor":
+        word = f"baseline {other}"
     return {
         "value": pairs["value"].mean(),
         "baseline": pairs["baseline"].mean(),

@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lookback.benchmarks.record import AnyCell, DistanceScore, ReachBin, Record, Score, digest
+from lookback.benchmarks.record import (
+    AnyCell,
+    DistanceScore,
+    PositionScore,
+    ReachBin,
+    Record,
+    Score,
+    digest,
+)
 from lookback.benchmarks.report.statistics import sequence_values
 
 IDENTITY = (
@@ -213,16 +221,16 @@ def _distances(record: Record) -> Iterator[Row]:
                 yield row | {"score": part.correct / part.count}
 
 
-def middle(part: DistanceScore | ReachBin) -> float:
-    """Return the geometric middle of a bin of distances; a bin that begins at 0 begins at 1."""
+def middle(part: DistanceScore | PositionScore | ReachBin) -> float:
+    """Return the geometric middle of a bin; a bin that begins at 0 begins at 1."""
     return math.sqrt(max(part.low, 1) * max(part.high, 1))
 
 
 def _positions(record: Record) -> Iterator[Row]:
     for row, test in _tests(record):
         for part in test.by_position:
-            columns = {"first": part.low, "last": part.high, "count": part.count}
-            yield row | columns | {"bits": part.loss / math.log(2)}
+            row |= {"first": part.low, "last": part.high, "position": middle(part)}
+            yield row | {"count": part.count, "bits": part.loss / math.log(2)}
 
 
 def _curves(record: Record) -> Iterator[Row]:

@@ -177,17 +177,13 @@ class Verification:
 
         with tempfile.TemporaryDirectory(prefix="lookback-verify-") as scratch:
             for threads, records in by_threads.items():
-                cells = {}
-                for record in records:
-                    cell = self.cell_of(record)
-                    assert cell is not None  # as for every record that can be chosen
-                    cells[record.cell_id] = cell
-                suite = Suite("verify", "published records again", tuple(set(cells.values())))
+                cells = [cell for record in records if (cell := self.cell_of(record))]
+                suite = Suite("verify", "published records again", tuple(dict.fromkeys(cells)))
                 jobs = max(1, self.jobs // threads)
                 runner = Runner(Path(scratch), suite, threads=threads, jobs=jobs)
                 code = runner.run()
-                for record in records:
-                    again = _record_of(runner.path(cells[record.cell_id]))
+                for record, cell in zip(records, cells, strict=True):
+                    again = _record_of(runner.path(cell))
                     yield Verdict(record, again, self._judge(record, again))
                 if code >= 128:
                     return

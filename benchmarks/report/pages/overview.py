@@ -139,9 +139,9 @@ def endpoint_scores(evidence: Evidence) -> tuple[pd.DataFrame, list[str]]:
                 row |= {f"{name}_low": score.endpoint_low, f"{name}_high": score.endpoint_high}
             rows.append(row)
     columns = ["suite", "task_name"]
-    for model in [*(name for name in MODELS if name in models), *models]:
+    for model in dict.fromkeys([*(name for name in MODELS if name in models), *models]):
         columns += [f"{models[model]}{end}" for end in ("", "_low", "_high", "_mark")]
-    return pd.DataFrame(rows, columns=list(dict.fromkeys(columns))), leaders
+    return pd.DataFrame(rows, columns=columns), leaders
 
 
 def longest_prices(costs: pd.DataFrame) -> pd.DataFrame:

@@ -148,8 +148,6 @@ def loss_by_position(positions: pd.DataFrame) -> Content:
     several = positions.groupby(by_test)["first"].transform("nunique") > 1
     if not several.any():
         return Content()
-    keys = [*TEST, "first", "last"]
-    means = summarise(positions[several].drop(columns="floor"), keys, "bits")
-    ends = means[["first", "last"]].clip(lower=1)
-    means = add_names(means.assign(position=(ends["first"] * ends["last"]) ** 0.5))
+    keys = [*TEST, "first", "last", "position"]
+    means = add_names(summarise(positions[several].drop(columns="floor"), keys, "bits"))
     return Content(plots.curves(means, "position", ["task_name", "test_length"]))
