@@ -120,12 +120,21 @@ def sample_permutations(
     return Batch(tokens, running_product(tokens, product_table()), distances_to_first(tokens))
 
 
+def leads_the_last_quarter(batch: Batch, options: Options) -> Tensor:
+    """Say of each target whether the commonest symbol of the last quarter is right: (targets,)."""
+    counts = torch.nn.functional.one_hot(batch.tokens, options.symbols).cumsum(1)
+    span = batch.tokens.shape[1] // 4
+    recent = torch.cat([counts[:, :span], counts[:, span:] - counts[:, :-span]], dim=1)
+    return (recent.argmax(-1) == batch.targets).flatten()[batch.target_indices()]
+
+
 @register_task(
     "majority",
     vocabulary=lambda options: options.symbols,
     baseline_score=lambda options: 1 / options.symbols,
     lengths=(64, 256, 1024, 4096),
     shortest=lambda options: 8 * options.symbols,
+    references={"commonest of the last quarter": leads_the_last_quarter},
     source="Lookback's own, after the majority function of circuit complexity, with a margin",
 )
 def sample_majority(

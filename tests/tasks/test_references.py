@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lookback.tasks.references import NGram
-from lookback.tasks.task import Batch, Options, Task, get_task
+from lookback.tasks.task import IGNORE, Batch, Options, Task, get_task
 
 
 def reference(task: Task, name: str, batch: Batch) -> list[bool]:
@@ -83,3 +83,18 @@ def test_an_ngram_is_its_formula(order: int) -> None:
         for byte in range(256)
     )
     assert total == pytest.approx(1.0)
+
+
+def test_counting_a_quarter_of_the_input_is_not_enough_for_the_majority() -> None:
+    task = get_task("majority", {"margin": 0})
+    batch = task.batch("test", 0, 0, 64, 256)
+    right = reference(task, "commonest of the last quarter", batch)
+    expected = []
+    for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
+        for position, target in enumerate(targets):
+            if target != IGNORE:
+                seen = tokens[position - 63 : position + 1]
+                counts = [seen.count(symbol) for symbol in range(4)]
+                expected.append(counts.index(max(counts)) == target)
+    assert right == expected
+    assert 0.4 < np.mean(right) < 0.55
