@@ -276,7 +276,7 @@ def peak_bytes(work: Workload, cell: CostCell) -> tuple[int, int | None]:
     return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
 
 
-def reference_workload_seconds(device: str) -> float:
+def reference_workload_seconds(device: str, runs: int = REFERENCE_RUNS) -> float:
     """Return the median seconds of work that is always the same, to show changes of speed.
 
     A machine that is shared, hot or throttled may be slower for hours, which no spread within a
@@ -297,8 +297,8 @@ def reference_workload_seconds(device: str) -> float:
 
     work = Workload(run, run, [], 0)
     if is_gpu:
-        return statistics.median(_time_gpu(work, REFERENCE_RUNS, warmup_seconds=0.1))
-    return statistics.median(_time_cpu(work, REFERENCE_RUNS))
+        return statistics.median(_time_gpu(work, runs, warmup_seconds=0.1))
+    return statistics.median(_time_cpu(work, runs))
 
 
 def matmul_flops_per_second(cell: CostCell) -> float:

@@ -23,6 +23,7 @@ from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.storage import PUBLISHED_RECORDS, read_record, record_files
 
 START_SECONDS = 4.0  # from starting a cell's process until it measures
+FEW_RUNS = 10  # of the reference workload; a plan needs no better
 WIDE = 1000  # columns of a table that is not for a terminal, so that no line breaks
 
 
@@ -280,7 +281,8 @@ def _slowdowns(machine: Machine | None, records: Sequence[Record]) -> dict[str, 
     elsewhere = timed.keys() - {machine.slug} if machine else set()
     if not (machine and elsewhere):
         return {}
-    here = reference_workload_seconds("cuda" if "gpu" in machine.facts else "cpu")
+    device = "cuda" if "gpu" in machine.facts else "cpu"
+    here = reference_workload_seconds(device, FEW_RUNS)
     return {slug: here / statistics.median(timed[slug]) for slug in elsewhere}
 
 

@@ -220,7 +220,7 @@ def test_times_from_another_machine_are_in_proportion_of_the_reference_workload(
     record = record.model_copy(update={"machine": there, "outcome": outcome})
     write_record(tmp_path / "published" / "s", record)
     monkeypatch.setattr(dry_run, "PUBLISHED_RECORDS", tmp_path / "published")
-    monkeypatch.setattr(dry_run, "reference_workload_seconds", lambda device: 0.03)
+    monkeypatch.setattr(dry_run, "reference_workload_seconds", lambda *_: 0.03)
     (line,) = make_plan(runner(tmp_path / "own", cell)).lines
     assert line.seconds == pytest.approx(4 + 56 * 3)
 
