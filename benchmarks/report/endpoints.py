@@ -40,11 +40,13 @@ class Judged:
         """Return a row per model of these `values`, which are all or some of the suite's.
 
         Columns: score, floor, endpoint, difference to the baseline and verdict, among others. The
-        interval of an endpoint is cut to the values that it can have.
+        interval of an endpoint is cut to the values that it can have; `blind` is the endpoint of a
+        model at the sighted floor, `most` its largest value.
         """
         keys = [*PAIR, "model", "model_options", "variant", "width"]
         groups = values.groupby(keys, dropna=False)
-        sizes = groups[["score", "parameters", "least", "most"]].mean().reset_index()
+        facts = ["score", "parameters", "least", "blind", "most"]
+        sizes = groups[facts].mean().reset_index()
         means = statistics.summarise(values, keys, "value").merge(sizes, on=keys)
         means = means.rename(columns={"floor": "sighted_floor"})
         for end in ("low", "high"):
@@ -53,6 +55,7 @@ class Judged:
         table = add_names(means.assign(mark=standings(means)))
         columns = ["task_name", "model", "model_name", "parameters", "seeds", "score"]
         columns += ["sighted_floor", "mark", "endpoint", "endpoint_low", "endpoint_high"]
+        columns += ["blind", "most"]
         if self.verdicts.empty:
             return table[columns]
         own = ["difference", "difference_low", "difference_high", "smallest_shown", "verdict"]
@@ -118,10 +121,11 @@ def _values(rows: pd.DataFrame, endpoint: Endpoint) -> Iterable[dict[str, object
         if math.isnan(value):
             continue
         weights = octaves(run) if endpoint.quantity == "area" else run["count"]
-        least, most = _possible_values(run, endpoint)
+        least, blind, most = _possible_values(run, endpoint)
         yield dict(zip(RUN, key, strict=True)) | {
             "value": value,
             "least": least,
+            "blind": blind,
             "most": most,
             "sequences": sequences,
             "score": float(np.average(run["score"], weights=weights)),
@@ -193,15 +197,17 @@ QUANTITIES: dict[str, Callable[[pd.DataFrame, Endpoint], Value]] = {
 }
 
 
-def _possible_values(run: pd.DataFrame, endpoint: Endpoint) -> tuple[float, float]:
-    """Return the least and the largest value that the endpoint of a run can have."""
+def _possible_values(run: pd.DataFrame, endpoint: Endpoint) -> tuple[float, float, float]:
+    """Return the least value of an endpoint, that of a model at the sighted floor, and the most."""
+    floor = float(run["floor"].mean())
     if endpoint.quantity == "halfway":
         tested = [json.loads(text)[endpoint.option] for text in run["test_options"]]
-        return math.log2(min(tested)), math.log2(max(tested))
-    if run["unit"].iloc[0] != "accuracy":
-        return -math.inf, math.inf
-    floor = run["floor"].mean() if endpoint.quantity == "area" else 0.0
-    return -floor, 1.0 - floor
+        return math.log2(min(tested)), math.log2(min(tested)), math.log2(max(tested))
+    if endpoint.quantity == "area":
+        return -floor, 0.0, 1.0 - floor
+    if run["unit"].iloc[0] == "accuracy":
+        return 0.0, floor, 1.0
+    return -math.inf, 0.0 if endpoint.quantity == "saved" else math.nan, math.inf
 
 
 def verdicts(

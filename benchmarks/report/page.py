@@ -200,11 +200,11 @@ def formatted(table: pd.DataFrame, plus_minus: bool = False) -> pd.DataFrame:
         column = str(name)
         if column.endswith(("_low", "_high", "_mark")):
             continue
-        digits = digits_of(table[name])
+        ends = [f"{column}_{end}" for end in ("low", "high") if f"{column}_{end}" in table]
+        digits = digits_of(table[[name, *ends]].to_numpy().flatten())
         texts = [format_value(column, value, digits) for value in table[name]]
-        if f"{column}_low" in table:
-            ends = zip(table[f"{column}_low"], table[f"{column}_high"], strict=True)
-            for place, (low, high) in enumerate(ends):
+        if ends:
+            for place, (low, high) in enumerate(table[ends].itertuples(index=False)):
                 texts[place] += format_interval(column, low, high, digits, plus_minus)
         for place, mark in enumerate(table.get(f"{column}_mark", ())):
             texts[place] += f", {mark}" if mark in UNUSUAL else ""
@@ -224,7 +224,7 @@ def digits_of(values: Iterable[Any]) -> int:
     numbers = pd.to_numeric(pd.Series(values, dtype=object), errors="coerce").dropna()
     largest = numbers.abs().max() if len(numbers) else 0.0
     if largest < 10:
-        return 3
+        return 2 if (numbers.round(2) == numbers).all() else 3
     return 0 if largest >= 1000 or (numbers % 1 == 0).all() else 1
 
 
@@ -247,7 +247,8 @@ def format_value(column: str, value: Any, digits: int | None = None) -> str:
         return f"{number:+.3f}"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{number:,.{digits_of([value]) if digits is None else digits}f}"
+    digits = digits_of([value]) if digits is None else digits
+    return f"{round(number, digits) + 0.0:,.{digits}f}"  # without the sign of -0.0
 
 
 def format_interval(

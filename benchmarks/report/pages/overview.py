@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
@@ -38,9 +40,10 @@ def overview_page(evidence: Evidence, links: Mapping[str, str]) -> Page:
     learned, leaders = endpoint_scores(evidence)
     if not learned.empty:
         text = (
-            "Each suite's primary endpoint, mean over seeds with its 95 % interval. The page of a "
-            "suite says what its endpoint is, and has models with options and of other sizes. "
-            "*At floor*: less than 0.1 above the best answer without a model."
+            "Each suite's primary endpoint, mean over seeds with its 95 % interval. *Floor*: of "
+            "the best answer without a model; *perfect*: the most it can be. *At floor*: an "
+            "accuracy less than 0.1 above the floor; *at ceiling*: of 0.95 and more. The page of a "
+            "suite says what its endpoint is, and has models with options and of other sizes."
         )
         blocks.append(Block("What models learn", text, table=learned))
     prices = longest_prices(evidence["costs"])
@@ -120,7 +123,7 @@ def endpoint_scores(evidence: Evidence) -> tuple[pd.DataFrame, list[str]]:
     Only of models without options, in the size with most seeds: the others stand on the pages of
     the suites.
     """
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     leaders = []
     models = {}
     order = dict.fromkeys([*(suite for suite, _ in FRONT), *evidence.judged])
@@ -132,16 +135,17 @@ def endpoint_scores(evidence: Evidence) -> tuple[pd.DataFrame, list[str]]:
         for task, scores in by_task(judged.table(main_size(plain))):
             best = judged.is_best(scores["endpoint"])
             leaders.append(f"{', '.join(scores[best]['model_name'])} ({suite}, {task})")
-            row: dict[str, object] = {"suite": suite, "task_name": task}
+            row = {"suite": suite, "task_name": task, "floor": scores["blind"].mean()}
+            row["perfect"] = scores["most"].replace(math.inf, math.nan).mean()
             for score in scores.itertuples():
                 name = models[score.model] = model_name(score.model)
                 row |= {name: score.endpoint, f"{name}_mark": score.mark}
                 row |= {f"{name}_low": score.endpoint_low, f"{name}_high": score.endpoint_high}
             rows.append(row)
-    columns = ["suite", "task_name"]
+    columns = ["suite", "task_name", "floor", "perfect"]
     for model in dict.fromkeys([*(name for name in MODELS if name in models), *models]):
         columns += [f"{models[model]}{end}" for end in ("", "_low", "_high", "_mark")]
-    return pd.DataFrame(rows, columns=columns), leaders
+    return pd.DataFrame(rows, columns=columns).round(2), leaders
 
 
 def longest_prices(costs: pd.DataFrame) -> pd.DataFrame:

@@ -122,7 +122,7 @@ def _endpoint_blocks(judged: Judged) -> Iterable[Block]:
     text = endpoint_text(judged.endpoint)
     for number, (task, rows) in enumerate(by_task(judged.table(judged.values))):
         title = f"Models, {task}" if number else "Models"
-        table = rows.drop(columns=["task_name", "model"]).reset_index(drop=True)
+        table = rows.drop(columns=["task_name", "model", "blind", "most"]).reset_index(drop=True)
         yield Block(title, f"{task.capitalize()}. {text}", table=table, folded=number > 0)
     if judged.verdicts.empty:
         return

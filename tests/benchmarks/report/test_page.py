@@ -69,8 +69,10 @@ def test_the_numbers_of_a_column_have_as_many_digits() -> None:
 
 def test_an_interval_joins_its_number() -> None:
     table = pd.DataFrame([{"score": 0.5, "score_low": 0.45, "score_high": 0.55, "mark": ""}])
-    assert page.formatted(table).to_dict("records") == [{"score": "0.500 (0.450 to 0.550)"}]
-    assert page.formatted(table, plus_minus=True)["score"][0] == "0.500 ± 0.050"
+    assert page.formatted(table).to_dict("records") == [{"score": "0.50 (0.45 to 0.55)"}]
+    exact = table.assign(score_low=-0.0001)
+    assert page.formatted(exact)["score"][0] == "0.500 (0.000 to 0.550)"
+    assert page.formatted(table, plus_minus=True)["score"][0] == "0.50 ± 0.05"
 
 
 def test_tables_of_strangers_words_obey_nothing() -> None:
@@ -88,7 +90,7 @@ def test_tables_of_strangers_words_obey_nothing() -> None:
 def test_a_terminal_says_how_many_rows_it_does_not_show() -> None:
     table = pd.DataFrame({"score": [0.5, 0.6, 0.7]})
     lines = page.terminal_table(table, rows=2).splitlines()
-    assert [line.strip() for line in lines] == ["score", "0.500", "0.600", "... and 1 more rows"]
+    assert [line.strip() for line in lines] == ["score", "0.50", "0.60", "... and 1 more rows"]
     assert "more" not in page.terminal_table(table)
 
 
@@ -101,8 +103,8 @@ def test_the_best_accuracy_of_each_task_is_bold_in_a_paper() -> None:
     rows = [("a", "x", 0.5), ("a", "y", 0.7), ("b", "x", 0.9), ("b", "y", 0.1)]
     table = pd.DataFrame(rows, columns=["task_name", "model_name", "score"])
     text = page.latex(table)
-    assert "\\bfseries 0.700" in text
-    assert "\\bfseries 0.900" in text
+    assert "\\bfseries 0.70" in text
+    assert "\\bfseries 0.90" in text
     assert text.count("bfseries") == 2
 
 
