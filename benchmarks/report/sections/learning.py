@@ -19,18 +19,6 @@ def learning_curves(curves: pd.DataFrame) -> Content:
     return Content(plots.curves(means, "tokens", panel, "training tokens"))
 
 
-@register_section("Tokens to learn", of="reached", folded=True)
-def tokens_to_learn(reached: pd.DataFrame) -> Content:
-    """Training tokens up to the first validation with at least this score: the median of the seeds
-    that got there, and how many did."""
-    keys = [*IDENTITY, "score"]
-    groups = reached.groupby(keys, sort=False, dropna=False)["tokens"]
-    medians = groups.agg(tokens="median", seeds="count").reset_index()
-    medians = add_names(medians).rename(columns={"score": "goal"})
-    columns = ["task_name", "trained_length", "goal", "model_name", "tokens", "seeds"]
-    return Content(table=medians[columns].sort_values(columns[:3], kind="stable"))
-
-
 @register_section("Reach of gradients", of="gradients")
 def reach_of_gradients(gradients: pd.DataFrame) -> Content:
     """RMS gradient of an output with respect to inputs so many tokens back, relative to distance

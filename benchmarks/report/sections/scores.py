@@ -139,15 +139,3 @@ def score_by_rate(rates: pd.DataFrame) -> Content:
         return Content()
     panel = ["task_name", "trained_length"]
     return Content(plots.curves(add_names(means[several]), "rate", panel, "learning rate"))
-
-
-@register_section("Loss against position", of="positions", folded=True)
-def loss_by_position(positions: pd.DataFrame) -> Content:
-    """Bits per byte by position in the test window: what reading more saves, on different bytes."""
-    by_test = ["task", "task_options", "test_length", "test_options"]
-    several = positions.groupby(by_test)["first"].transform("nunique") > 1
-    if not several.any():
-        return Content()
-    keys = [*TEST, "first", "last", "position"]
-    means = add_names(summarise(positions[several].drop(columns="floor"), keys, "bits"))
-    return Content(plots.curves(means, "position", ["task_name", "test_length"]))
