@@ -397,10 +397,10 @@ def _choose(
     Args:
         suite: as its file says.
         plugins: files to load beside the suite's own.
-        fields: the values of a cell's fields to choose, or to put in; see `select`.
+        fields: for each field of a cell, the values to choose or to put in; see `select`.
         pilot: whether to look for learning rates instead.
-        limit: the most training steps of a trial; None for no trial.
-        tolerance: in place of that of the suite's [match], if any.
+        limit: the number of training steps of a trial; None if this is no trial.
+        tolerance: replaces that of the suite's [match]; None keeps it.
     """
     from lookback.benchmarks.plan.match_widths import match_widths
     from lookback.benchmarks.plan.pilot import pilot_suite

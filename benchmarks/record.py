@@ -528,7 +528,7 @@ def digest(content: bytes) -> str:
 
 
 def make_cell(fields: Mapping[str, Any]) -> LearnCell | CostCell:
-    """Return the cell of these fields; raise ValueError with one line that says what is wrong."""
+    """Return the cell with these fields; raises ValueError with one line on what is wrong."""
     kind = fields.get("kind")
     known = CELL_TYPES[kind].model_fields if kind in CELL_TYPES else ()
     try:

@@ -2,7 +2,7 @@
 
 title = "How far back can they recall?"
 takes = "2 core-hours"         # at scale small, in words
-plugins = ["my_model.py"]      # of what the suite names and Lookback lacks; beside this file
+plugins = ["my_model.py"]      # files beside this one that register tasks or models
 
 [defaults]                     # of every cell
 width = 64
@@ -20,9 +20,9 @@ scales = ["small", "paper"]    # only at these scales; without it, at all scales
 [match]                        # work out the other models' widths so that sizes agree
 by = "parameters"              # or "flops" of a training step, or "state_bytes"
 to = "transformer"             # keeps the suite's width
-options = {}                   # of that model
-tolerance = 0.02               # largest relative difference
-multiple = 1                   # of which every width is
+options = {}                   # the options of that model
+tolerance = 0.02               # the largest relative difference
+multiple = 1                   # every width is a multiple of it
 
 [endpoint]                     # the one number that the suite decides by, see `Endpoint`
 quantity = "score"

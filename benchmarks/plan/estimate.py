@@ -67,9 +67,9 @@ class Estimate:
     """Needs of one cell; None if its model cannot run on tensors without numbers.
 
     peak_bytes: largest number of bytes of tensors alive at once, in training or in a test. On a CPU
-    it agrees with the measured number. For a GPU it is approximate: it is made with the CPU's
-    operators, without their scratch memory. With several processes it is the number of each GPU, or
-    on a CPU that of all processes together.
+    it agrees with the measured number. For a GPU it is approximate, because it follows the CPU's
+    operators, without their scratch memory. With several processes it counts one GPU, or on a CPU
+    all processes together.
     """
 
     parameters: int
@@ -250,7 +250,7 @@ class FakeBytes(LiveBytes):
     FlopCounterMode, whose module hooks would keep gradients alive and so change the bytes.
 
     Args:
-        alive: tensors that are alive before, as for LiveBytes.
+        alive: tensors that count from the start, as for LiveBytes.
         scratch: count what custom operators written in Python allocate inside, too.
     """
 

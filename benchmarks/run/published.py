@@ -27,10 +27,10 @@ DIFFERENT = "different"
 
 
 def compare_with_published(runner: Runner, folder: Path = PUBLISHED_RECORDS) -> list[str]:
-    """Return a line for each machine with published records of cells that the runner has recorded.
+    """Compare the runner's records with published ones; return a line for each published machine.
 
-    It says how many scores are equal to the last digit, and how fast training was; of records with
-    another number of threads, only the scores.
+    A line says how many scores are equal to the last digit, and how fast training was. Speeds are
+    compared only where the number of threads is the same.
     """
     pairs: dict[str, list[tuple[Record, Record]]] = {}
     for cell in runner.suite.cells:

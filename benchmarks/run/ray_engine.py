@@ -1,9 +1,9 @@
 """Measures many cells at once on the nodes of a Ray cluster.
 
-A node measures a cell as a runner does here: in a fresh process, and it writes the record. The
-record is also sent back, and written here if it does not exist yet, so the nodes need no common
-disk. The nodes must be of one type, because records of different machines are
-not mixed; each node says what it is before anything is measured.
+A node measures a cell as a runner does here, in a fresh process, and writes the record. It also
+sends the record back, and the runner writes it if it does not exist yet, so the nodes need no
+common disk. The nodes must be of one type, because records of different machines are not mixed;
+before anything is measured, each node reports its type.
 """
 
 from __future__ import annotations
