@@ -16,7 +16,12 @@ from lookback.benchmarks.report.names import MODELS, model_name
 from lookback.benchmarks.report.page import MOST_PANELS, Block, Page
 from lookback.benchmarks.report.pages.papers import papers_table
 from lookback.benchmarks.report.pages.rrwkv import rrwkv_page
-from lookback.benchmarks.report.pages.suite import BY_OPTION, by_task, machine_names
+from lookback.benchmarks.report.pages.suite import (
+    BY_OPTION,
+    by_task,
+    endpoint_sentences,
+    machine_names,
+)
 from lookback.benchmarks.report.section import SECTIONS, Frames
 from lookback.benchmarks.report.sections.costs import prices as cost_prices
 from lookback.benchmarks.suite import read_suite, suite_names
@@ -37,7 +42,7 @@ def overview_page(evidence: Evidence, links: Mapping[str, str]) -> Page:
     records = evidence.records
     figures = list(front_figures(records))
     blocks = figures[:1]
-    learned, leaders = endpoint_scores(evidence)
+    learned = endpoint_scores(evidence)
     if not learned.empty:
         text = (
             "Each suite's primary endpoint, mean over seeds with its 95 % interval. *Floor*: of "
@@ -66,7 +71,7 @@ def overview_page(evidence: Evidence, links: Mapping[str, str]) -> Page:
     return Page(
         title="How far back can a sequence model look, and what does it pay for it?",
         source=f"{len(records)} records of {machine_names(records)}. Made by `lookback report`.",
-        lead=overview_sentences(leaders, prices),
+        lead=overview_sentences(evidence, prices),
         blocks=blocks,
         home="",
     )
@@ -100,10 +105,18 @@ def front_figures(records: Sequence[Record]) -> Iterator[Block]:
             folded = True
 
 
-def overview_sentences(leaders: Sequence[str], prices: pd.DataFrame) -> list[str]:
-    """Say who leads each suite, and which model keeps the largest state."""
-    best = "Best on each suite's endpoint, within the smallest difference that matters"
-    sentences = [f"{best}: {'; '.join(leaders)}."] if leaders else []
+def overview_sentences(evidence: Evidence, prices: pd.DataFrame) -> list[str]:
+    """Say who leads the first suite, how RRWKV does, and which model keeps the largest state."""
+    sentences = []
+    for suite in judged_suites(evidence)[:1]:
+        sentences += endpoint_sentences(evidence.judged[suite])[:1]
+    verdicts = evidence.verdicts
+    if not verdicts.empty:
+        is_rrwkv = (verdicts["model"] == "rrwkv") & (verdicts["model_options"] == "{}")
+        counts = verdicts[is_rrwkv]["verdict"].value_counts()
+        counted = ", ".join(f"{count} {word}" for word, count in counts.items())
+        if counted:
+            sentences.append(f"RRWKV beside RWKV-4, over all primary endpoints: {counted}.")
     if not prices.empty:
         longest = prices[prices["at_length"] == prices["at_length"].max()]
         state = longest.groupby("model_name")["state_bytes"].max().sort_values()
@@ -117,24 +130,26 @@ def overview_sentences(leaders: Sequence[str], prices: pd.DataFrame) -> list[str
     return sentences
 
 
-def endpoint_scores(evidence: Evidence) -> tuple[pd.DataFrame, list[str]]:
-    """Return a row per suite and task with a column per model, and who is best in each.
+def judged_suites(evidence: Evidence) -> list[str]:
+    """Return the suites with a value of their endpoint, those of FRONT first."""
+    order = dict.fromkeys([*(suite for suite, _ in FRONT), *evidence.judged])
+    return [suite for suite in order if suite in evidence.judged]
+
+
+def endpoint_scores(evidence: Evidence) -> pd.DataFrame:
+    """Return a row per suite and task with a column per model.
 
     Only of models without options, in the size with most seeds: the others stand on the pages of
     the suites.
     """
     rows: list[dict[str, Any]] = []
-    leaders = []
     models = {}
-    order = dict.fromkeys([*(suite for suite, _ in FRONT), *evidence.judged])
-    for suite in [name for name in order if name in evidence.judged]:
+    for suite in judged_suites(evidence):
         judged = evidence.judged[suite]
         plain = judged.values[judged.values["model_options"] == "{}"]
         if plain.empty:
             continue
         for task, scores in by_task(judged.table(main_size(plain))):
-            best = judged.is_best(scores["endpoint"])
-            leaders.append(f"{', '.join(scores[best]['model_name'])} ({suite}, {task})")
             row = {"suite": suite, "task_name": task, "floor": scores["blind"].mean()}
             row["perfect"] = scores["most"].replace(math.inf, math.nan).mean()
             for score in scores.itertuples():
@@ -145,7 +160,7 @@ def endpoint_scores(evidence: Evidence) -> tuple[pd.DataFrame, list[str]]:
     columns = ["suite", "task_name", "floor", "perfect"]
     for model in dict.fromkeys([*(name for name in MODELS if name in models), *models]):
         columns += [f"{models[model]}{end}" for end in ("", "_low", "_high", "_mark")]
-    return pd.DataFrame(rows, columns=columns).round(2), leaders
+    return pd.DataFrame(rows, columns=columns).round(2)
 
 
 def longest_prices(costs: pd.DataFrame) -> pd.DataFrame:

@@ -35,7 +35,7 @@ def suite_page(evidence: Evidence, title: str, left_out: int = 0) -> Page:
         if judged.endpoint.option and BY_OPTION in shown:  # the figure of such an endpoint
             shown = {BY_OPTION: shown.pop(BY_OPTION), **shown}
         first = list(_endpoint_blocks(judged))
-        lead = _endpoint_sentences(judged)
+        lead = endpoint_sentences(judged)
     if not first:
         scores, costs = evidence["scores"], prices(evidence["costs"])
         table = model_table(scores, costs)
@@ -162,7 +162,7 @@ def endpoint_text(endpoint: Endpoint) -> str:
     )
 
 
-def _endpoint_sentences(judged: Judged) -> list[str]:
+def endpoint_sentences(judged: Judged) -> list[str]:
     """Say who is best and by how much, and the verdicts beside the baseline, on the first task."""
     task, table = by_task(judged.table(main_size(judged.values)))[0]
     scores = table.set_index("model_name")["endpoint"].sort_values(ascending=False, kind="stable")
