@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lookback.benchmarks.record import Record
 from lookback.benchmarks.report import statistics
+from lookback.benchmarks.report.frames import Frames
 from lookback.benchmarks.report.names import add_names
-from lookback.benchmarks.report.section import Frames
 from lookback.benchmarks.report.statistics import Numbers, sequences_of, standings, subtract
 from lookback.benchmarks.suite import Endpoint
 
@@ -70,17 +72,43 @@ class Evidence(Frames):
     endpoints: Mapping[str, Endpoint] = field(default_factory=dict)  # by suite
 
     @cached_property
+    def by_suite(self) -> dict[str, Evidence]:
+        """The evidence of each suite."""
+        records: dict[str, list[Record]] = {}
+        for record in self.records:
+            records.setdefault(record.suite, []).append(record)
+        if len(records) < 2:
+            return dict.fromkeys(records, self)
+        own = {name: {name: self.endpoints[name]} for name in self.endpoints}
+        return {name: Evidence(of, endpoints=own.get(name, {})) for name, of in records.items()}
+
+    @cached_property
     def judged(self) -> dict[str, Judged]:
         """Endpoints with their verdicts, by suite; without suites that have no value of theirs."""
-        judged = {}
-        for suite, endpoint in self.endpoints.items():
-            own = Frames([record for record in self.records if record.suite == suite])
-            values = endpoint_values(own, endpoint)
-            if not values.empty:
-                found = verdicts(values, endpoint.difference)
-                found = found.assign(quantity=endpoint.quantity, matters=endpoint.difference)
-                judged[suite] = Judged(endpoint, values, found)
+        judged: dict[str, Judged] = {}
+        for suite, own in self.by_suite.items():
+            if own is not self:
+                judged |= own.judged
+            elif suite in self.endpoints:
+                endpoint = self.endpoints[suite]
+                values = endpoint_values(self, endpoint)
+                if not values.empty:
+                    found = verdicts(values, endpoint.difference)
+                    found = found.assign(quantity=endpoint.quantity, matters=endpoint.difference)
+                    judged[suite] = Judged(endpoint, values, found)
         return judged
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of all records, and of how their suites are judged."""
+        content = hashlib.sha256(repr(self.endpoints).encode())
+        for own in self.by_suite.values():
+            if own is not self:
+                content.update(own.digest.encode())
+            else:
+                for record in self.records:
+                    content.update(record.model_dump_json().encode())
+        return content.hexdigest()
 
     @property
     def verdicts(self) -> pd.DataFrame:

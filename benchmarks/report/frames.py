@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,11 +55,28 @@ def frame(name: str, records: Iterable[Record]) -> pd.DataFrame:
     """
     if name not in FRAMES:
         raise ValueError(f"no frame {name!r}: expected one of {', '.join(FRAMES)}")
-    rows = []
-    for record in records:
-        cell = cell_columns(record)
-        rows += [{**cell, **row} for row in FRAMES[name](record)]
-    return pd.DataFrame(rows)
+    return Frames(list(records))[name]
+
+
+@dataclass
+class Frames:
+    """The frames of some records, each made when it is first asked for."""
+
+    records: Sequence[Record]
+    made: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    @cached_property
+    def cells(self) -> list[Row]:
+        """The columns of each record's cell."""
+        return list(map(cell_columns, self.records))
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        if name not in self.made:
+            rows = []
+            for record, cell in zip(self.records, self.cells, strict=True):
+                rows += [{**cell, **row} for row in FRAMES[name](record)]
+            self.made[name] = pd.DataFrame(rows)
+        return self.made[name]
 
 
 def cell_columns(record: Record) -> Row:

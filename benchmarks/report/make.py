@@ -137,10 +137,9 @@ def make_pages(
     written = []
     links = {}
     for suite in suites if names else sorted(counts):
-        own = [record for record in kept if record.suite == suite]
-        of_suite = Evidence(own, endpoints=endpoints_of(own))
+        of_suite = evidence.by_suite[suite]
         links[suite] = selection.title or suite_title(suite)
-        settings = (links[suite], counts[suite] - len(own))
+        settings = (links[suite], counts[suite] - len(of_suite.records))
         written += write_new(suite_page, reports / suite, style, of_suite, *settings)
     for topic in topics:
         title, make = TOPICS[topic]
@@ -166,7 +165,7 @@ def write_new(
 
     A page that was made of the same records by the same code is left as it is.
     """
-    key = page_key(evidence.records, style, sorted(SECTIONS), evidence.endpoints, *settings)
+    key = page_key(evidence.digest, style, sorted(SECTIONS), *settings)
     if is_current(folder / "index.html", key):
         return [WrittenPage(folder / "README.md", "", is_new=False)]
     page = make(evidence, *settings)

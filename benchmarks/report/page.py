@@ -21,7 +21,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from lookback.benchmarks.record import Record
 from lookback.benchmarks.report import plots
 from lookback.benchmarks.report.names import options_text
 from lookback.benchmarks.report.plots import Image, Plot
@@ -129,12 +128,9 @@ def data_url(image: Image) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(image.text.encode()).decode()}"
 
 
-def page_key(records: Iterable[Record], *settings: object) -> str:
-    """Return a digest of records, of the code of the report, and of whatever else a page needs."""
-    content = hashlib.sha256(f"{settings!r} {code_digest()}".encode())
-    for record in records:
-        content.update(record.model_dump_json().encode())
-    return content.hexdigest()[:16]
+def page_key(*settings: object) -> str:
+    """Return a digest of whatever a page is made of, and of the code of the report."""
+    return hashlib.sha256(f"{settings!r} {code_digest()}".encode()).hexdigest()[:16]
 
 
 @functools.cache

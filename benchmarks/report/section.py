@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from inspect import cleandoc
 
 import pandas as pd
 
-from lookback.benchmarks.record import Record
-from lookback.benchmarks.report.frames import FRAMES, frame
+from lookback.benchmarks.report.frames import FRAMES, Frames
 from lookback.benchmarks.report.plots import Plot
 
 
@@ -68,19 +67,6 @@ def register_section(title: str, of: str, folded: bool = False) -> Callable[[Mak
         return make
 
     return decorate
-
-
-@dataclass
-class Frames:
-    """The frames of some records, each made when it is first asked for."""
-
-    records: Sequence[Record]
-    made: dict[str, pd.DataFrame] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> pd.DataFrame:
-        if name not in self.made:
-            self.made[name] = frame(name, self.records)
-        return self.made[name]
 
 
 def contents(frames: Frames, sections: Mapping[str, Section]) -> dict[str, Content]:

@@ -22,7 +22,7 @@ from lookback.benchmarks.report.pages.suite import (
     endpoint_sentences,
     machine_names,
 )
-from lookback.benchmarks.report.section import SECTIONS, Frames
+from lookback.benchmarks.report.section import SECTIONS
 from lookback.benchmarks.report.sections.costs import prices as cost_prices
 from lookback.benchmarks.suite import read_suite, suite_names
 
@@ -40,7 +40,7 @@ FRONT = (
 def overview_page(evidence: Evidence, links: Mapping[str, str]) -> Page:
     """Return the overview; `links` are the titles of pages by their names."""
     records = evidence.records
-    figures = list(front_figures(records))
+    figures = list(front_figures(evidence))
     blocks = figures[:1]
     learned = endpoint_scores(evidence)
     if not learned.empty:
@@ -88,17 +88,17 @@ def incomplete_suites(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def front_figures(records: Sequence[Record]) -> Iterator[Block]:
-    """Yield the figures of FRONT that these records have, without the panels that a page folds.
+def front_figures(evidence: Evidence) -> Iterator[Block]:
+    """Yield the figures of FRONT that the records have, without the panels that a page folds.
 
     All but the first are folded.
     """
     folded = False
     for suite, title in FRONT:
         section = SECTIONS[title]
-        rows = Frames([record for record in records if record.suite == suite])[section.of]
-        is_shown = len(rows) > 0 and not (suite == "quick" and folded)
-        figure = section.make(main_size(rows)).figure if is_shown else None
+        is_shown = suite in evidence.by_suite and not (suite == "quick" and folded)
+        rows = evidence.by_suite[suite][section.of] if is_shown else ()
+        figure = section.make(main_size(rows)).figure if len(rows) else None
         if figure is not None:
             figure = replace(figure, panels=figure.panels[:MOST_PANELS])
             yield Block(f"{title}, suite {suite}", section.text, figure, folded=folded)

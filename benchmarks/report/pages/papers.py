@@ -11,9 +11,9 @@ import pandas as pd
 
 from lookback.benchmarks.record import Record
 from lookback.benchmarks.report.endpoints import Evidence
+from lookback.benchmarks.report.frames import Frames
 from lookback.benchmarks.report.names import model_name, sort_models
 from lookback.benchmarks.report.page import Block, Page
-from lookback.benchmarks.report.section import Frames
 from lookback.benchmarks.report.sections.costs import growth
 from lookback.benchmarks.report.statistics import summarise
 from lookback.benchmarks.suite import read_suite

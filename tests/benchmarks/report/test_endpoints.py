@@ -6,8 +6,8 @@ import pytest
 
 from lookback.benchmarks.record import Cell, Record
 from lookback.benchmarks.report.endpoints import Evidence, endpoint_values, main_size, verdicts
+from lookback.benchmarks.report.frames import Frames
 from lookback.benchmarks.report.pages.overview import incomplete_suites, overview_page
-from lookback.benchmarks.report.section import Frames
 from lookback.benchmarks.suite import Endpoint, read_suite
 from tests.records import score, score_by_distance, trained
 

@@ -4,7 +4,7 @@ import pytest
 from scipy import stats
 
 from lookback.benchmarks.record import Cell
-from lookback.benchmarks.report.section import Frames
+from lookback.benchmarks.report.frames import Frames
 from lookback.benchmarks.report.sections.scores import score_by_window
 from tests.records import learn_record
 
