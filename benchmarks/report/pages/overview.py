@@ -15,7 +15,7 @@ from lookback.benchmarks.report.endpoints import BASELINE, Evidence, main_size
 from lookback.benchmarks.report.names import MODELS, model_name
 from lookback.benchmarks.report.page import MOST_PANELS, Block, Page
 from lookback.benchmarks.report.pages.papers import papers_table
-from lookback.benchmarks.report.pages.rrwkv import rrwkv_page
+from lookback.benchmarks.report.pages.rrwkv import rrwkv_page, verdict_sentence
 from lookback.benchmarks.report.pages.suite import (
     BY_OPTION,
     by_task,
@@ -111,12 +111,8 @@ def overview_sentences(evidence: Evidence, prices: pd.DataFrame) -> list[str]:
     for suite in judged_suites(evidence)[:1]:
         sentences += endpoint_sentences(evidence.judged[suite])[:1]
     verdicts = evidence.verdicts
-    if not verdicts.empty:
-        is_rrwkv = (verdicts["model"] == "rrwkv") & (verdicts["model_options"] == "{}")
-        counts = verdicts[is_rrwkv]["verdict"].value_counts()
-        counted = ", ".join(f"{count} {word}" for word, count in counts.items())
-        if counted:
-            sentences.append(f"RRWKV beside RWKV-4, over all primary endpoints: {counted}.")
+    if not verdicts.empty and (verdicts["model"] == "rrwkv").any():
+        sentences.append(verdict_sentence(verdicts))
     if not prices.empty:
         longest = prices[prices["at_length"] == prices["at_length"].max()]
         state = longest.groupby("model_name")["state_bytes"].max().sort_values()

@@ -27,7 +27,7 @@ def rrwkv_page(evidence: Evidence) -> Page | None:
         gains = gains.assign(label=labels)
         plain = gains[gains["model_options"] == "{}"]
         rows = plain if len(plain) else gains
-        lead.insert(0, f"RRWKV minus RWKV-4 on primary endpoints. {verdict_sentences(rows)}")
+        lead.insert(0, verdict_sentence(gains))
         blocks.append(_endpoint_block(gains, rows))
     prices = ratios(evidence["costs"], "rrwkv", "rwkv")
     if not prices.empty:
@@ -44,13 +44,12 @@ def rrwkv_page(evidence: Evidence) -> Page | None:
     )
 
 
-def verdict_sentences(rows: pd.DataFrame) -> str:
-    """Return the endpoints of each verdict with their differences."""
-    sentences = []
-    for verdict, group in rows.groupby("verdict"):
-        endpoints = [f"{row.label} ({row.difference:+.3f})" for row in group.itertuples()]
-        sentences.append(f"{str(verdict).capitalize()}: {'; '.join(endpoints)}.")
-    return " ".join(sentences)
+def verdict_sentence(rows: pd.DataFrame) -> str:
+    """Count the verdicts on RRWKV without options, as it is by default."""
+    plain = rows[(rows["model"] == "rrwkv") & (rows["model_options"] == "{}")]
+    counts = plain["verdict"].value_counts()
+    counted = ", ".join(f"{count} {word}" for word, count in counts.items())
+    return f"RRWKV minus RWKV-4, over {len(plain)} comparisons on primary endpoints: {counted}."
 
 
 def _endpoint_block(gains: pd.DataFrame, drawn: pd.DataFrame) -> Block:
