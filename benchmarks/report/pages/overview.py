@@ -111,8 +111,9 @@ def overview_sentences(evidence: Evidence, prices: pd.DataFrame) -> list[str]:
     for suite in judged_suites(evidence)[:1]:
         sentences += endpoint_sentences(evidence.judged[suite])[:1]
     verdicts = evidence.verdicts
-    if not verdicts.empty and (verdicts["model"] == "rrwkv").any():
-        sentences.append(verdict_sentence(verdicts))
+    gains = verdicts[verdicts["model"] == "rrwkv"] if len(verdicts) else verdicts
+    if len(gains):
+        sentences.append(verdict_sentence(gains))
     if not prices.empty:
         longest = prices[prices["at_length"] == prices["at_length"].max()]
         state = longest.groupby("model_name")["state_bytes"].max().sort_values()

@@ -25,10 +25,8 @@ def rrwkv_page(evidence: Evidence) -> Page | None:
         depths = gains["depth"].astype(str)
         labels = gains["suite"] + ": " + gains["task_name"] + ", depth " + depths
         gains = gains.assign(label=labels)
-        plain = gains[gains["model_options"] == "{}"]
-        rows = plain if len(plain) else gains
         lead.insert(0, verdict_sentence(gains))
-        blocks.append(_endpoint_block(gains, rows))
+        blocks.append(_endpoint_block(gains, by_default(gains)))
     prices = ratios(evidence["costs"], "rrwkv", "rwkv")
     if not prices.empty:
         blocks.append(_cost_block(prices))
@@ -44,12 +42,18 @@ def rrwkv_page(evidence: Evidence) -> Page | None:
     )
 
 
-def verdict_sentence(rows: pd.DataFrame) -> str:
-    """Count the verdicts on RRWKV without options, as it is by default."""
-    plain = rows[(rows["model"] == "rrwkv") & (rows["model_options"] == "{}")]
-    counts = plain["verdict"].value_counts()
+def by_default(gains: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of RRWKV without options; all rows if there are none."""
+    plain = gains[gains["model_options"] == "{}"]
+    return plain if len(plain) else gains
+
+
+def verdict_sentence(gains: pd.DataFrame) -> str:
+    """Count the verdicts on RRWKV."""
+    rows = by_default(gains)
+    counts = rows["verdict"].value_counts()
     counted = ", ".join(f"{count} {word}" for word, count in counts.items())
-    return f"RRWKV minus RWKV-4, over {len(plain)} comparisons on primary endpoints: {counted}."
+    return f"RRWKV minus RWKV-4 on {len(rows)} primary endpoints: {counted}."
 
 
 def _endpoint_block(gains: pd.DataFrame, drawn: pd.DataFrame) -> Block:

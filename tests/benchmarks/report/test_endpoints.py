@@ -146,6 +146,18 @@ def test_an_overview_of_models_with_options_alone(cell: Cell) -> None:
     assert "What models learn" not in {block.title for block in page.blocks}
 
 
+def test_the_overview_says_what_an_endpoint_can_be(cell: Cell) -> None:
+    runs = [model(cell, name, seed, 50) for name in ("rwkv", "rrwkv") for seed in (0, 1)]
+    evidence = Evidence(runs, endpoints={runs[0].suite: endpoint(quantity="score")})
+    page = overview_page(evidence, {})
+    (learned,) = (block.table for block in page.blocks if block.title == "What models learn")
+    assert learned is not None
+    (row,) = learned.to_dict("records")
+    floor = runs[0].outcome.task.sighted_floor(runs[0].outcome.learn.tests[0])
+    assert (row["floor"], row["perfect"]) == (round(floor, 2), 1.0)
+    assert any("RRWKV minus RWKV-4 on 1 primary" in sentence for sentence in page.lead)
+
+
 def test_fewer_bits_are_better(cell: Cell) -> None:
     from tests.records import FACTS
 
