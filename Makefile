@@ -162,7 +162,8 @@ publish: $(READY) ## move the records of MACHINE (a folder in results/) to resul
 	$(BIN)/lookback publish $(MACHINE)
 	@$(MAKE) published
 
-published: $(READY) ## make reports/published/ from results/published/
+published: $(READY) ## make reports/published/ anew from results/published/
+	rm -rf reports/published
 	@$(BIN)/lookback report --results results/published --reports reports/published > /dev/null
 
 reports-check: $(READY) ## make reports/published/ into a scratch folder, and fail where it differs from the committed pages
