@@ -79,36 +79,37 @@ class Evidence(Frames):
             records.setdefault(record.suite, []).append(record)
         if len(records) < 2:
             return dict.fromkeys(records, self)
-        own = {name: {name: self.endpoints[name]} for name in self.endpoints}
-        return {name: Evidence(of, endpoints=own.get(name, {})) for name, of in records.items()}
+        parts = {}
+        for suite, own in records.items():
+            endpoints = {name: self.endpoints[name] for name in self.endpoints if name == suite}
+            parts[suite] = Evidence(own, endpoints=endpoints)
+        return parts
 
     @cached_property
     def judged(self) -> dict[str, Judged]:
         """Endpoints with their verdicts, by suite; without suites that have no value of theirs."""
         judged: dict[str, Judged] = {}
-        for suite, own in self.by_suite.items():
-            if own is not self:
+        if len(self.by_suite) > 1:
+            for own in self.by_suite.values():
                 judged |= own.judged
-            elif suite in self.endpoints:
-                endpoint = self.endpoints[suite]
-                values = endpoint_values(self, endpoint)
-                if not values.empty:
-                    found = verdicts(values, endpoint.difference)
-                    found = found.assign(quantity=endpoint.quantity, matters=endpoint.difference)
-                    judged[suite] = Judged(endpoint, values, found)
+            return judged
+        for suite in self.endpoints.keys() & self.by_suite.keys():
+            endpoint = self.endpoints[suite]
+            values = endpoint_values(self, endpoint)
+            if not values.empty:
+                found = verdicts(values, endpoint.difference)
+                found = found.assign(quantity=endpoint.quantity, matters=endpoint.difference)
+                judged[suite] = Judged(endpoint, values, found)
         return judged
 
     @cached_property
     def digest(self) -> str:
         """A digest of all records, and of how their suites are judged."""
-        content = hashlib.sha256(repr(self.endpoints).encode())
-        for own in self.by_suite.values():
-            if own is not self:
-                content.update(own.digest.encode())
-            else:
-                for record in self.records:
-                    content.update(record.model_dump_json().encode())
-        return content.hexdigest()
+        if len(self.by_suite) > 1:
+            parts = [own.digest for own in self.by_suite.values()]
+        else:
+            parts = [record.model_dump_json() for record in self.records]
+        return hashlib.sha256("\n".join([repr(self.endpoints), *parts]).encode()).hexdigest()
 
     @property
     def verdicts(self) -> pd.DataFrame:
