@@ -12,12 +12,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from lookback.benchmarks.record import Record
 from lookback.benchmarks.report import statistics
 from lookback.benchmarks.report.frames import Frames
 from lookback.benchmarks.report.names import add_names
-from lookback.benchmarks.report.statistics import Numbers, sequences_of, standings, subtract
+from lookback.benchmarks.report.statistics import (
+    Numbers,
+    complete,
+    places_of_groups,
+    sequences_of,
+    standings,
+    subtract,
+)
 from lookback.benchmarks.suite import Endpoint
 
 PAIR = ["suite", "task", "task_options", "data", "reading", "depth", "trained_length"]
@@ -85,6 +93,13 @@ class Evidence(Frames):
             parts[suite] = Evidence(own, endpoints=endpoints)
         return parts
 
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        if name not in self.made and len(self.by_suite) > 1:
+            parts = [own[name] for own in self.by_suite.values()]
+            parts = [part for part in parts if not part.empty]
+            self.made[name] = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+        return super().__getitem__(name)
+
     @cached_property
     def judged(self) -> dict[str, Judged]:
         """Endpoints with their verdicts, by suite; without suites that have no value of theirs."""
@@ -143,15 +158,22 @@ def endpoint_values(frames: Frames, endpoint: Endpoint) -> pd.DataFrame:
     return pd.DataFrame(_values(rows, endpoint))
 
 
+Columns = Mapping[str, NDArray[Any]]
+"""The columns of one run's rows, as plain arrays: thousands of runs are judged."""
+Value = tuple[float, Numbers | None]  # of a run, and per test sequence if the record kept them
+
+
 def _values(rows: pd.DataFrame, endpoint: Endpoint) -> Iterable[dict[str, object]]:
     measure = QUANTITIES[endpoint.quantity]
-    for key, run in rows.groupby(RUN, sort=False, dropna=False):
+    columns = {str(name): rows[name].to_numpy() for name in rows}
+    for places in places_of_groups(rows, RUN):
+        run = {name: column[places] for name, column in columns.items()}
         value, sequences = measure(run, endpoint)
         if math.isnan(value):
             continue
         weights = octaves(run) if endpoint.quantity == "area" else run["count"]
         least, blind, most = _possible_values(run, endpoint)
-        yield dict(zip(RUN, key, strict=True)) | {
+        yield {name: run[name][0] for name in [*RUN, "parameters", "unit"]} | {
             "value": value,
             "least": least,
             "blind": blind,
@@ -159,44 +181,45 @@ def _values(rows: pd.DataFrame, endpoint: Endpoint) -> Iterable[dict[str, object
             "sequences": sequences,
             "score": float(np.average(run["score"], weights=weights)),
             "floor": float(np.average(run["floor"], weights=weights)),
-            "parameters": run["parameters"].iloc[0],
-            "unit": run["unit"].iloc[0],
         }
 
 
-Value = tuple[float, Numbers | None]  # of a run, and per test sequence if the record kept them
-
-
-def _score(run: pd.DataFrame, endpoint: Endpoint) -> Value:
+def _score(run: Columns, endpoint: Endpoint) -> Value:
     """The mean over tests; bits per byte count downwards."""
-    sign = 1.0 if run["unit"].iloc[0] == "accuracy" else -1.0
-    sequences = sequences_of(run)
-    if sequences is not None and len({len(row) for row in sequences}) == 1:
-        # The n-th sequences of all tests are one draw: tests do not share sequences.
-        return sign * float(run["score"].mean()), sign * np.mean(sequences, axis=0)
-    return sign * float(run["score"].mean(skipna=False)), None
+    sign = 1.0 if run["unit"][0] == "accuracy" else -1.0
+    score = sign * float(np.mean(run["score"]))
+    sequences = complete(run["sequences"])
+    if sequences is None or len({len(row) for row in sequences}) > 1:
+        return score, None
+    # The n-th sequences of all tests are one draw: tests do not share sequences.
+    return score, sign * np.mean(sequences, axis=0)
 
 
-def octaves(bins: pd.DataFrame) -> Numbers:
+def octaves(bins: Columns) -> Numbers:
     """Return how many octaves of distance each bin spans; a bin of distance zero hardly counts."""
-    nearest, farthest = (bins[end].to_numpy(float) for end in ("nearest", "farthest"))
-    return np.maximum(np.log2(farthest + 1) - np.log2(np.maximum(nearest, 1)), 1e-9)
+    spans = np.log2(bins["farthest"] + 1) - np.log2(np.maximum(bins["nearest"], 1))
+    return np.maximum(spans, 1e-9)
 
 
-def _area(run: pd.DataFrame, endpoint: Endpoint) -> Value:
+def _area(run: Columns, endpoint: Endpoint) -> Value:
     """Accuracy above the sighted floor, averaged over log2 distance."""
     return float(np.average(run["score"] - run["floor"], weights=octaves(run))), None
 
 
-def _halfway(run: pd.DataFrame, endpoint: Endpoint) -> Value:
+def _tested_values(run: Columns, option: str) -> Numbers:
+    """Return log2 of an option's value in each test."""
+    return np.log2([json.loads(text)[option] for text in run["test_options"]])
+
+
+def _halfway(run: Columns, endpoint: Endpoint) -> Value:
     """Log2 of the option's value at which accuracy is half-way from the floor to one.
 
     Interpolated between tests; the first or the last value where accuracy never crosses.
     """
-    run = run.assign(at=[json.loads(text)[endpoint.option] for text in run["test_options"]])
-    run = run.sort_values("at")
-    x = np.log2(run["at"].to_numpy(float))
-    above = ((run["score"] - run["floor"]) / (1 - run["floor"])).to_numpy(float) - 0.5
+    x = _tested_values(run, endpoint.option)
+    above = (run["score"] - run["floor"]) / (1 - run["floor"]) - 0.5
+    order = np.argsort(x)
+    x, above = x[order], above[order]
     if np.isnan(above).any():
         return math.nan, None
     if above[0] <= 0:
@@ -208,17 +231,17 @@ def _halfway(run: pd.DataFrame, endpoint: Endpoint) -> Value:
     return float(x[-1]), None
 
 
-def _saved(run: pd.DataFrame, endpoint: Endpoint) -> Value:
+def _saved(run: Columns, endpoint: Endpoint) -> Value:
     """Bits per byte at the shortest context minus those at the longest, on the same bytes."""
-    tests = [run[run["test_length"] == endpoint.lengths[end]] for end in (0, -1)]
+    tests = [np.flatnonzero(run["test_length"] == endpoint.lengths[end]) for end in (0, -1)]
     if any(len(test) != 1 for test in tests):
         return math.nan, None
-    first, last = (test.iloc[0] for test in tests)
-    sequences = subtract(first.get("sequences"), last.get("sequences"))
-    return float(first["score"] - last["score"]), sequences
+    (first,), (last,) = tests
+    scores, sequences = run["score"], run["sequences"]
+    return float(scores[first] - scores[last]), subtract(sequences[first], sequences[last])
 
 
-QUANTITIES: dict[str, Callable[[pd.DataFrame, Endpoint], Value]] = {
+QUANTITIES: dict[str, Callable[[Columns, Endpoint], Value]] = {
     "score": _score,
     "area": _area,
     "halfway": _halfway,
@@ -226,15 +249,15 @@ QUANTITIES: dict[str, Callable[[pd.DataFrame, Endpoint], Value]] = {
 }
 
 
-def _possible_values(run: pd.DataFrame, endpoint: Endpoint) -> tuple[float, float, float]:
+def _possible_values(run: Columns, endpoint: Endpoint) -> tuple[float, float, float]:
     """Return the least value of an endpoint, that of a model at the sighted floor, and the most."""
-    floor = float(run["floor"].mean())
+    floor = float(np.mean(run["floor"]))
     if endpoint.quantity == "halfway":
-        tested = [json.loads(text)[endpoint.option] for text in run["test_options"]]
-        return math.log2(min(tested)), math.log2(min(tested)), math.log2(max(tested))
+        tested = _tested_values(run, endpoint.option)
+        return float(tested.min()), float(tested.min()), float(tested.max())
     if endpoint.quantity == "area":
         return -floor, 0.0, 1.0 - floor
-    if run["unit"].iloc[0] == "accuracy":
+    if run["unit"][0] == "accuracy":
         return 0.0, floor, 1.0
     return -math.inf, 0.0 if endpoint.quantity == "saved" else math.nan, math.inf
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -22,6 +23,7 @@ MODELS = {
 """As their papers write them, in the order in which tables list them."""
 
 
+@functools.cache
 def model_name(name: str, options: str = "{}") -> str:
     """Return a model as papers write it, with its options (JSON): `Transformer, window 64`."""
     words = [MODELS.get(name, name), *option_words(json.loads(options))]
@@ -104,6 +106,7 @@ def _varied_options(options: Iterable[str]) -> list[str]:
     return varied
 
 
+@functools.cache
 def options_text(options: str) -> str:
     """Return options (JSON) in words: `2 to 32 pairs, window 64`."""
     return printable(", ".join(option_words(json.loads(options))))

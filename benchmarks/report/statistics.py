@@ -101,6 +101,13 @@ def crossed_error(table: Numbers) -> tuple[float, float]:
     return math.sqrt(variance), max(freedom, 1.0)
 
 
+def places_of_groups(frame: pd.DataFrame, by: Sequence[str]) -> list[NDArray[np.intp]]:
+    """Return the places of the rows of each group, in the order in which groups first appear."""
+    number = frame.groupby(list(by), sort=False, dropna=False).ngroup().to_numpy()
+    order = np.argsort(number, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(number[order])) + 1)
+
+
 def summarise(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
     """Return the mean of a column over the seeds of each group, with its 95 % interval.
 
@@ -112,10 +119,7 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFram
     if frame.empty:
         floors = ["floor"] if "floor" in frame else []
         return pd.DataFrame(columns=[*by, "mean", "low", "high", "seeds", *floors])
-    number = frame.groupby(list(by), sort=False, dropna=False).ngroup().to_numpy()
-    order = np.argsort(number, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(number[order])) + 1)
-
+    groups = places_of_groups(frame, by)
     values = frame[value].to_numpy(float)
     is_accuracy = np.zeros(len(frame), dtype=bool)
     if value == "score" and "unit" in frame:
@@ -136,7 +140,8 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFram
     keys = frame.iloc[[group[0] for group in groups]][list(by)].reset_index(drop=True)
     means = pd.concat([keys, pd.DataFrame(rows)], axis=1)
     if "floor" in frame:
-        means["floor"] = frame["floor"].groupby(number).mean().to_numpy()
+        floors = frame["floor"].to_numpy(float)
+        means["floor"] = [math.fsum(floors[group]) / len(group) for group in groups]
     return means
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from lookback.benchmarks.record import Cell, Record
@@ -47,11 +48,9 @@ def test_the_area_reads_off_the_range_of_a_ruler(cell: Cell) -> None:
 def test_pairs_at_which_accuracy_is_halfway(cell: Cell) -> None:
     """The floor is 0.125, so half-way is 0.5625: between 8 pairs (0.75) and 16 (0.375)."""
     tests = [
-        score(64, correct).model_copy(update={"options": {"pairs": pairs}})
-        for pairs, correct in ((4, 100), (8, 75), (16, 37.5), (32, 12.5))
-        if correct == int(correct)
+        score(64, correct, 1000).model_copy(update={"options": {"pairs": pairs}})
+        for pairs, correct in ((32, 125), (4, 1000), (16, 375), (8, 750))
     ]
-    tests.insert(2, score(64, 375, 1000).model_copy(update={"options": {"pairs": 16}}))
     run = trained(cell.model_copy(update={"task": "copy"}), tests)
     found = value([run], endpoint(quantity="halfway", option="pairs"))
     assert found == pytest.approx(3 + (0.75 - 0.5625) / (0.75 - 0.375))
@@ -70,6 +69,16 @@ def test_an_interval_ends_at_the_values_that_an_endpoint_can_have(cell: Cell) ->
     (judged,) = Evidence(records, endpoints=wanted).judged.values()
     (row,) = judged.table(judged.values).to_dict("records")
     assert (row["endpoint_low"], row["endpoint_high"]) == (0.0, 1.0)
+
+
+def test_the_frames_of_several_suites_are_those_of_their_records(cell: Cell) -> None:
+    records = []
+    for suite in ("first", "second"):
+        for seed in range(2):
+            run = model(cell, "rwkv", seed, 40 + seed)
+            records.append(run.model_copy(update={"suite": suite}))
+    for name in ("scores", "costs"):
+        pd.testing.assert_frame_equal(Evidence(records)[name], Frames(records)[name])
 
 
 def test_verdicts_are_paired_by_seed(cell: Cell) -> None:
