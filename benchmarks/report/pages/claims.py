@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import pandas as pd
 from lookback.benchmarks.report.endpoints import Evidence
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.sections.costs import growth, ratios
+from lookback.benchmarks.report.sections.learning import gradient_ratios
 
 TITLE = "Claims of the RWKV and RRWKV papers"
 CLAIMS = Path(__file__).with_suffix(".toml")
@@ -69,6 +71,7 @@ def claim_measures(evidence: Evidence) -> pd.DataFrame:
     found = {
         "growth": growth(costs),
         "ratios": ratios(costs, "rrwkv", "rwkv"),
+        "gradients": gradient_ratios(evidence["gradients"], "rrwkv", "rwkv"),
         "verdicts": evidence.verdicts,
     }
     rows = []
@@ -85,7 +88,8 @@ def choose(table: pd.DataFrame, claim: Mapping[str, Any]) -> pd.DataFrame:
         if column in claim:
             table = table[table[column].isin(claim[column])]
     if claim["frame"] != "ratios":
-        table = table[(table["model"] == claim["model"]) & (table["model_options"] == "{}")]
+        options = json.dumps(claim.get("options", {}))
+        table = table[(table["model"] == claim["model"]) & (table["model_options"] == options)]
     return table
 
 

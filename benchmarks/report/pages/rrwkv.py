@@ -10,6 +10,7 @@ from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.pages.suite import RECONSTRUCTION
 from lookback.benchmarks.report.plots import intervals
 from lookback.benchmarks.report.sections.costs import ratios
+from lookback.benchmarks.report.sections.learning import gradient_ratios
 
 TITLE = "RRWKV beside RWKV-4: does looking back at mediums help?"
 
@@ -27,6 +28,9 @@ def rrwkv_page(evidence: Evidence) -> Page | None:
         gains = gains.assign(label=labels)
         lead.insert(0, verdict_sentence(gains))
         blocks.append(_endpoint_block(gains, by_default(gains)))
+    gradients = gradient_ratios(evidence["gradients"], "rrwkv", "rwkv")
+    if not gradients.empty:
+        blocks.append(_gradient_block(add_names(gradients)))
     prices = ratios(evidence["costs"], "rrwkv", "rwkv")
     if not prices.empty:
         blocks.append(_cost_block(prices))
@@ -69,6 +73,17 @@ def _endpoint_block(gains: pd.DataFrame, drawn: pd.DataFrame) -> Block:
         "zero RRWKV is better."
     )
     return Block("What it gains", text, figure, gains[columns])
+
+
+def _gradient_block(gradients: pd.DataFrame) -> Block:
+    columns = ["suite", "task_name", "trained_length", "quantity", "model_name", "ratio"]
+    text = (
+        "The gradient of a trained RRWKV's output over RWKV-4's, each relative to that at distance "
+        "zero: the geometric mean, paired by seed, with its 95 % interval. Above 1, more arrives "
+        "from far back; whether a model uses it, the endpoints say."
+    )
+    table = gradients[[*columns, "ratio_low", "ratio_high", "seeds"]]
+    return Block("What arrives from far back", text, table=table)
 
 
 def _cost_block(prices: pd.DataFrame) -> Block:

@@ -230,15 +230,16 @@ def _seeds_text(scores: pd.DataFrame) -> str:
 
 
 def _first_sentences(scores: pd.DataFrame, costs: pd.DataFrame) -> list[str]:
-    """Say who scores best at the longest test, and what the longest length costs."""
+    """Say who scores best in the longest tests of two tasks, and what the longest length costs."""
     sentences = []
-    if not scores.empty:
-        named_scores = add_names(scores)
-        longest = named_scores["test_length"].max()
-        means = named_scores[named_scores["test_length"] == longest].groupby("model_name")
-        unit = scores["unit"].iloc[0]
-        order = means["score"].mean().sort_values(ascending=unit != "accuracy")
-        sentences.append(f"At {longest:,} tokens ({unit}): {ranking(order)}.")
+    named_scores = add_names(scores)
+    for task, rows in list(named_scores.groupby("task_name", sort=False))[:2]:
+        longest = rows["test_length"].max()
+        means = rows[rows["test_length"] == longest].groupby("model_name")["score"].mean()
+        unit = rows["unit"].iloc[0]
+        order = means.sort_values(ascending=unit != "accuracy")
+        asked = f"{str(task).capitalize()} at {longest:,} tokens"
+        sentences.append(f"{asked} ({unit}): {ranking(order)}.")
     if "trained_tokens_per_second" in costs and len(costs) > 1:
         if "machine" in costs:  # compare on one of them
             costs = costs[costs["machine"] == costs["machine"].iloc[0]]

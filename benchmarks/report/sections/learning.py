@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from lookback.benchmarks.report import plots
+from lookback.benchmarks.report.endpoints import PAIR
 from lookback.benchmarks.report.frames import IDENTITY
 from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.section import Content, register_section
-from lookback.benchmarks.report.statistics import summarise
+from lookback.benchmarks.report.statistics import paired, summarise
 
 
 @register_section("Learning curves", of="curves", folded=True)
@@ -28,3 +30,26 @@ def reach_of_gradients(gradients: pd.DataFrame) -> Content:
     means = means[means["mean"] > 0]
     panel = ["task_name", "trained_length", "when"]
     return Content(plots.curves(means, "distance", panel, "tokens back", "relative gradient", True))
+
+
+def gradient_ratios(gradients: pd.DataFrame, model: str, against: str) -> pd.DataFrame:
+    """Return a row per task and variant of a model: its gradient over that of another model.
+
+    After training, from the farthest bin of distances, each relative to distance zero. `ratio` is
+    the geometric mean over seeds, paired by seed, with its 95 % interval.
+    """
+    if gradients.empty:
+        return gradients
+    rows = gradients[(gradients["when"] == "trained") & (gradients["share"] > 0)]
+    farthest = rows.groupby(PAIR, dropna=False)["distance"].transform("max")
+    rows = rows[rows["distance"] == farthest].assign(log=lambda table: np.log(table["share"]))
+    is_baseline = (rows["model"] == against) & (rows["model_options"] == "{}")
+    ours, theirs = rows[rows["model"] == model], rows[is_baseline]
+    pairs = paired(ours, theirs, [*PAIR, "distance"], "log")
+    keys = [*PAIR, "distance", "model", "model_options", "variant", "width"]
+    means = summarise(pairs, keys, "difference")
+    ratios = np.exp(means[["mean", "low", "high"]].astype(float))
+    names = ["ratio", "ratio_low", "ratio_high"]
+    back = means["distance"].round().astype(int).astype(str)
+    quantity = "gradient from " + back + " tokens back"
+    return means.assign(**dict(zip(names, ratios.to_numpy().T, strict=True)), quantity=quantity)

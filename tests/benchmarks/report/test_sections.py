@@ -1,12 +1,16 @@
 """Sections beside numbers computed by another library."""
 
+import numpy as np
 import pytest
 from scipy import stats
 
-from lookback.benchmarks.record import Cell
+from lookback.benchmarks.record import Cell, ReachBin, Record
+from lookback.benchmarks.report.endpoints import Evidence
 from lookback.benchmarks.report.frames import Frames
+from lookback.benchmarks.report.pages.suite import suite_page
+from lookback.benchmarks.report.sections.learning import gradient_ratios
 from lookback.benchmarks.report.sections.scores import score_by_window
-from tests.records import learn_record
+from tests.records import FACTS, learn_record, score, trained
 
 FULL = (80, 70, 75)
 NARROW = (62, 55, 51)
@@ -38,3 +42,35 @@ def test_a_window_is_compared_with_full_attention_by_seed(cell: Cell) -> None:
 
 def test_without_windows_there_is_nothing_to_show(cell: Cell) -> None:
     assert score_by_window(Frames([learn_record(cell)])["scores"]).is_empty
+
+
+def test_gradients_from_the_farthest_bin_are_compared_by_seed(cell: Cell) -> None:
+    shares = {"rwkv": (0.2, 0.1, 0.3), "rrwkv": (0.5, 0.22, 0.66)}
+
+    def run(model: str, seed: int) -> Record:
+        own = cell.model_copy(update={"model": model, "seed": seed})
+        near = ReachBin(low=1, high=7, share=0.9)
+        far = ReachBin(low=8, high=15, share=shares[model][seed])
+        untrained = (near, far.model_copy(update={"share": 0.01}))
+        return trained(own, (), reach_before=untrained, reach_after=(near, far))
+
+    records = [run(model, seed) for model in shares for seed in range(3)]
+    (row,) = gradient_ratios(Frames(records)["gradients"], "rrwkv", "rwkv").to_dict("records")
+    logs = [np.log(shares[model]) for model in ("rrwkv", "rwkv")]
+    interval = stats.ttest_rel(*logs).confidence_interval()
+    assert row["ratio"] == pytest.approx(stats.gmean(shares["rrwkv"]) / stats.gmean(shares["rwkv"]))
+    assert row["ratio_low"] == pytest.approx(np.exp(interval.low))
+    assert row["ratio_high"] == pytest.approx(np.exp(interval.high))
+
+
+def test_a_page_says_the_best_of_each_task_in_its_own_unit(cell: Cell) -> None:
+    bits = FACTS.model_copy(update={"score": "bits per byte"})
+    records = []
+    for model, correct in (("rwkv", 60), ("lstm", 40)):
+        copy = cell.model_copy(update={"model": model, "task": "copy"})
+        text = cell.model_copy(update={"model": model, "task": "python"})
+        records += [trained(copy, [score(64, correct)]), trained(text, [score(128, correct)], bits)]
+    assert suite_page(Evidence(records), "title").lead == [
+        "Copy at 64 tokens (accuracy): RWKV-4 0.60, LSTM 0.40.",
+        "Python at 128 tokens (bits per byte): LSTM 0.40, RWKV-4 0.60.",
+    ]
