@@ -18,6 +18,7 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import humanize
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -218,6 +219,10 @@ def run(
         list[int] | None,
         typer.Option(help="Only cells of this seed, or this seed in place of the suite's."),
     ] = None,
+    learning_rate: Annotated[
+        list[float] | None,
+        typer.Option(help="Only cells of this rate, or this rate in place of the suite's."),
+    ] = None,
     scale: Scale = DEFAULT_SCALE,
     device: Annotated[
         Device, typer.Option(help="Where cells run; auto: on the GPU if there is one.")
@@ -327,8 +332,9 @@ def run(
 
     uses_ray = engine == Engine.ray and not dry_run
     cell_device = _join_ray(address, device) if uses_ray else _device(device)
+    whole = read_suite(suite, scale, cell_device)
     chosen = _choose(
-        read_suite(suite, scale, cell_device),
+        whole,
         plugins=plugin or [],
         fields={
             "task": task,
@@ -337,11 +343,14 @@ def run(
             "width": width,
             "depth": depth,
             "seed": seed,
+            "learning_rate": learning_rate,
         },
         pilot=pilot,
         limit=limit,
         tolerance=tolerance,
     )
+    if not pilot and not learning_rate:
+        _print_without_pilot(whole, chosen)
     for cell in chosen.cells:
         check(cell, here=engine == Engine.local and not dry_run)
     absent = absent_data(chosen.cells)
@@ -381,6 +390,8 @@ def run(
         count = runner.set_records_aside()
         print(f"{count} records set aside as .json.old; to continue this run, leave out --again")
     code = _measure(runner, pilot)
+    if pilot and code == 0:
+        print(f"next: lookback run {suite} --model NAME --learning-rate RATE")
     raise typer.Exit(code or int(bool(absent)))
 
 
@@ -494,6 +505,23 @@ def _print_left_out(reasons: list[str]) -> None:
     for reason in dict.fromkeys(reasons):
         count = reasons.count(reason)
         print(f"lookback: {count} cells left out: {reason}", file=sys.stderr)
+
+
+def _print_without_pilot(suite: Suite, chosen: Suite) -> None:
+    """Name the models that stand in for the suite's, whose learning rates a pilot chose."""
+    own = {cell.model for cell in suite.cells}
+    guests = {
+        f"{cell.model} at {cell.learning_rate:g}"
+        for cell in chosen.cells
+        if cell.kind == "learn" and cell.model not in own
+    }
+    if suite.pilot is not None and guests:
+        names = humanize.natural_list(sorted(guests))
+        print(
+            f"lookback: no pilot chose the learning rate of {names}: "
+            "--pilot finds a better one, --learning-rate sets it",
+            file=sys.stderr,
+        )
 
 
 def _device(device: Device) -> str:
@@ -733,7 +761,6 @@ def test_(
 
     for line in try_plugin(file):
         print(line, flush=True)
-    print(f"next: lookback run quick --plugin {file} --model NAME, or --task NAME")
 
 
 @app.command()

@@ -444,15 +444,19 @@ def select(cells: Sequence[AnyCell], field: str, values: Sequence[Any]) -> tuple
     A value that no cell has replaces the value of every cell: `--model rwkv` selects, and `--model
     mine` runs a user's own model wherever the suite runs others. The options of a replaced task or
     model are dropped, and so are learning rates that the suite chose for each model. A new task
-    runs once for each kind, model, size, length and seed, however many grids have them.
+    runs once for each kind, model, size, length and seed, however many grids have them. Cells that
+    have no such field, as cost cells have no learning rate, are left as they are.
     """
     rates = {cell.learning_rate for cell in cells if cell.kind == "learn"}
     dropped = ("learning_rate",) if field == "model" and len(rates) > 1 else ()
     chosen: list[AnyCell] = []
     for value in values:
-        matching = [cell for cell in cells if getattr(cell, field) == value]
-        if not matching:
-            matching = [_replace(cell, field, value, dropped) for cell in cells]
+        matching = [cell for cell in cells if getattr(cell, field, value) == value]
+        if not any(hasattr(cell, field) for cell in matching):
+            matching = [
+                _replace(cell, field, value, dropped) if hasattr(cell, field) else cell
+                for cell in cells
+            ]
             if field == "task":
                 matching = _first_of_each_size(matching)
         chosen += matching
@@ -489,8 +493,10 @@ def limit_steps(suite: Suite, steps: int) -> Suite:
 
 
 def _replace(cell: AnyCell, field: str, value: Any, dropped: Sequence[str]) -> AnyCell:
-    """Return the cell with another task, model, length or seed, and defaults for `dropped`."""
+    """Return the cell with another task, model or number, and defaults for `dropped`."""
     fields = {**cell.model_dump(), field: value}
+    if field == "learning_rate":
+        fields["learning_rates"] = ()  # nothing to choose from
     for name in dropped:
         fields.pop(name, None)
     if field in ("task", "model"):

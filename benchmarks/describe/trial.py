@@ -35,7 +35,7 @@ STATE_LENGTHS = (64, 256)  # tokens after which the bytes of a state are counted
 
 
 def try_plugin(file: str) -> Iterator[str]:
-    """Check every task and model that a file registers; yield a line for each finding.
+    """Check every task and model that a file registers; yield each finding, then what to type next.
 
     Raises ValueError at the first that breaks its contract, or if the file registers nothing.
     """
@@ -52,6 +52,8 @@ def try_plugin(file: str) -> Iterator[str]:
         yield from try_task(get_task(name))
     for name in models:
         yield from try_model(name)
+    chosen = [f"--task {name}" for name in tasks] + [f"--model {name}" for name in models]
+    yield f"next: lookback run quick --plugin {file} {' '.join(chosen)}"
 
 
 def try_task(task: Task) -> Iterator[str]:

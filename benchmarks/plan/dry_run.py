@@ -99,7 +99,7 @@ class Plan:
         count = Counter(line.state for line in self.lines)
         memory = size(self.memory) if self.memory else "unknown memory"
         totals = [
-            f"{len(self.lines)} cells: {count['recorded']} recorded, "
+            f"{len(self.lines)} cell{'s' * (len(self.lines) != 1)}: {count['recorded']} recorded, "
             f"{count['to measure']} to measure, "
             f"{count['too big']} too big for {self.device} with {memory}"
         ]
@@ -107,22 +107,24 @@ class Plan:
         if not to_measure:
             return totals
 
-        unit = "GPU hours" if to_measure[0].cell.device == "cuda" else "hours"
-        hours = [line.hours for line in to_measure if line.hours is not None]
-        if hours:
-            count_known = f"{len(hours)} of the {len(to_measure)} to measure"
-            total = f"about {sum(hours):.2g} {unit} for {count_known}"
-            learning = [line.hours or 0.0 for line in to_measure if line.cell.kind == "learn"]
+        known = [line for line in to_measure if line.hours is not None]
+        if known:
+            on_gpu = to_measure[0].cell.device == "cuda"
+            hours = sum(line.hours or 0.0 for line in known)
+            total = f"about {time_words(hours, on_gpu)}"
+            if len(known) < len(to_measure):
+                total += f" for {len(known)} of the {len(to_measure)} to measure"
+            learning = [line.hours or 0.0 for line in known if line.cell.kind == "learn"]
             if self.jobs > 1 and len(learning) > 1:
-                saved = sum(learning) * (1 - 1 / self.jobs)
-                total += f", {sum(hours) - saved:.2g} with {self.jobs} learning cells side by side"
+                shared = hours - sum(learning) * (1 - 1 / self.jobs)
+                total += f", {time_words(shared, on_gpu)} with {self.jobs} learning cells at a time"
             totals.append(total)
-        if hours and self.references:
+        if known and self.references:
             totals.append(
                 "Times scale with parameters x tokens from the nearest record of the same model, "
                 f"or with operations from another model's, on {' and '.join(self.references)}."
             )
-        if len(hours) < len(to_measure):
+        if len(known) < len(to_measure):
             totals.append("Measure one cell of each model first, or give a rate by --assume-flops.")
         return totals
 
@@ -335,6 +337,11 @@ def size(count: int) -> str:
     return humanize.naturalsize(count, format="%.3g")
 
 
+def time_words(hours: float, on_gpu: bool) -> str:
+    """Return `1.5 hours`, or `120 GPU hours`, which several GPUs can share."""
+    return f"{hours:.2g} GPU hours" if on_gpu else duration(3600 * hours)
+
+
 def duration(seconds: float) -> str:
     """90 -> "1.5 minutes": one unit, one decimal."""
     unit = "seconds"
@@ -342,4 +349,5 @@ def duration(seconds: float) -> str:
         if seconds >= length:
             unit = name
     decimals = "%.0f" if unit == "seconds" else "%.1f"
-    return humanize.precisedelta(seconds, minimum_unit=unit, format=decimals)
+    longer = ["months", "years"]
+    return humanize.precisedelta(seconds, minimum_unit=unit, suppress=longer, format=decimals)

@@ -197,7 +197,8 @@ class Runner:
         total = len(self.suite.cells)
         recorded = total - len(cells) - len(unreadable)
         print(
-            f"{self.suite.name}: {total} cells, {recorded} recorded, {len(cells)} to measure",
+            f"{self.suite.name}: {total} cell{'s' * (total != 1)}, {recorded} recorded, "
+            f"{len(cells)} to measure",
             flush=True,
         )
 

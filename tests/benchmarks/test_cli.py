@@ -50,6 +50,15 @@ def test_describe_shows_a_card(name: str) -> None:
         assert "tokens" in result.stdout and "targets" in result.stdout
 
 
+def test_a_guest_is_told_that_no_pilot_chose_its_learning_rate(tmp_path: Path) -> None:
+    arguments = ["run", "tracking", "--scale", "smoke", "--task", "parity"]
+    arguments += ["--seed", "0", "--dry-run", "--device", "cpu", "--results", str(tmp_path)]
+    guest = lookback(*arguments, "--model", "hybrid")
+    assert "no pilot chose the learning rate of hybrid at 0.001" in guest.stderr
+    assert not lookback(*arguments, "--model", "hybrid", "--learning-rate", "0.01").stderr
+    assert not lookback(*arguments, "--model", "rwkv").stderr
+
+
 def test_dry_run_tells_and_touches_nothing(tmp_path: Path) -> None:
     arguments = ["run", "quick", "--scale", "smoke", "--model", "rwkv", "--dry-run"]
     arguments += ["--results", str(tmp_path / "r")]

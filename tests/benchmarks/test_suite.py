@@ -11,6 +11,7 @@ from lookback.benchmarks.suite import Match, multiply, read_suite, select, suite
 from lookback.models import model
 from lookback.models.model import ArchitectureSpec, find_architecture
 from tests.processes import tiny
+from tests.records import as_cost
 
 GOOD = """
 title = "A suite"
@@ -196,6 +197,19 @@ def test_select_selects_known_values_and_substitutes_others(tmp_path: Path) -> N
     assert once.learning_rate == LearnCell.model_fields["learning_rate"].default
     with pytest.raises(ValueError, match="task: "):
         select(cells, "task", ["../copy"])
+
+
+def test_a_learning_rate_is_chosen_or_put_in_and_cost_cells_stay() -> None:
+    rates = {"transformer": 1e-3, "rwkv": 2e-3}
+    learning = [tiny(model, learning_rate=rate) for model, rate in rates.items()]
+    cost = as_cost(tiny("lstm"))
+    assert select([*learning, cost], "learning_rate", [2e-3]) == (learning[1], cost)
+    *put_in, last = select([*learning, cost], "learning_rate", [5e-3])
+    assert [cell.learning_rate for cell in put_in] == [5e-3, 5e-3] and last == cost
+    (several,) = select([tiny("lstm", learning_rates=(1e-3, 3e-3))], "learning_rate", [5e-3])
+    assert (several.learning_rate, several.learning_rates) == (5e-3, ())
+    with pytest.raises(ValueError, match="learning_rate: "):
+        select(learning, "learning_rate", [-1.0])
 
 
 def test_a_new_task_runs_once_for_each_size_and_length(tmp_path: Path) -> None:

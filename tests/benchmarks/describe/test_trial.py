@@ -33,7 +33,7 @@ def test_the_examples_of_contributing_pass_and_score(tmp_path: Path) -> None:
     assert float(score[1]) > 0.9
     assert "causal" in lines[2] and "a state of 512 bytes after 64 tokens, constant" in lines[4]
     assert re.match(r"model averages: averages scores [\d.]+ accuracy", lines[6])
-    assert lines[7] == "next: lookback run quick --plugin mine.py --model NAME, or --task NAME"
+    assert lines[7] == "next: lookback run quick --plugin mine.py --task echo --model averages"
 
 
 @pytest.mark.parametrize(
