@@ -37,7 +37,11 @@ def pilot_suite(suite: Suite) -> Suite:
         if cell.kind == "learn" and is_piloted(cell, pilot):
             cells += [pilot_cell(cell, pilot, rate) for rate in pilot.learning_rates]
     if not cells:
-        raise ValueError(f"suite {suite.name!r}: its pilot has no cells")
+        only = ", ".join(f"{field} in {list(values)}" for field, values in pilot.only.items())
+        raise ValueError(
+            f"suite {suite.name!r}: no chosen cell is one of its pilot: "
+            f"expected cells that learn{', with ' if only else ''}{only}"
+        )
     return dataclasses.replace(suite, name=f"{suite.name}-pilot", cells=tuple(dict.fromkeys(cells)))
 
 

@@ -244,6 +244,8 @@ def compare_models(
         keys = [*PAIR, "test_length", "test_options"]
         parts.append(verdicts(larger_is_better(tests), matters, against, keys))
     rows = pd.concat(parts) if parts else pd.DataFrame()
+    if not rows.empty:
+        rows = rows[rows["model"] == model]  # without the other model's variants
     if rows.empty:
         raise ValueError(f"{model} and {against} have no test of the same seed in common")
     rows = rows.assign(score=rows["value"].abs(), baseline=rows["baseline"].abs(), width=0)

@@ -50,7 +50,7 @@ def test_a_pilot_may_be_of_some_cells_only() -> None:
     assert {(cell.model, cell.depth) for cell in chosen.cells} == {("rwkv", 2)}
 
     pilot = Pilot(learning_rates=RATES, only={"depth": [7]})
-    with pytest.raises(ValueError, match="its pilot has no cells"):
+    with pytest.raises(ValueError, match=r"expected cells that learn, with depth in \[7\]"):
         pilot_suite(Suite("mine", "", cells, pilot=pilot))
     with pytest.raises(ValueError, match="unknown field 'deepth'"):
         Pilot(learning_rates=RATES, only={"deepth": [2]})

@@ -206,6 +206,20 @@ def test_a_model_is_paired_with_another_by_seed(cell: Cell, tmp_path: Path) -> N
     assert compare_models(results, "rwkv", "lstm").failed
 
 
+def test_variants_of_the_other_model_are_not_compared(cell: Cell, tmp_path: Path) -> None:
+    variants = []
+    for plain in seeds(cell, [10, 10, 10, 10], model="rwkv"):
+        changed = plain.cell.model_copy(update={"model_options": {"short_conv": True}})
+        variants.append(plain.model_copy(update={"cell": changed, "cell_id": changed.id}))
+    levels = [40, 60, 80, 50]
+    better = [level + 10 for level in levels]
+    results = folder(tmp_path, two_models(cell, levels, better) + variants)
+    comparison = compare_models(results, "lstm", "rwkv")
+    assert list(comparison.rows["model_name"]) == ["LSTM"] and not comparison.failed
+    (row,) = compare_models(results, "rwkv", "rwkv").rows.to_dict("records")
+    assert (row["model_name"], row["verdict"]) == ("RWKV-4, short conv", "at floor")
+
+
 def test_a_model_is_compared_with_a_published_one(
     cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
