@@ -39,6 +39,7 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 2)), (0, (
 FLOOR: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 2)), "linewidth": 1.2}
 FEW_MODELS = 5  # up to so many, bands of intervals can be told apart
 MOST_MARKS = 9  # on an axis of lengths
+FEW_DECADES = 3.5  # that a logarithmic axis can show with three marks in each
 NEAREST_MARKS = 1.5  # ratio of two marks that do not overlap
 TITLE_WIDTH = 44  # letters of a panel's title in one line
 LABEL_WIDTH = 26  # letters of a row's label in one line
@@ -339,8 +340,10 @@ def length_axis(axes: Axes, lengths: Iterable[float], name: str) -> None:
 
 
 def log_axis(axes: Axes) -> None:
-    """Make the vertical axis logarithmic, with plain numbers."""
+    """Make the vertical axis logarithmic, with plain numbers; over many decades, powers of ten."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_ylim()
+    steps = (1, 2, 5) if high / low < 10**FEW_DECADES else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=steps))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.15g}"))
     axes.yaxis.set_minor_locator(NullLocator())

@@ -246,6 +246,15 @@ def test_axes_of_panels_line_up_and_no_label_is_cut() -> None:
     assert len(figures) == 3 and len(places) == 1
 
 
+@pytest.mark.parametrize("lowest", [1e-18, 1e-5, 0.3])
+def test_a_logarithmic_axis_has_a_few_marks(lowest: float) -> None:
+    axes = plots.Figure().subplots()
+    axes.plot([1, 2], [lowest, 1.0])
+    plots.log_axis(axes)
+    low, high = axes.get_ylim()
+    assert 2 <= sum(low <= mark <= high for mark in axes.get_yticks()) <= 10
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no browser")
 def test_nothing_is_cut_in_a_browser() -> None:
     """No page or table is wider than the window, on a phone either, and all images are drawn."""
