@@ -239,7 +239,12 @@ def test_a_hybrid_of_nothing_is_refused(options: dict[str, Any], words: str) -> 
     [("rwkv7", 3e-3, 0.95), ("gated_deltanet", 3e-3, 0.95), ("mamba2", 1e-2, 0.6)],
 )
 def test_the_models_learn_to_recall(name: str, rate: float, score: float) -> None:
-    """MQAR with 4 pairs at length 64, 600 steps of 32 sequences, width 64, two layers."""
+    """MQAR with 4 pairs at length 64, 32 sequences a step, width 64, two layers.
+
+    They learn it suddenly. After half of these steps some seeds still score 0.2, and on which seeds
+    depends on how a processor rounds.
+    """
+    steps = 1200
     torch.manual_seed(0)
     task = get_task("mqar", {"pairs": 4, "vocabulary": 64})
     model = build_model(name, task.vocabulary, width=64, depth=2)
@@ -248,10 +253,10 @@ def test_the_models_learn_to_recall(name: str, rate: float, score: float) -> Non
         for group in model.parameter_groups()
     ]
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99))
-    for step in range(600):
+    for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = (
-                rate * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / 600))
+                rate * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
             )
         batch = task.batch("train", 0, step, 32, 64)
         index = batch.target_indices()
