@@ -107,6 +107,9 @@ Plugins = Annotated[
     typer.Option("--plugin", help="Python file that registers tasks or models; repeatable."),
 ]
 Results = Annotated[Path, typer.Option(help="Folder of records.")]
+Published = Annotated[
+    bool, typer.Option("--published", help="Show the published records too, marked as such.")
+]
 Models = Annotated[list[str] | None, typer.Option("--model", help="Only this model; repeatable.")]
 Tasks = Annotated[list[str] | None, typer.Option("--task", help="Only this task; repeatable.")]
 
@@ -594,9 +597,7 @@ def report(
         Path | None,
         typer.Option(help="Folder for the pages; by default reports/, or paper/ with that style."),
     ] = None,
-    published: Annotated[
-        bool, typer.Option("--published", help="Show the published records too, marked as such.")
-    ] = False,
+    published: Published = False,
     style: Annotated[
         Style,
         typer.Option(
@@ -655,14 +656,17 @@ def plot_(
     model: Models = None,
     task: Tasks = None,
     results: Results = RESULTS,
+    published: Published = False,
     style: Annotated[Style, typer.Option(help="`page` or `paper`.")] = Style.page,
     title: Annotated[str, typer.Option(help="Title of the figure.")] = "",
 ) -> None:
     """Draw one figure from the records, in the colours of the pages."""
     from lookback.benchmarks.report.figure import draw_figure
+    from lookback.benchmarks.report.frames import distinct
     from lookback.benchmarks.report.make import Selection, chosen_records
 
-    records = chosen_records(results, suite or [], Selection(task or [], model or []))
+    selection = Selection(task or [], model or [])
+    records, _ = distinct(chosen_records(results, suite or [], selection, published))
     draw_figure(records, x, y, output, frame_name=of, style=style.value, title=title)
     print(output)
 

@@ -367,6 +367,27 @@ def test_a_plot(
     assert output.stat().st_size > 2000
 
 
+def test_a_plot_shows_published_records_and_each_measurement_once(
+    results: Path, tmp_path: Path, cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copied folder must not count as more seeds."""
+    drawn = []
+    monkeypatch.setattr(
+        "lookback.benchmarks.report.figure.draw_figure",
+        lambda records, *_, **__: drawn.append(records),
+    )
+    other = learn_record(cell.model_copy(update={"model": "rrwkv"}), 50)
+    written(tmp_path / "published", [other])
+    monkeypatch.setattr("lookback.benchmarks.storage.PUBLISHED_RECORDS", tmp_path / "published")
+    shutil.copytree(results, results / "copy")
+    assert run(monkeypatch, "plot", "f.svg", "--x", "distance", "--results", results) == 0
+    options = ["--x", "distance", "--results", results, "--published"]
+    assert run(monkeypatch, "plot", "f.svg", *options) == 0
+    own, both = drawn
+    assert len(own) == len({record.cell_id for record in own})
+    assert [record.cell_id for record in both if record not in own] == [other.cell_id]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
