@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from lookback.benchmarks.report.names import model_name, sort_models
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.sections.costs import growth
 from lookback.benchmarks.report.statistics import summarise
-from lookback.benchmarks.suite import read_suite
+from lookback.benchmarks.suite import DEFAULT_SCALE, read_suite
 
 TITLE = "Papers' tables beside ours"
 PAPERS = Path(__file__).with_suffix(".toml")
@@ -29,19 +30,18 @@ def read_papers() -> list[dict[str, Any]]:
 
 
 def papers_table(records: Sequence[Record]) -> pd.DataFrame:
-    """Return a row per comparison: what makes it, and whether its suite has records."""
-    suites = {record.suite for record in records}
+    """Return a row per comparison: what makes it, and how much of its suite has run."""
+    recorded = Counter(suite for suite, _ in {(one.suite, one.cell_id) for one in records})
     rows = []
     for paper in read_papers():
-        status = "not run"
-        if paper["suite"] in suites:
-            status = "run"
-        elif paper["suite"].removesuffix("-paper") in suites:
-            status = "part: at a smaller scale"
-        takes = paper.get("takes") or read_suite(paper["suite"]).takes
-        columns = ("paper", "table", "target")
-        row = {name: paper[name] for name in columns}
-        rows.append(row | {"status": status, "takes": takes})
+        base = paper["suite"].removesuffix("-paper")
+        suite = read_suite(base, "paper" if base != paper["suite"] else DEFAULT_SCALE)
+        count, cells = recorded[suite.name], len(suite.cells)
+        status = "run" if count >= cells else f"part: {count} of {cells} runs"
+        if not count:
+            status = "part: at a smaller scale" if recorded[base] else "not run"
+        row = {name: paper[name] for name in ("paper", "table", "target")}
+        rows.append(row | {"status": status, "takes": paper.get("takes") or suite.takes})
     return pd.DataFrame(rows)
 
 
