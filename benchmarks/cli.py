@@ -27,6 +27,7 @@ from lookback.benchmarks.describe.lists import Entry, catalogue
 from lookback.benchmarks.suite import (
     DEFAULT_SCALE,
     Suite,
+    cell_count,
     limit_steps,
     read_suite,
     scaled,
@@ -392,9 +393,7 @@ def run(
     if again:
         count = runner.set_records_aside()
         print(f"{count} records set aside as .json.old; to continue this run, leave out --again")
-    code = _measure(runner, pilot)
-    if pilot and code == 0:
-        print(f"next: lookback run {suite} --model NAME --learning-rate RATE")
+    code = _measure(runner, suite, pilot)
     raise typer.Exit(code or int(bool(absent)))
 
 
@@ -432,7 +431,7 @@ def _choose(
     return match_widths(suite, tolerance)
 
 
-def _measure(runner: Runner, pilot: bool) -> int:
+def _measure(runner: Runner, suite: str, pilot: bool) -> int:
     """Run a suite or its pilot, print its findings and the next command, and return a code."""
     if not runner.suite.cells:
         return 0
@@ -446,6 +445,7 @@ def _measure(runner: Runner, pilot: bool) -> int:
     code = run_pilot(runner)
     if code == 0:  # half a pilot has no best rate
         print("\n".join(findings(runner)))
+        print(f"next: lookback run {suite} --model NAME --learning-rate RATE")
     return code
 
 
@@ -507,7 +507,7 @@ def _print_next(runner: Runner, code: int) -> None:
 def _print_left_out(reasons: list[str]) -> None:
     for reason in dict.fromkeys(reasons):
         count = reasons.count(reason)
-        print(f"lookback: {count} cells left out: {reason}", file=sys.stderr)
+        print(f"lookback: {cell_count(count)} left out: {reason}", file=sys.stderr)
 
 
 def _print_without_pilot(suite: Suite, chosen: Suite) -> None:

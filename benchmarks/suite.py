@@ -47,6 +47,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import math
 import re
@@ -258,6 +259,21 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not valid TOML: {' '.join(str(error).split())}") from None
     except ValueError:  # from int(), of thousands of digits
         raise ValueError(f"{path}: not valid TOML: a number is too long") from None
+
+
+@functools.cache
+def find_suite(name: str) -> Suite | None:
+    """Return one of our suites by the name of its records' folder; None for a user's own."""
+    for scale in (DEFAULT_SCALE, "smoke", "paper"):
+        base = name.removesuffix(f"-{scale}") if scale != DEFAULT_SCALE else name
+        if base in suite_names():
+            return read_suite(base, scale)
+    return None
+
+
+def cell_count(count: int) -> str:
+    """Return `1 cell` or `33 cells`."""
+    return f"{count} cell{'' if count == 1 else 's'}"
 
 
 def _check_types(path: Path, content: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from lookback.benchmarks.plan.estimate import Estimate, estimate, training_steps
 from lookback.benchmarks.record import AnyCell, Machine, Record
 from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.storage import PUBLISHED_RECORDS, read_record, record_files
+from lookback.benchmarks.suite import cell_count
 
 START_SECONDS = 4.0  # from starting a cell's process until it measures
 FEW_RUNS = 10  # of the reference workload; a plan needs no better
@@ -99,7 +100,7 @@ class Plan:
         count = Counter(line.state for line in self.lines)
         memory = size(self.memory) if self.memory else "unknown memory"
         totals = [
-            f"{len(self.lines)} cell{'s' * (len(self.lines) != 1)}: {count['recorded']} recorded, "
+            f"{cell_count(len(self.lines))}: {count['recorded']} recorded, "
             f"{count['to measure']} to measure, "
             f"{count['too big']} too big for {self.device} with {memory}"
         ]
@@ -339,7 +340,9 @@ def size(count: int) -> str:
 
 def time_words(hours: float, on_gpu: bool) -> str:
     """Return `1.5 hours`, or `120 GPU hours`, which several GPUs can share."""
-    return f"{hours:.2g} GPU hours" if on_gpu else duration(3600 * hours)
+    if not on_gpu:
+        return duration(3600 * hours)
+    return f"{hours:.2g} GPU hours" if hours < 10 else f"{hours:,.0f} GPU hours"
 
 
 def duration(seconds: float) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from lookback.benchmarks.record import Record
-from lookback.benchmarks.report.endpoints import PAIR, judge, verdicts
+from lookback.benchmarks.report.endpoints import PAIR, is_plain, judge, verdicts
 from lookback.benchmarks.report.frames import distinct, frame
 from lookback.benchmarks.report.make import Selection, chosen_records, endpoints_of
 from lookback.benchmarks.report.names import add_names
@@ -242,10 +242,9 @@ def compare_models(
     for (suite, unit), tests in scores.groupby(["suite", "unit"]) if len(scores) else ():
         matters = endpoints[suite].difference if suite in endpoints else MATTERS.get(unit, 0.05)
         keys = [*PAIR, "test_length", "test_options"]
+        tests = tests[(tests["model"] == model) | is_plain(tests, against)]
         parts.append(verdicts(larger_is_better(tests), matters, against, keys))
     rows = pd.concat(parts) if parts else pd.DataFrame()
-    if not rows.empty:
-        rows = rows[rows["model"] == model]  # without the other model's variants
     if rows.empty:
         raise ValueError(f"{model} and {against} have no test of the same seed in common")
     rows = rows.assign(score=rows["value"].abs(), baseline=rows["baseline"].abs(), width=0)

@@ -94,6 +94,7 @@ class Evidence(Frames):
         return parts
 
     def __getitem__(self, name: str) -> pd.DataFrame:
+        """Return a frame; that of several suites is joined from theirs, which pages need too."""
         if name not in self.made and len(self.by_suite) > 1:
             parts = [own[name] for own in self.by_suite.values()]
             parts = [part for part in parts if not part.empty]
@@ -262,6 +263,11 @@ def _possible_values(run: Columns, endpoint: Endpoint) -> tuple[float, float, fl
     return -math.inf, 0.0 if endpoint.quantity == "saved" else math.nan, math.inf
 
 
+def is_plain(rows: pd.DataFrame, model: str) -> pd.Series:
+    """Return which rows are of a model without options."""
+    return (rows["model"] == model) & (rows["model_options"] == "{}")
+
+
 def verdicts(
     values: pd.DataFrame, matters: float, against: str = BASELINE, keys: Sequence[str] = PAIR
 ) -> pd.DataFrame:
@@ -277,7 +283,7 @@ def verdicts(
     """
     if values.empty:
         return values
-    is_baseline = (values["model"] == against) & (values["model_options"] == "{}")
+    is_baseline = is_plain(values, against)
     pairs = statistics.paired(values[~is_baseline], values[is_baseline], keys, "value")
     rows: list[dict[str, object]] = []
     run = [*keys, "variant", "model", "model_options", "parameters"]

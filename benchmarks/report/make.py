@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,11 +18,10 @@ from lookback.benchmarks.report.pages.overview import overview_page
 from lookback.benchmarks.report.pages.suite import suite_page
 from lookback.benchmarks.report.section import SECTIONS
 from lookback.benchmarks.storage import read_published, read_records
-from lookback.benchmarks.suite import DEFAULT_SCALE, Endpoint, Suite, read_suite, suite_names
+from lookback.benchmarks.suite import Endpoint, find_suite
 
 __all__ = ["TOPICS", "Selection", "make_pages", "sections"]
 
-SCALES = ("smoke", "paper")
 TOPICS: dict[str, tuple[str, Callable[[Evidence], Page | None]]] = {
     "claims": (claims.TITLE, claims.claims_page),
     "rrwkv": (rrwkv.TITLE, rrwkv.rrwkv_page),
@@ -170,16 +168,6 @@ def write_new(
         return [WrittenPage(folder / "README.md", "", is_new=False)]
     page = make(evidence, *settings)
     return [write_page(page, folder, style, key)] if page else []
-
-
-@functools.cache
-def find_suite(name: str) -> Suite | None:
-    """Return one of our suites by the name of its records' folder; None for a user's own."""
-    for scale in (DEFAULT_SCALE, *SCALES):
-        base = name.removesuffix(f"-{scale}") if scale != DEFAULT_SCALE else name
-        if base in suite_names():
-            return read_suite(base, scale)
-    return None
 
 
 def suite_title(name: str) -> str:

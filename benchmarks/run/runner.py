@@ -48,7 +48,7 @@ from lookback.benchmarks.storage import (
     set_aside_path,
     write_record,
 )
-from lookback.benchmarks.suite import Suite
+from lookback.benchmarks.suite import Suite, cell_count
 
 WORK = ".work"  # beside the folders of records: locks, checkpoints and output
 CONTINUES = "the same command continues from here"
@@ -197,8 +197,7 @@ class Runner:
         total = len(self.suite.cells)
         recorded = total - len(cells) - len(unreadable)
         print(
-            f"{self.suite.name}: {total} cell{'s' * (total != 1)}, {recorded} recorded, "
-            f"{len(cells)} to measure",
+            f"{self.suite.name}: {cell_count(total)}, {recorded} recorded, {len(cells)} to measure",
             flush=True,
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,7 @@ from lookback.benchmarks.record import Record
 from lookback.benchmarks.report.endpoints import BASELINE, Evidence, main_size
 from lookback.benchmarks.report.names import MODELS, model_name
 from lookback.benchmarks.report.page import MOST_PANELS, Block, Page
-from lookback.benchmarks.report.pages.papers import papers_table
+from lookback.benchmarks.report.pages.papers import papers_table, recorded_cells
 from lookback.benchmarks.report.pages.rrwkv import rrwkv_page, verdict_sentence
 from lookback.benchmarks.report.pages.suite import (
     BY_OPTION,
@@ -79,7 +78,7 @@ def overview_page(evidence: Evidence, links: Mapping[str, str]) -> Page:
 
 def incomplete_suites(records: Sequence[Record]) -> pd.DataFrame:
     """Return a row for each of our suites that has more cells than records."""
-    recorded = Counter(suite for suite, _ in {(one.suite, one.cell_id) for one in records})
+    recorded = recorded_cells(records)
     rows = []
     for suite in map(read_suite, suite_names()):
         if recorded[suite.name] < len(suite.cells):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from lookback.benchmarks.report.names import model_name, sort_models
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.sections.costs import growth
 from lookback.benchmarks.report.statistics import summarise
-from lookback.benchmarks.suite import DEFAULT_SCALE, read_suite
+from lookback.benchmarks.suite import find_suite
 
 TITLE = "Papers' tables beside ours"
 PAPERS = Path(__file__).with_suffix(".toml")
@@ -29,17 +29,26 @@ def read_papers() -> list[dict[str, Any]]:
     return list(tomllib.loads(PAPERS.read_text(encoding="utf-8"))["paper"])
 
 
+def recorded_cells(records: Iterable[Record]) -> Counter[str]:
+    """Return how many cells of each suite have a record."""
+    return Counter(suite for suite, _ in {(one.suite, one.cell_id) for one in records})
+
+
 def papers_table(records: Sequence[Record]) -> pd.DataFrame:
     """Return a row per comparison: what makes it, and how much of its suite has run."""
-    recorded = Counter(suite for suite, _ in {(one.suite, one.cell_id) for one in records})
+    recorded = recorded_cells(records)
     rows = []
     for paper in read_papers():
-        base = paper["suite"].removesuffix("-paper")
-        suite = read_suite(base, "paper" if base != paper["suite"] else DEFAULT_SCALE)
+        suite = find_suite(paper["suite"])
+        assert suite is not None
         count, cells = recorded[suite.name], len(suite.cells)
         status = "run" if count >= cells else f"part: {count} of {cells} runs"
         if not count:
-            status = "part: at a smaller scale" if recorded[base] else "not run"
+            status = (
+                "part: at a smaller scale"
+                if recorded[suite.name.removesuffix("-paper")]
+                else "not run"
+            )
         row = {name: paper[name] for name in ("paper", "table", "target")}
         rows.append(row | {"status": status, "takes": paper.get("takes") or suite.takes})
     return pd.DataFrame(rows)

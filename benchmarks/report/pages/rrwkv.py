@@ -1,4 +1,4 @@
-"""Does looking back at mediums help? RRWKV minus RWKV-4 on every endpoint, and what it costs."""
+"""Does looking back at mediums help? Its scores, gradients and costs beside RWKV-4's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TITLE = "RRWKV beside RWKV-4: does looking back at mediums help?"
 
 
 def rrwkv_page(evidence: Evidence) -> Page | None:
-    """Return the page; None if no endpoint compares RRWKV with RWKV."""
+    """Return the page; None if these records compare nothing of the two."""
     blocks: list[Block] = []
     lead = [RECONSTRUCTION]
     judged = [one.verdicts for one in evidence.judged.values()]

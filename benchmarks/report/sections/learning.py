@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 
 from lookback.benchmarks.report import plots
-from lookback.benchmarks.report.endpoints import PAIR
+from lookback.benchmarks.report.endpoints import PAIR, is_plain
 from lookback.benchmarks.report.frames import IDENTITY
 from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.section import Content, register_section
-from lookback.benchmarks.report.statistics import paired, summarise
+from lookback.benchmarks.report.statistics import named, paired, summarise
 
 
 @register_section("Learning curves", of="curves", folded=True)
@@ -43,13 +43,11 @@ def gradient_ratios(gradients: pd.DataFrame, model: str, against: str) -> pd.Dat
     rows = gradients[(gradients["when"] == "trained") & (gradients["share"] > 0)]
     farthest = rows.groupby(PAIR, dropna=False)["distance"].transform("max")
     rows = rows[rows["distance"] == farthest].assign(log=lambda table: np.log(table["share"]))
-    is_baseline = (rows["model"] == against) & (rows["model_options"] == "{}")
-    ours, theirs = rows[rows["model"] == model], rows[is_baseline]
+    ours, theirs = rows[rows["model"] == model], rows[is_plain(rows, against)]
     pairs = paired(ours, theirs, [*PAIR, "distance"], "log")
     keys = [*PAIR, "distance", "model", "model_options", "variant", "width"]
-    means = summarise(pairs, keys, "difference")
-    ratios = np.exp(means[["mean", "low", "high"]].astype(float))
-    names = ["ratio", "ratio_low", "ratio_high"]
-    back = means["distance"].round().astype(int).astype(str)
-    quantity = "gradient from " + back + " tokens back"
-    return means.assign(**dict(zip(names, ratios.to_numpy().T, strict=True)), quantity=quantity)
+    ratios = named(summarise(pairs, keys, "difference"), "ratio")
+    columns = ["ratio", "ratio_low", "ratio_high"]
+    ratios[columns] = np.exp(ratios[columns].astype(float))
+    back = ratios["distance"].round().astype(int).astype(str)
+    return ratios.assign(quantity="gradient from " + back + " tokens back")

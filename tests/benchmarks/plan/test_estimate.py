@@ -17,6 +17,7 @@ from lookback.benchmarks.plan.dry_run import (
     make_plan,
     operations,
     size,
+    time_words,
     without_too_big,
 )
 from lookback.benchmarks.plan.estimate import estimate, state_bytes, step_flops
@@ -248,7 +249,8 @@ def test_gpu_hours_are_of_all_processes_and_of_a_rate_where_nothing_is_recorded(
         seconds = 4 + estimate(one).flops / 1e6 / processes  # type: ignore[operator]
         assert line.seconds == pytest.approx(seconds)
         assert line.hours == pytest.approx(line.seconds * processes / 3600)
-    assert "about " in str(make_plan(runner(tmp_path, one, two), assumed=1e6))
+    total = duration(3600 * sum(line.hours for line in lines))
+    assert str(make_plan(runner(tmp_path, one, two), assumed=1e6)).endswith(f"about {total}")
     monkeypatch.setattr(dry_run, "PUBLISHED_RECORDS", tmp_path / "nothing published")
     unknown = str(make_plan(runner(tmp_path, one)))
     assert "about" not in unknown  # no hours are better than zero hours
@@ -264,3 +266,5 @@ def test_numbers_are_written_for_people() -> None:
     assert [operations(x) for x in (999, 2.5e13, None)] == ["999 FLOP", "25.0 TFLOP", ""]
     durations = ["4 seconds", "1.5 minutes", "2 hours", "2.3 days"]
     assert [duration(x) for x in (4, 90, 7200, 200000)] == durations
+    assert duration(60 * 86400) == "60 days"
+    assert [time_words(120, on_gpu) for on_gpu in (True, False)] == ["120 GPU hours", "5 days"]

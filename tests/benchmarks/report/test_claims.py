@@ -9,7 +9,7 @@ import pytest
 from lookback.benchmarks.record import Cell
 from lookback.benchmarks.report.endpoints import Evidence
 from lookback.benchmarks.report.frames import frame
-from lookback.benchmarks.report.make import endpoints_of, find_suite, load
+from lookback.benchmarks.report.make import endpoints_of, load
 from lookback.benchmarks.report.pages.claims import (
     claim_verdict,
     claims_page,
@@ -20,7 +20,7 @@ from lookback.benchmarks.report.pages.claims import (
 from lookback.benchmarks.report.pages.papers import PUBLISHED, papers_table, read_papers
 from lookback.benchmarks.report.sections.costs import ratios
 from lookback.benchmarks.storage import PUBLISHED_RECORDS
-from lookback.benchmarks.suite import suite_names
+from lookback.benchmarks.suite import find_suite, suite_names
 from tests.records import as_cost, cost_record
 
 
