@@ -140,4 +140,7 @@ def sort_models(table: pd.DataFrame) -> pd.DataFrame:
 
 def by_numbers(column: pd.Series) -> pd.Series:
     """Return a key that sorts texts by the numbers in them: `2 pairs` before `16 pairs`."""
-    return column.str.replace(r"\d+", lambda number: number[0].zfill(9), regex=True)
+    keys = {
+        text: re.sub(r"\d+", lambda number: number[0].zfill(9), text) for text in column.unique()
+    }
+    return column.map(keys)

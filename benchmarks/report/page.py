@@ -117,7 +117,7 @@ class Drawing:
 
 def _drawing(figure: Plot) -> Drawing:
     """Draw every panel once."""
-    panels = figure.images()
+    panels = list(map(plots.svg, figure.draw_apart()))
     legend = [plots.svg(figure.draw_legend())] if figure.legend else []
     whole = plots.stack([panels[:2], panels[2:MOST_PANELS], legend])
     return Drawing(whole, list(map(data_url, legend)), list(map(data_url, panels)))

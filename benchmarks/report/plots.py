@@ -25,7 +25,6 @@ import numpy as np
 import pandas as pd
 from matplotlib import style as styles
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
@@ -38,17 +37,21 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 2)), (0, (2, 1)))
 FLOOR: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 2)), "linewidth": 1.2}
 FEW_MODELS = 5  # up to so many, bands of intervals can be told apart
-MOST_MARKS = 9  # on an axis of lengths
+MOST_MARKS = 6  # side by side on an axis of lengths
 FEW_DECADES = 3.5  # that a logarithmic axis can show with three marks in each
-NEAREST_MARKS = 1.5  # ratio of two marks that do not overlap
 TITLE_WIDTH = 44  # letters of a panel's title in one line
 LABEL_WIDTH = 26  # letters of a row's label in one line
-LEGEND_WIDTH = 5.4  # inches, of a legend by itself
-MARGIN = 3.0  # points around a panel
+# Inches: margins of a panel, and what a legend takes.
+LEFT, RIGHT, BOTTOM, MARGIN = 0.84, 0.34, 0.48, 0.07
+LABELS_LEFT = 1.88  # of words beside rows
+TITLE_HEIGHT = 0.17  # of a line
+LEGEND_WIDTH = 5.4  # of a legend by itself
+LEGEND_MARK = 0.6  # of an entry's line and the gap behind its text
+LETTER = 0.066  # of a letter of a legend
 
 TEMPLATES = Path(__file__).parent / "templates"
 STYLES = {"page": ["page.mplstyle"], "paper": ["page.mplstyle", "paper.mplstyle"]}
-PANEL = {"page": (3.4, 2.6), "paper": (3.25, 2.1)}  # inches
+PANEL = {"page": (3.5, 2.6), "paper": (3.25, 2.1)}  # inches
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Plot:
     panels: Sequence[Panel]
     legend: dict[str, dict[str, Any]] = field(default_factory=dict)  # line styles by entry
     height: float = 1.0  # of a panel, relative to the usual one
+    left: float = LEFT  # inches, of the labels beside a panel
 
     def draw(self, style: str = "page", title: str = "") -> Figure:
         """Return all panels in one figure of at most two columns, the legend below."""
@@ -89,33 +93,24 @@ class Plot:
             figure.set_figheight(figure.get_figheight() + 0.18 * (legend_rows - 1))
         return figure
 
-    def images(self) -> list[Image]:
-        """Return every panel as an image of its own, in the order of `panels`."""
-        return list(map(svg, self.draw_apart()))
-
     def draw_apart(self) -> list[Figure]:
-        """Return a figure per panel, without a legend.
+        """Return a figure per panel, without a legend, whose axes line up.
 
-        All have the margins that the largest labels need, so that their axes line up. Labels are
-        measured once, which takes half of the time of constrained layout.
+        The margins are constants, because measuring labels takes as long as drawing them.
         """
         width, height = PANEL["page"]
+        height *= self.height
+        titles = [fill(panel.title, TITLE_WIDTH) for panel in self.panels]
+        lines = 1 + max(title.count("\n") for title in titles)
+        right, top = width - RIGHT, height - TITLE_HEIGHT * lines - MARGIN
         figures = []
-        margins = []
-        for panel in self.panels:
-            figure = Figure((width, height * self.height), dpi=72)
-            FigureCanvasSVG(figure)  # measures text as it is drawn
+        for panel, title in zip(self.panels, titles, strict=True):
+            figure = Figure((width, height))
             axes = figure.subplots()
-            axes.set_title(fill(panel.title, TITLE_WIDTH))
+            figure.subplots_adjust(self.left / width, BOTTOM / height, right / width, top / height)
+            axes.set_title(title)
             panel.draw(axes)
             figures.append(figure)
-            inside, outside = axes.get_window_extent(), axes.get_tightbbox(for_layout_only=True)
-            assert outside is not None  # as for axes that are not visible
-            margins.append(abs(outside.get_points() - inside.get_points()))
-
-        (left, bottom), (right, top) = (np.max(margins, axis=0) + MARGIN) / figures[0].bbox.size
-        for figure in figures:
-            figure.subplots_adjust(left, bottom, 1 - right, 1 - top)
         return figures
 
     def draw_legend(self) -> Figure:
@@ -128,14 +123,11 @@ class Plot:
     def _add_legend(self, figure: Figure, place: str) -> int:
         """Add the legend in as many columns as fit, and return the number of its rows."""
         handles = [Line2D([], [], **look) for look in self.legend.values()]
-        count = len(handles)
-        by_rows = {math.ceil(count / rows) for rows in range(1, count + 1)}
-        for columns in sorted(by_rows, reverse=True):
-            legend = figure.legend(handles, list(self.legend), loc=place, ncols=columns)
-            if legend.get_window_extent().width <= figure.bbox.width or columns == 1:
-                break
-            legend.remove()
-        return math.ceil(count / columns)
+        column_width = LEGEND_MARK + LETTER * max(map(len, self.legend))
+        columns = max(1, int(figure.get_figwidth() / column_width))
+        rows = math.ceil(len(handles) / columns)
+        figure.legend(handles, list(self.legend), loc=place, ncols=math.ceil(len(handles) / rows))
+        return rows
 
 
 def style(name: str = "page") -> contextlib.AbstractContextManager[None]:
@@ -299,7 +291,7 @@ def intervals(table: pd.DataFrame, label: str, panel: str, x_label: str, matters
         for name, rows in groups
     ]
     most = max(len(rows) for _, rows in groups)
-    return Plot(panels, height=max(0.6, 0.1 * most + 0.4))
+    return Plot(panels, height=max(0.6, 0.1 * most + 0.4), left=LABELS_LEFT)
 
 
 def _draw_intervals(
@@ -325,25 +317,22 @@ def _draw_intervals(
 def length_axis(axes: Axes, lengths: Iterable[float], name: str) -> None:
     """Make a log2 axis with a mark at every length, or at powers of two where marks overlap."""
     marks = sorted({float(length) for length in lengths if length > 0})
-    near = any(high / low < NEAREST_MARKS for low, high in itertools.pairwise(marks))
-    if near or len(marks) > MOST_MARKS:
-        lowest, highest = min(marks), max(marks)
-        powers = [2.0**power for power in range(64) if lowest <= 2.0**power <= highest]
-        marks = powers[:: 1 if len(powers) <= 6 else 2]
+    powers = np.log2(marks)
+    if len(marks) > 1 and np.diff(powers).min() <= (powers[-1] - powers[0]) / MOST_MARKS:
+        whole = range(math.ceil(powers[0]), math.floor(powers[-1]) + 1)
+        marks = [2.0**power for power in whole[:: math.ceil(len(whole) / MOST_MARKS)]]
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(marks))
     axes.xaxis.set_major_formatter(FixedFormatter([f"{mark:,.6g}" for mark in marks]))
     axes.xaxis.set_minor_locator(NullLocator())
-    if len(marks) > 5:
-        axes.tick_params(axis="x", labelrotation=45)
     axes.set_xlabel(name)
 
 
 def log_axis(axes: Axes) -> None:
-    """Make the vertical axis logarithmic, with plain numbers; over many decades, powers of ten."""
+    """Make the vertical axis logarithmic, with at most seven letters a mark; see LEFT."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     steps = (1, 2, 5) if high / low < 10**FEW_DECADES else (1,)
     axes.yaxis.set_major_locator(LogLocator(subs=steps))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.15g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axes.yaxis.set_minor_locator(NullLocator())

@@ -115,7 +115,8 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFram
     `sequences` holds the values per test sequence. One seed without them has the interval of its
     answers (columns `correct`, `count`) if it is an accuracy, and none otherwise.
     """
-    frame = frame[frame[value].notna()]
+    if not frame.empty:
+        frame = frame[frame[value].notna()]
     if frame.empty:
         floors = ["floor"] if "floor" in frame else []
         return pd.DataFrame(columns=[*by, "mean", "low", "high", "seeds", *floors])

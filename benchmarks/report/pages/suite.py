@@ -10,6 +10,7 @@ import pandas as pd
 
 from lookback.benchmarks.record import Record
 from lookback.benchmarks.report.endpoints import BASELINE, Evidence, Judged, main_size
+from lookback.benchmarks.report.frames import IDENTITY
 from lookback.benchmarks.report.names import add_names, model_name, printable
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.plots import intervals
@@ -19,6 +20,7 @@ from lookback.benchmarks.report.statistics import summarise
 from lookback.benchmarks.suite import Endpoint
 
 BY_OPTION = "Score against an option"  # title of a section
+TEST = [*IDENTITY, "parameters", "test_length", "test_options", "unit"]
 MOST_TESTS = 3  # columns of scores in a first table
 RECONSTRUCTION = (
     "RRWKV is this project's reconstruction: its paper (arXiv 2306.05176) was withdrawn, "
@@ -37,7 +39,8 @@ def suite_page(evidence: Evidence, title: str, left_out: int = 0) -> Page:
         first = list(_endpoint_blocks(judged))
         lead = endpoint_sentences(judged)
     if not first:
-        scores, costs = evidence["scores"], prices(evidence["costs"])
+        scores = add_names(summarise(evidence["scores"], TEST, "score"))
+        costs = prices(evidence["costs"])
         table = model_table(scores, costs)
         if not table.empty:
             lead = _first_sentences(scores, costs)
@@ -199,19 +202,16 @@ def ranking(scores: pd.Series) -> str:
 
 
 def model_table(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per model: its scores in a few tests, and its costs (see `prices`)."""
+    """Return a row per model: its mean scores in a few tests, and its costs (see `prices`)."""
     table = pd.DataFrame()
     if not scores.empty:
-        keys = ["model", "model_options", "reading", "variant", "task", "task_options"]
-        keys += ["width", "depth", "trained_length", "data", "test_length", "test_options"]
-        means = add_names(summarise(scores, keys, "score"))
-        tests = means.pivot_table(
+        tests = scores.pivot_table(
             index="model_name", columns=["task_name", "test_length"], values="mean"
         )
         tests.columns = [f"{task} @{length}" for task, length in tests.columns]
         last = max(1, tests.shape[1] - MOST_TESTS + 1)  # the first test, and the last ones
         tests = tests.iloc[:, [0, *range(last, tests.shape[1])]]
-        sizes = add_names(scores).groupby("model_name", sort=False)["parameters"].max()
+        sizes = scores.groupby("model_name", sort=False)["parameters"].max()
         table = sizes.to_frame().join(tests)
     if not costs.empty:
         costs = costs.set_index("model_name")
@@ -224,7 +224,7 @@ def _seeds_text(scores: pd.DataFrame) -> str:
         return ""
     floors = scores.groupby("test_length")["floor"].mean()
     words = ", ".join(f"{floor:.2f} at {length:,}" for length, floor in floors.items())
-    one = scores["seed"].nunique() == 1
+    one = scores["seeds"].max() == 1
     note = " One seed, so a first look and no comparison." if one else ""
     return f"The sighted floor, the best score of an answer without a model: {words}.{note}"
 
@@ -232,10 +232,9 @@ def _seeds_text(scores: pd.DataFrame) -> str:
 def _first_sentences(scores: pd.DataFrame, costs: pd.DataFrame) -> list[str]:
     """Say who scores best in the longest tests of two tasks, and what the longest length costs."""
     sentences = []
-    named_scores = add_names(scores)
-    for task, rows in list(named_scores.groupby("task_name", sort=False))[:2]:
+    for task, rows in list(scores.groupby("task_name", sort=False))[:2]:
         longest = rows["test_length"].max()
-        means = rows[rows["test_length"] == longest].groupby("model_name")["score"].mean()
+        means = rows[rows["test_length"] == longest].groupby("model_name")["mean"].mean()
         unit = rows["unit"].iloc[0]
         order = means.sort_values(ascending=unit != "accuracy")
         asked = f"{str(task).capitalize()} at {longest:,} tokens"
