@@ -139,17 +139,10 @@ class Cell(StrictModel):
         """
         fields = json.loads(self.canonical())
         fields.pop("time_limit", None)
-        return self._name(json.dumps(fields, sort_keys=True))
-
-    @property
-    def earlier_id(self) -> str:
-        """The id in records made when the time limit still counted."""
-        return self._name(self.canonical())
-
-    def _name(self, content: str) -> str:
+        content = json.dumps(fields, sort_keys=True)
+        digest = hashlib.sha256(content.encode()).hexdigest()[:8]
         prefix = "" if self.kind == "learn" else f"{self.kind}-"
         model = self.model.replace(":", "-")  # some file systems reject a colon
-        digest = hashlib.sha256(content.encode()).hexdigest()[:8]
         return f"{prefix}{self.task}-{model}-L{self.length}-s{self.seed}-{digest}"
 
 
@@ -511,9 +504,10 @@ class Record(StrictModel):
 
     @model_validator(mode="after")
     def _check_cell(self) -> Record:
-        if self.cell_id not in (self.cell.id, self.cell.earlier_id):
+        expected = self.cell.id
+        if self.cell_id != expected:
             raise ValueError(
-                f"cell_id {self.cell_id!r} does not match the cell in the record, {self.cell.id!r}"
+                f"cell_id {self.cell_id!r} does not match the cell in the record, {expected!r}"
             )
         if self.outcome.status == "ok" and getattr(self.outcome, self.cell.kind) is None:
             raise ValueError(

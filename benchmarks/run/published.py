@@ -37,8 +37,7 @@ def compare_with_published(runner: Runner, folder: Path = PUBLISHED_RECORDS) -> 
         own = _record_of(runner.path(cell))
         if own is None or own.outcome.status != "ok":
             continue
-        files = [f"*/{runner.suite.name}/{name}.json" for name in {cell.id, cell.earlier_id}]
-        for path in sorted(path for file in files for path in folder.glob(file)):
+        for path in sorted(folder.glob(f"*/{runner.suite.name}/{cell.id}.json")):
             published = _record_of(path)
             if published is None or published.outcome.status != "ok":
                 continue

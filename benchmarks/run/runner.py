@@ -101,10 +101,8 @@ class Runner:
         return self.machines[cell.device]
 
     def path(self, cell: AnyCell) -> Path:
-        """Return the file of a cell's record, also of one that was made under an earlier id."""
-        earlier = self.folder(cell) / f"{cell.earlier_id}.json"
-        current = self.folder(cell) / f"{cell.id}.json"
-        return earlier if earlier.exists() and not current.exists() else current
+        """Return the file of a cell's record, whether it exists or not."""
+        return self.folder(cell) / f"{cell.id}.json"
 
     def recorded(self, cell: AnyCell) -> Record | None:
         """Return the record of a cell, or None if there is no file.
@@ -448,7 +446,6 @@ class Runner:
         path = write_record(self.folder(cell), record)
         if outcome.status in FINAL:
             set_aside_path(path).unlink(missing_ok=True)
-            set_aside_path(path.with_name(f"{cell.earlier_id}.json")).unlink(missing_ok=True)
             shutil.rmtree(work / cell.id, ignore_errors=True)
         return record
 

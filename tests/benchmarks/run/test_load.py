@@ -130,13 +130,3 @@ def test_only_a_timeout_is_tried_again_under_a_longer_limit(tmp_path: Path, cell
     assert Runner(tmp_path, Suite("mine", "", (long,))).missing() == [long]
     write_record(runner.folder(cell), record(short, Outcome(status="nan")))
     assert Runner(tmp_path, Suite("mine", "", (long,))).missing() == []
-
-
-def test_records_made_when_the_limit_counted_are_found(tmp_path: Path, cell: Cell) -> None:
-    old = limited(cell, 7200.0)
-    made = learn_record(old).model_copy(update={"cell_id": old.earlier_id})
-    runner = Runner(tmp_path, Suite("mine", "", (old,)))
-    path = write_record(runner.folder(old), made)
-    assert path.stem == old.earlier_id != old.id
-    assert runner.missing() == []
-    assert runner.recorded(old) == made
