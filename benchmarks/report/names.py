@@ -23,6 +23,10 @@ MODELS = {
 """As their papers write them, in the order in which tables list them."""
 
 
+NAMED = ("task", "task_options", "model", "model_options", "trained_length")
+"""Columns that say what ran; TOLD_APART has those in which runs of one model may differ."""
+
+
 @functools.cache
 def model_name(name: str, options: str = "{}") -> str:
     """Return a model as papers write it, with its options (JSON): `Transformer, window 64`."""
@@ -68,26 +72,30 @@ def add_names(table: pd.DataFrame) -> pd.DataFrame:
     """
     if table.empty:
         return table.assign(model_name="", task_name="")
-    several = [column for column in TOLD_APART if column in table and _tells_apart(table, column)]
+    columns = [name for name in (*NAMED, *TOLD_APART) if name in table]
+    runs = table[columns].drop_duplicates()
+    several = [column for column in TOLD_APART if column in runs and _tells_apart(runs, column)]
     models = []
-    for row in table[["model", "model_options", *several]].itertuples(index=False):
+    for row in runs[["model", "model_options", *several]].itertuples(index=False):
         words = [model_name(row[0], row[1])]
         for column, value in zip(several, row[2:], strict=True):
             words.append(TOLD_APART[column](value))
         models.append(", ".join(word for word in words if word))
 
     tasks = {}
-    for task, rows in table.groupby("task"):
+    for task, rows in runs.groupby("task"):
         varied = _varied_options(rows["task_options"].unique())
         for options in rows["task_options"].unique():
             tasks[task, options] = task_name(str(task), options, varied)
-    keys = zip(table["task"], table["task_options"], strict=True)
-    return sort_models(table.assign(model_name=models, task_name=[tasks[key] for key in keys]))
+    keys = zip(runs["task"], runs["task_options"], strict=True)
+    names = runs.assign(model_name=models, task_name=[tasks[key] for key in keys])
+    kept = table.drop(columns=["model_name", "task_name"], errors="ignore")
+    return sort_models(kept.merge(names, on=columns, how="left"))
 
 
 def _tells_apart(table: pd.DataFrame, column: str) -> bool:
     """Return whether runs of one model on one task and length differ in a column."""
-    keys = ["task", "task_options", "model", "model_options", "trained_length"]
+    keys = list(NAMED)
     if column == "width":
         keys.append("depth")
     return bool((table.groupby(keys)[column].nunique() > 1).any())

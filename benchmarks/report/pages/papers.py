@@ -12,7 +12,6 @@ import pandas as pd
 
 from lookback.benchmarks.record import Record
 from lookback.benchmarks.report.endpoints import Evidence
-from lookback.benchmarks.report.frames import Frames
 from lookback.benchmarks.report.names import model_name, sort_models
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.sections.costs import growth
@@ -63,8 +62,11 @@ def papers_page(evidence: Evidence) -> Page | None:
             continue
         theirs = published[published["comparison"] == paper["comparison"]]
         base = paper["suite"].removesuffix("-paper")
-        chosen = [record for record in evidence.records if record.suite in (base, f"{base}-paper")]
-        ours = OUR_ROWS[paper["comparison"]](Frames(chosen))
+        frame_name, make = OUR_ROWS[paper["comparison"]]
+        rows = evidence[frame_name]
+        if not rows.empty:
+            rows = rows[rows["suite"].isin([base, f"{base}-paper"])]
+        ours = rows if rows.empty else make(rows)
         if not ours.empty:
             blocks.append(_block(paper, theirs, ours))
     if not blocks:
@@ -104,30 +106,24 @@ def _named(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(model=rows["model_name"])
 
 
-def _scores(frames: Frames, column: str, scale: float = 1.0) -> pd.DataFrame:
+def _scores(scores: pd.DataFrame, column: str, scale: float = 1.0) -> pd.DataFrame:
     """Return mean scores over seeds, a column for each value of a column of the frame."""
-    scores = frames["scores"]
-    if scores.empty:
-        return scores
     means = _named(summarise(scores, ["model", "model_options", column], "score"))
     means = means.assign(mean=scale * means["mean"])
     return means.pivot_table(index="model", columns=column, values="mean", sort=False).reset_index()
 
 
-def _parity(frames: Frames) -> pd.DataFrame:
+def _parity(scores: pd.DataFrame) -> pd.DataFrame:
     """Return scaled accuracy, the mean over all test lengths, of the best and the middle seed."""
-    scores = frames["scores"]
-    if scores.empty:
-        return scores
     keys = ["model", "model_options"]
     runs = scores.groupby([*keys, "seed"], sort=False)["score"].mean().mul(2).sub(1)
     table = runs.groupby(keys, sort=False).agg(parity="max", median="median", seeds="count")
     return _named(table.reset_index())
 
 
-def _complexity(frames: Frames) -> pd.DataFrame:
+def _complexity(costs: pd.DataFrame) -> pd.DataFrame:
     """Return slopes of prefill over length."""
-    rows = growth(frames["costs"])
+    rows = growth(costs)
     if rows.empty:
         return rows
     named = {"prefill time": "time", "prefill memory": "space"}
@@ -138,22 +134,20 @@ def _complexity(frames: Frames) -> pd.DataFrame:
     return table.reset_index()
 
 
-def _generation(frames: Frames) -> pd.DataFrame:
+def _generation(points: pd.DataFrame) -> pd.DataFrame:
     """Return the seconds of the longest text that was generated."""
-    points = frames["generation"]
-    if points.empty:
-        return points
     last = points[points["tokens"] == points.groupby("variant")["tokens"].transform("max")]
     last = _named(last.assign(at_length=last["tokens"]))
     medians = last.groupby(["model", "at_length"], sort=False)["seconds"].median()  # over seeds
     return medians.reset_index()
 
 
-OUR_ROWS: dict[str, Callable[[Frames], pd.DataFrame]] = {
-    "lra": lambda frames: _scores(frames, "task", 100.0),
-    "enwik8": lambda frames: _scores(frames, "task").rename(columns={"enwik8": "test"}),
-    "induction": lambda frames: _scores(frames, "test_length", 100.0),
-    "parity": _parity,
-    "complexity": _complexity,
-    "generation": _generation,
+OUR_ROWS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.DataFrame]]] = {
+    "lra": ("scores", lambda scores: _scores(scores, "task", 100.0)),
+    "enwik8": ("scores", lambda scores: _scores(scores.assign(column="test"), "column")),
+    "induction": ("scores", lambda scores: _scores(scores, "test_length", 100.0)),
+    "parity": ("scores", _parity),
+    "complexity": ("costs", _complexity),
+    "generation": ("generation", _generation),
 }
+"""Our rows by comparison: the frame that they are made of, and the function that makes them."""
