@@ -54,7 +54,7 @@ WIDE = 10_000  # columns of output that no terminal shows, so that nothing is wr
 
 
 class Kind(StrEnum):
-    """What `lookback list` lists."""
+    """The kinds of entries that `lookback list` lists."""
 
     tasks = "tasks"
     models = "models"
@@ -77,7 +77,7 @@ class Device(StrEnum):
 
 
 class Engine(StrEnum):
-    """What starts the processes of the cells."""
+    """The engines that start the processes of cells."""
 
     local = "local"
     ray = "ray"

@@ -1,7 +1,7 @@
 """Cells, which say what to measure, and records, which say what was measured.
 
 A record is complete in itself: nothing is ever read back out of a path or a file name. This module
-imports neither torch nor pandas, so that whatever reads records starts at once.
+imports neither torch nor pandas, so that programs that read records start at once.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ LIST_FIELDS = ("test_lengths", "test_options", "learning_rates")
 
 
 class Job(StrictModel):
-    """What the runner hands to the process that measures a cell."""
+    """The message from the runner to the process that measures a cell."""
 
     cell: AnyCell
     plugins: tuple[Path, ...] = ()
@@ -370,7 +370,7 @@ class FailedTest(StrictModel):
 
 
 class LearnNumbers(StrictModel):
-    """Results of a `LearnCell`; of several learning rates, those of the chosen one."""
+    """Results of a `LearnCell`; if it tried several learning rates, those of the best."""
 
     parameters: Count
     steps: Count  # steps taken
@@ -457,7 +457,7 @@ class CostNumbers(StrictModel):
 
 
 class Outcome(StrictModel):
-    """What happened to a cell, as its own process reports it."""
+    """The result of a cell, as its own process reports it."""
 
     status: Status
     message: str = ""  # the error, if there was one

@@ -1,4 +1,4 @@
-"""Tries what a plug-in registers: its contracts, a short training, and what a model costs."""
+"""Try a plug-in: check the contracts of its tasks and models, train each briefly, measure costs."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from lookback.tasks.task import get_task
 
 
 def code_of(cell: AnyCell, suite: str) -> Code:
-    """Return the digests of the files of a cell's task and model, beside that of its suite.
+    """Return the digests of the files that define a cell's task and model, and of its suite.
 
     The files are Lookback's own, or plug-ins.
     """

@@ -116,7 +116,7 @@ def _agree(outputs: Any, expected: Any) -> bool:
 
 
 def _copy(source: Any, target: Any) -> None:
-    """Copy the tensors of one state into those of another, which may share memory with it."""
+    """Copy the tensors of one state into another state, which may share memory with it."""
     targets = tree_leaves(target)
     occupied = {leaf.untyped_storage().data_ptr() for leaf in targets}
     values = []

@@ -111,7 +111,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def describe_error(error: Exception) -> tuple[Literal["oom", "error"], str]:
-    """Return the status of what ended in an error, and its message: one line, or a traceback."""
+    """Return the status of a cell that raised an error, and a message: one line, or a traceback."""
     if out_of_memory(error):
         lines = str(error).strip().splitlines()
         return "oom", lines[0] if lines else "no memory left"  # Python's own error has no message

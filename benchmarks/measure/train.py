@@ -330,7 +330,7 @@ def tokens_by_length(cell: LearnCell, task: Task, steps: int) -> Counter[int]:
 
 
 def goals_reached(state: State, cell: LearnCell, task: Task) -> tuple[Reached, ...]:
-    """Return what training had cost at the first validation that met each accuracy in GOALS."""
+    """Return the cost of training up to the first validation that met each accuracy in GOALS."""
     if task.score != "accuracy":
         return ()
 
@@ -354,7 +354,7 @@ def goals_reached(state: State, cell: LearnCell, task: Task) -> tuple[Reached, .
 class Timer:
     """Measures seconds and joules since its construction, and the seconds spent inside `with`.
 
-    With several processes, joules are the sum over the GPUs of all, seconds those of this process.
+    With several processes, joules are summed over all GPUs; seconds are this process's own.
     """
 
     def __init__(self, device: str) -> None:

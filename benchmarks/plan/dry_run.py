@@ -1,4 +1,4 @@
-"""The dry run: what every cell of a suite needs, whether it fits, and how long it will take."""
+"""The dry run: predict the memory and time of every cell of a suite, and whether it fits."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class PlannedCell:
 
 @dataclass(frozen=True)
 class Plan:
-    """Needs of every cell of a suite, beside what the machine has."""
+    """The predicted needs of every cell of a suite, and the resources of the machine."""
 
     lines: tuple[PlannedCell, ...]
     memory: int | None  # bytes of the device; None if this machine has no such device
@@ -290,7 +290,7 @@ def _slowdowns(machine: Machine | None, records: Sequence[Record]) -> dict[str, 
 
 
 def memory_of(machine: Machine) -> int | None:
-    """Return the bytes that tensors can have: those of the GPU, or of the machine."""
+    """Return how many bytes tensors can take: on the GPU if there is one, else on the machine."""
     key = "gpu_memory_bytes" if "gpu" in machine.facts else "memory_bytes"
     memory = machine.facts.get(key)
     return int(memory) if memory else None

@@ -381,7 +381,7 @@ SHORT, LONG = 64, 320  # positions
 def _lstm_workspace_bytes(positions: int, input_width: int, width: int) -> int:
     """Return the bytes that the LSTM operator keeps for its backward pass.
 
-    They grow linearly with positions, so two short sequences give those of any.
+    They grow linearly with positions, so two short sequences give those of every length.
     """
     workspaces = []
     with _disable_current_modes():  # real tensors, in spite of FakeTensorMode

@@ -92,7 +92,7 @@ def learned(runner: Runner) -> dict[Group, list[Record]]:
 
 
 def group_of(cell: LearnCell) -> Group:
-    """Return what the cells of one curve share: everything but the rate."""
+    """Return a key that cells share if they differ in their learning rate alone."""
     fields = cell.model_dump(mode="json", exclude={"learning_rate"})
     return json.dumps(fields, sort_keys=True)
 

@@ -1,4 +1,4 @@
-"""What changed between two folders of records, and how one model does beside another.
+"""Compare two folders of records, or one model with another.
 
 Two records are of the same measurement if their cells are equal in all but device and time limit.
 docs/reports.md says what counts as a change.

@@ -80,7 +80,7 @@ class Frames:
 
 
 def cell_columns(record: Record) -> Row:
-    """Return what identifies a run, with the options of its task and model as columns too."""
+    """Return the columns that identify a run; each option of its task and model is one too."""
     cell = record.cell
     numbers = record.outcome.learn or record.outcome.cost
     task = record.outcome.task
@@ -124,7 +124,7 @@ def reading(cell: AnyCell) -> Row:
 
 
 def batch_of(cell: AnyCell) -> str:
-    """Return what stays constant while the length grows: tokens or sequences per batch."""
+    """Return the size of a batch in the unit that stays constant while the length grows."""
     if cell.batch_tokens:
         return f"{cell.batch_tokens:,} tokens a batch"
     return f"{cell.batch_size} sequence{'' if cell.batch_size == 1 else 's'} a batch"
@@ -141,7 +141,7 @@ def plain(value: Any) -> Any:
 
 
 def measurement(record: Record, *without: str) -> str:
-    """Return what identifies a measurement: the cell without NOT_MEASURED and the fields `without`.
+    """Return a key of a measurement: its cell without NOT_MEASURED and the fields `without`.
 
     The batch counts as its number of sequences, and data of another revision are another
     measurement.

@@ -1,4 +1,4 @@
-"""What people read: names of models, tasks and machines, made where something is drawn."""
+"""Names for readers: of models, tasks and options. They are made where something is drawn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODELS = {
 
 
 NAMED = ("task", "task_options", "model", "model_options", "trained_length")
-"""Columns that say what ran; TOLD_APART has those in which runs of one model may differ."""
+"""Columns that identify a model and its task; those of TOLD_APART may differ between its runs."""
 
 
 @functools.cache
@@ -35,7 +35,7 @@ def model_name(name: str, options: str = "{}") -> str:
 
 
 def task_name(name: str, options: str = "{}", shown: Iterable[str] = ()) -> str:
-    """Return a task with those of its options (JSON) that are shown: `recall, 4 pairs`."""
+    """Return a task's name with the options (JSON) named in `shown`: `recall, 4 pairs`."""
     values = json.loads(options)
     chosen = {key: values[key] for key in shown if key in values}
     return printable(", ".join([name.replace("_", " "), *option_words(chosen)]))

@@ -129,7 +129,7 @@ def data_url(image: Image) -> str:
 
 
 def page_key(*settings: object) -> str:
-    """Return a digest of whatever a page is made of, and of the code of the report."""
+    """Return a digest of a page's settings and of the code of the report."""
     return hashlib.sha256(f"{settings!r} {code_digest()}".encode()).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""What a page is made of. A section is registered where it is defined, as tasks and models are."""
+"""Sections of pages, registered where they are defined, as tasks and models are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lookback.benchmarks.report.plots import Plot
 
 @dataclass(frozen=True)
 class Content:
-    """What a section shows. Tables hold numbers; the page formats them by their columns' names."""
+    """A section's content. Tables hold numbers; the page formats them by their columns' names."""
 
     figure: Plot | None = None
     table: pd.DataFrame | None = None

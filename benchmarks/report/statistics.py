@@ -199,7 +199,7 @@ def subtract(ours: Numbers | None, theirs: Numbers | None) -> Numbers | None:
 
 
 def smallest_difference(values: Sequence[float]) -> float:
-    """Return the smallest difference that so many pairs with this scatter show, at a power of 80 %.
+    """Return the smallest difference that this many pairs with this scatter detect, at 80 % power.
 
     Two-sided at 5 %, by the noncentral t distribution. Nan of fewer than two values.
     """

@@ -1,4 +1,4 @@
-"""What a run tells its user: a line for each cell that ends, and a progress bar on a terminal."""
+"""Report a run's progress: a line for each cell that ends, and a progress bar on a terminal."""
 
 from __future__ import annotations
 

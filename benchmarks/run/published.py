@@ -259,7 +259,7 @@ def _is_within(test: Score, seeds: Sequence[LearnNumbers], comparisons: int) -> 
 def publish(
     results: Path, machine: str, suites: Sequence[str], folder: Path = PUBLISHED_RECORDS
 ) -> list[str]:
-    """Move a machine's records into the folder of published ones; return what was checked.
+    """Move a machine's records to the published ones, and return a line for each check.
 
     If some cannot be published, moves nothing and raises ValueError with every reason.
     """

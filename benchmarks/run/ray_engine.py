@@ -181,7 +181,7 @@ class RayRunner(Runner):
 
 
 def measure_on_node(runner: Runner) -> CellResult:
-    """Measure the runner's only cell; what a task of Ray does."""
+    """Measure the runner's only cell. Ray runs this function as a task."""
     (cell,) = runner.suite.cells
     log = MessageLog()
     began = time.monotonic()
@@ -295,7 +295,7 @@ def on_ray(runner: Runner) -> RayRunner:
 
 
 def _nodes(device: str) -> list[tuple[Machine, Resources]]:
-    """Ask each node of the cluster that has this device what it is, and return its resources."""
+    """Return the machine and the resources of each node of the cluster that has this device."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

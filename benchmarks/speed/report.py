@@ -173,7 +173,7 @@ def sampler_tables(sections: dict[str, Measurements]) -> Iterator[str]:
 
 
 def record_tables(sections: dict[str, Measurements]) -> Iterator[str]:
-    """What it costs to look through many records; linear if the time per record stays the same."""
+    """The time to read many records; linear if the time per record stays the same."""
     rows = []
     for each in sections.get("records", []):
         row = {
@@ -188,7 +188,7 @@ def record_tables(sections: dict[str, Measurements]) -> Iterator[str]:
 
 
 def harness_tables(sections: dict[str, Measurements]) -> Iterator[str]:
-    """What running cells costs beside what they measure: CPU time per cell, and share of a run."""
+    """The overhead of running cells: CPU time per cell, and share of a run."""
     rows = []
     for each in sections.get("harness", []):
         cpu = each["cpu_per_cell"]

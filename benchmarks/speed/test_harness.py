@@ -1,4 +1,4 @@
-"""What it costs to run cells, beside what they measure."""
+"""The overhead of running cells."""
 
 import contextlib
 import os

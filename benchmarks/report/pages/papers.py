@@ -1,4 +1,4 @@
-"""Papers' tables beside our records, and what has been run of them."""
+"""Papers' tables beside our records, and how much of each suite has run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def recorded_cells(records: Iterable[Record]) -> Counter[str]:
 
 
 def papers_table(records: Sequence[Record]) -> pd.DataFrame:
-    """Return a row per comparison: what makes it, and how much of its suite has run."""
+    """Return a row per comparison: its make target, and how much of its suite has run."""
     recorded = recorded_cells(records)
     rows = []
     for paper in read_papers():

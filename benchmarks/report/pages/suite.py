@@ -122,11 +122,11 @@ def _has_model(records: Iterable[Record], name: str) -> bool:
 
 
 def _endpoint_blocks(judged: Judged) -> Iterable[Block]:
-    text = endpoint_text(judged.endpoint)
     for number, (task, rows) in enumerate(by_task(judged.table(judged.values))):
         title = f"Models, {task}" if number else "Models"
+        text = "" if number else f"{task.capitalize()}. {endpoint_text(judged.endpoint)}"
         table = rows.drop(columns=["task_name", "model", "blind", "most"]).reset_index(drop=True)
-        yield Block(title, f"{task.capitalize()}. {text}", table=table, folded=number > 0)
+        yield Block(title, text, table=table, folded=number > 0)
     if judged.verdicts.empty:
         return
     matters = judged.endpoint.difference

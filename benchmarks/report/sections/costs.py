@@ -1,4 +1,4 @@
-"""What length costs: time, memory, operations and state of training, prefill and decoding."""
+"""Costs against length: time, memory, operations and state in training, prefill and decoding."""
 
 from __future__ import annotations
 

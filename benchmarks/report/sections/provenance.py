@@ -1,4 +1,4 @@
-"""What the numbers are of: runs that failed, the models' sizes, the tasks, the machine."""
+"""Provenance: runs that failed, sizes of models, and options of tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was learned: scores against distance, length, and options of the task."""
+"""Scores against distance, length, window, options, state and learning rate."""
 
 from __future__ import annotations
 
