@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -74,64 +74,71 @@ class Judged:
 
 
 @dataclass
-class Evidence(Frames):
-    """Records, their frames, and the endpoints of their suites with their verdicts."""
+class SuiteEvidence(Frames):
+    """The records of one suite, their frames, and the suite's endpoint with its verdicts."""
 
-    endpoints: Mapping[str, Endpoint] = field(default_factory=dict)  # by suite
-
-    @cached_property
-    def by_suite(self) -> dict[str, Evidence]:
-        """The evidence of each suite."""
-        records: dict[str, list[Record]] = {}
-        for record in self.records:
-            records.setdefault(record.suite, []).append(record)
-        if len(records) < 2:
-            return dict.fromkeys(records, self)
-        parts = {}
-        for suite, own in records.items():
-            endpoints = {name: self.endpoints[name] for name in self.endpoints if name == suite}
-            parts[suite] = Evidence(own, endpoints=endpoints)
-        return parts
-
-    def __getitem__(self, name: str) -> pd.DataFrame:
-        """Return a frame; that of several suites is joined from theirs, which pages need too."""
-        if name not in self.made and len(self.by_suite) > 1:
-            parts = [own[name] for own in self.by_suite.values()]
-            parts = [part for part in parts if not part.empty]
-            self.made[name] = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-        return super().__getitem__(name)
+    endpoint: Endpoint | None = None
 
     @cached_property
-    def judged(self) -> dict[str, Judged]:
-        """Endpoints with their verdicts, by suite; without suites that have no value of theirs."""
-        judged: dict[str, Judged] = {}
-        if len(self.by_suite) > 1:
-            for own in self.by_suite.values():
-                judged |= own.judged
-            return judged
-        for suite in self.endpoints.keys() & self.by_suite.keys():
-            endpoint = self.endpoints[suite]
-            values = endpoint_values(self, endpoint)
-            if not values.empty:
-                found = verdicts(values, endpoint.difference)
-                found = found.assign(quantity=endpoint.quantity, matters=endpoint.difference)
-                judged[suite] = Judged(endpoint, values, found)
-        return judged
+    def judged(self) -> Judged | None:
+        """The endpoint and its verdicts; None if the suite has none, or no run a value of it."""
+        if self.endpoint is None:
+            return None
+        values = endpoint_values(self, self.endpoint)
+        if values.empty:
+            return None
+        quantity, matters = self.endpoint.quantity, self.endpoint.difference
+        rows = verdicts(values, matters).assign(quantity=quantity, matters=matters)
+        return Judged(self.endpoint, values, rows)
 
     @cached_property
     def digest(self) -> str:
-        """A digest of all records, and of how their suites are judged."""
-        if len(self.by_suite) > 1:
-            parts = [own.digest for own in self.by_suite.values()]
-        else:
-            parts = [record.model_dump_json() for record in self.records]
-        return hashlib.sha256("\n".join([repr(self.endpoints), *parts]).encode()).hexdigest()
+        """A digest of the records, and of how they are judged."""
+        content = [repr(self.endpoint), *(record.model_dump_json() for record in self.records)]
+        return hashlib.sha256("\n".join(content).encode()).hexdigest()
+
+
+class Evidence:
+    """The evidence of several suites, one by one in `suites`, and joined."""
+
+    def __init__(
+        self, records: Sequence[Record], endpoints: Mapping[str, Endpoint] | None = None
+    ) -> None:
+        self.records = records
+        by_suite: dict[str, list[Record]] = {}
+        for record in records:
+            by_suite.setdefault(record.suite, []).append(record)
+        self.suites = {
+            suite: SuiteEvidence(own, endpoint=(endpoints or {}).get(suite))
+            for suite, own in by_suite.items()
+        }
+        self.joined: dict[str, pd.DataFrame] = {}
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        """Return a frame of all suites."""
+        if name not in self.joined:
+            self.joined[name] = _join(suite[name] for suite in self.suites.values())
+        return self.joined[name]
+
+    @property
+    def judged(self) -> dict[str, Judged]:
+        """Endpoints with their verdicts, by suite; without suites that have no value of theirs."""
+        return {name: suite.judged for name, suite in self.suites.items() if suite.judged}
 
     @property
     def verdicts(self) -> pd.DataFrame:
         """The verdicts of all suites in one frame."""
-        parts = [one.verdicts for one in self.judged.values() if not one.verdicts.empty]
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+        return _join(judged.verdicts for judged in self.judged.values())
+
+    @property
+    def digest(self) -> str:
+        """A digest of all records, and of how they are judged."""
+        return " ".join(suite.digest for suite in self.suites.values())
+
+
+def _join(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    rows = [frame for frame in frames if not frame.empty]
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
 
 def main_size(rows: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lookback.benchmarks.record import Record
 from lookback.benchmarks.report import sections
-from lookback.benchmarks.report.endpoints import Evidence
+from lookback.benchmarks.report.endpoints import Evidence, SuiteEvidence
 from lookback.benchmarks.report.frames import distinct, without_pilots
 from lookback.benchmarks.report.page import Page, WrittenPage, is_current, page_key, write_page
 from lookback.benchmarks.report.pages import claims, papers, rrwkv
@@ -130,12 +130,12 @@ def make_pages(
     if suites and topics:  # which look at all suites
         records = chosen_records(results, (), selection, published)
     kept, _ = distinct(records)
-    evidence = Evidence(kept, endpoints=endpoints_of(kept))
+    evidence = Evidence(kept, endpoints_of(kept))
     counts = Counter(record.suite for record in records)
     written = []
     links = {}
     for suite in suites if names else sorted(counts):
-        of_suite = evidence.by_suite[suite]
+        of_suite = evidence.suites[suite]
         links[suite] = selection.title or suite_title(suite)
         settings = (links[suite], counts[suite] - len(of_suite.records))
         written += write_new(suite_page, reports / suite, style, of_suite, *settings)
@@ -156,7 +156,7 @@ def write_new(
     make: Callable[..., Page | None],
     folder: Path,
     style: str,
-    evidence: Evidence,
+    evidence: Evidence | SuiteEvidence,
     *settings: object,
 ) -> list[WrittenPage]:
     """Write the page that `make` makes of evidence and settings; none if it has nothing to show.

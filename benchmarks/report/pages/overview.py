@@ -95,8 +95,8 @@ def front_figures(evidence: Evidence) -> Iterator[Block]:
     folded = False
     for suite, title in FRONT:
         section = SECTIONS[title]
-        is_shown = suite in evidence.by_suite and not (suite == "quick" and folded)
-        rows = evidence.by_suite[suite][section.of] if is_shown else ()
+        is_shown = suite in evidence.suites and not (suite == "quick" and folded)
+        rows = evidence.suites[suite][section.of] if is_shown else ()
         figure = section.make(main_size(rows)).figure if len(rows) else None
         if figure is not None:
             figure = replace(figure, panels=figure.panels[:MOST_PANELS])

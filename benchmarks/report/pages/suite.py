@@ -9,7 +9,7 @@ import humanize
 import pandas as pd
 
 from lookback.benchmarks.record import Record
-from lookback.benchmarks.report.endpoints import BASELINE, Evidence, Judged, main_size
+from lookback.benchmarks.report.endpoints import BASELINE, Judged, SuiteEvidence, main_size
 from lookback.benchmarks.report.frames import IDENTITY
 from lookback.benchmarks.report.names import add_names, model_name, printable
 from lookback.benchmarks.report.page import Block, Page
@@ -28,17 +28,18 @@ RECONSTRUCTION = (
 )
 
 
-def suite_page(evidence: Evidence, title: str, left_out: int = 0) -> Page:
+def suite_page(evidence: SuiteEvidence, title: str, left_out: int = 0) -> Page:
     """Return the page of the records of one suite; `left_out` counts those that are not shown."""
     shown = contents(evidence, SECTIONS)
     lead: list[str] = []
     first: list[Block] = []
-    for judged in evidence.judged.values():
+    judged = evidence.judged
+    if judged:
         if judged.endpoint.option and BY_OPTION in shown:  # the figure of such an endpoint
             shown = {BY_OPTION: shown.pop(BY_OPTION), **shown}
         first = list(_endpoint_blocks(judged))
         lead = endpoint_sentences(judged)
-    if not first:
+    else:
         scores = add_names(summarise(evidence["scores"], TEST, "score"))
         costs = prices(evidence["costs"])
         table = model_table(scores, costs)

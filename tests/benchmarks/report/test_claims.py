@@ -86,7 +86,7 @@ def test_the_measure_that_is_shown_is_the_one_that_decides() -> None:
 
 def test_the_published_records_measure_the_claims_on_cost() -> None:
     records = load(PUBLISHED_RECORDS)
-    page = claims_page(Evidence(records, endpoints=endpoints_of(records)))
+    page = claims_page(Evidence(records, endpoints_of(records)))
     assert page is not None
     table = page.blocks[0].table
     assert table is not None

@@ -66,7 +66,7 @@ def test_bits_saved_by_context(cell: Cell) -> None:
 def test_an_interval_ends_at_the_values_that_an_endpoint_can_have(cell: Cell) -> None:
     records = [model(cell, "rwkv", seed, level) for seed, level in enumerate((5, 100))]
     wanted = {records[0].suite: endpoint(quantity="score")}
-    (judged,) = Evidence(records, endpoints=wanted).judged.values()
+    (judged,) = Evidence(records, wanted).judged.values()
     (row,) = judged.table(judged.values).to_dict("records")
     assert (row["endpoint_low"], row["endpoint_high"]) == (0.0, 1.0)
 
@@ -135,13 +135,13 @@ def test_models_that_read_whole_sequences_are_compared_and_named_without_it(cell
             pooled = cell.model_copy(update={"pooling": "mean"})
             records.append(model(pooled, name, seed, level))
     wanted = {records[0].suite: endpoint(quantity="score")}
-    evidence = Evidence(records, endpoints=wanted)
+    evidence = Evidence(records, wanted)
     (judged,) = evidence.judged.values()
     assert list(judged.verdicts["verdict"]) == ["better"]
     assert list(judged.table(judged.values)["model_name"]) == ["RWKV-4", "LSTM"]
 
     streaming = [model(cell, "rwkv", 0, 50), model(cell, "lstm", 0, 50)]
-    both = Evidence([*records, *streaming], endpoints=wanted)
+    both = Evidence([*records, *streaming], wanted)
     (judged,) = both.judged.values()
     assert "RWKV-4, pooling mean" in set(judged.table(judged.values)["model_name"])
     assert sorted(judged.verdicts["seeds"]) == [1, 4]  # each beside its like
@@ -151,13 +151,13 @@ def test_an_overview_of_models_with_options_alone(cell: Cell) -> None:
     windowed = cell.model_copy(update={"model_options": {"window": 16}})
     run = model(windowed, "transformer", 0, 50)
     wanted = {run.suite: endpoint(quantity="score")}
-    page = overview_page(Evidence([run], endpoints=wanted), {})
+    page = overview_page(Evidence([run], wanted), {})
     assert "What models learn" not in {block.title for block in page.blocks}
 
 
 def test_the_overview_says_what_an_endpoint_can_be(cell: Cell) -> None:
     runs = [model(cell, name, seed, 50) for name in ("rwkv", "rrwkv") for seed in (0, 1)]
-    evidence = Evidence(runs, endpoints={runs[0].suite: endpoint(quantity="score")})
+    evidence = Evidence(runs, {runs[0].suite: endpoint(quantity="score")})
     page = overview_page(evidence, {})
     (learned,) = (block.table for block in page.blocks if block.title == "What models learn")
     assert learned is not None

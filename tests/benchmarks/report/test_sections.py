@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from lookback.benchmarks.record import Cell, ReachBin, Record
-from lookback.benchmarks.report.endpoints import Evidence
+from lookback.benchmarks.report.endpoints import SuiteEvidence
 from lookback.benchmarks.report.frames import Frames
 from lookback.benchmarks.report.pages.suite import suite_page
 from lookback.benchmarks.report.sections.learning import gradient_ratios
@@ -70,7 +70,7 @@ def test_a_page_says_the_best_of_each_task_in_its_own_unit(cell: Cell) -> None:
         copy = cell.model_copy(update={"model": model, "task": "copy"})
         text = cell.model_copy(update={"model": model, "task": "python"})
         records += [trained(copy, [score(64, correct)]), trained(text, [score(128, correct)], bits)]
-    assert suite_page(Evidence(records), "title").lead == [
+    assert suite_page(SuiteEvidence(records), "title").lead == [
         "Copy at 64 tokens (accuracy): RWKV-4 0.60, LSTM 0.40.",
         "Python at 128 tokens (bits per byte): LSTM 0.40, RWKV-4 0.60.",
     ]
