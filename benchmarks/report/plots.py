@@ -37,7 +37,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 2)), (0, (2, 1)))
 FLOOR: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 2)), "linewidth": 1.2}
 FEW_MODELS = 5  # up to so many, bands of intervals can be told apart
-MOST_MARKS = 6  # side by side on an axis of lengths
+STEPS = 5  # between marks, that fit on an axis of lengths
 FEW_DECADES = 3.5  # that a logarithmic axis can show with three marks in each
 TITLE_WIDTH = 44  # letters of a panel's title in one line
 LABEL_WIDTH = 26  # letters of a row's label in one line
@@ -318,9 +318,10 @@ def length_axis(axes: Axes, lengths: Iterable[float], name: str) -> None:
     """Make a log2 axis with a mark at every length, or at powers of two where marks overlap."""
     marks = sorted({float(length) for length in lengths if length > 0})
     powers = np.log2(marks)
-    if len(marks) > 1 and np.diff(powers).min() <= (powers[-1] - powers[0]) / MOST_MARKS:
+    octaves = powers[-1] - powers[0]
+    if len(marks) > 1 and np.diff(powers).min() * STEPS <= octaves:
         whole = range(math.ceil(powers[0]), math.floor(powers[-1]) + 1)
-        marks = [2.0**power for power in whole[:: math.ceil(len(whole) / MOST_MARKS)]]
+        marks = [2.0**power for power in whole[:: 1 + int(octaves / STEPS)]]
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(marks))
     axes.xaxis.set_major_formatter(FixedFormatter([f"{mark:,.6g}" for mark in marks]))

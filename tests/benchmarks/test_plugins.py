@@ -198,12 +198,11 @@ def test_without_it_nothing_is_known_of_it(tmp_path: Path) -> None:
 def test_a_broken_one_is_named_and_left_out(tmp_path: Path, module: str, words: str) -> None:
     with zipfile.ZipFile(wheel(tmp_path, module)) as archive:  # as pip lays it out
         archive.extractall(tmp_path / "site")
-    for arguments in (("describe", "lstm"), ("run", "quick", "--scale", "smoke", "--dry-run")):
-        result = lookback(tmp_path / "site", *arguments)
-        assert result.returncode == 0, result.stderr
-        (line,) = [line for line in result.stderr.splitlines() if "left out" in line]
-        assert words in line
-        assert "Traceback" not in result.stderr
+    result = lookback(tmp_path / "site", "describe", "recall")
+    assert result.returncode == 0, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if "left out" in line]
+    assert words in line
+    assert "Traceback" not in result.stderr
 
 
 def test_it_is_listed_without_being_imported(site: Path) -> None:

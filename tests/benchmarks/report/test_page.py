@@ -266,15 +266,15 @@ def test_nothing_is_cut_in_a_browser() -> None:
     drawn = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        tab = browser.new_page()
         for page in pages:
+            tab.goto(f"file://{page}")
             for width in (390, 1440):
-                tab = browser.new_page(viewport={"width": width, "height": 900})
-                tab.goto(f"file://{page}")
+                tab.set_viewport_size({"width": width, "height": 900})
                 whole = tab.evaluate("document.documentElement.scrollWidth")
                 assert whole <= width, (page, width)
                 assert tab.evaluate(fits), (page, width)
                 assert tab.evaluate(drawn), (page, width)
-                tab.close()
         browser.close()
 
 
