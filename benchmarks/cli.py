@@ -277,8 +277,8 @@ def run(
         bool,
         typer.Option(
             "--pilot",
-            help="Find the learning rate of each model: every cell at the rates of [pilot], "
-            "with a part of the tokens and a seed that does not count.",
+            help="Find the learning rate of each model: every cell at the rates of [pilot], or of "
+            "--learning-rate, with a part of the tokens and a seed that does not count.",
         ),
     ] = False,
     limit: Annotated[
@@ -421,11 +421,16 @@ def _choose(
 
     suite = dataclasses.replace(suite, plugins=(*suite.plugins, *plugins))
     load_plugins(suite.plugins)
-    for field, values in fields.items():
+    chosen = dict(fields)
+    if pilot:
+        rates = chosen.pop("learning_rate")
+        if chosen["seed"]:
+            raise ValueError("--pilot trains with a seed of its own: expected no --seed beside it")
+    for field, values in chosen.items():
         if values:
             suite = dataclasses.replace(suite, cells=select(suite.cells, field, values))
     if pilot:
-        suite = pilot_suite(suite)
+        suite = pilot_suite(suite, rates or ())
     if limit is not None:
         suite = limit_steps(suite, limit)
     return match_widths(suite, tolerance)

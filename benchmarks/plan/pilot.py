@@ -24,14 +24,18 @@ MODELS = 2  # that must lie between them
 Group = str  # JSON of what the cells of one curve of score against rate share
 
 
-def pilot_suite(suite: Suite) -> Suite:
+def pilot_suite(suite: Suite, rates: Sequence[float] = ()) -> Suite:
     """Return the pilot of a suite: one cell for each distinct learning cell and rate.
+
+    `rates` replace those of the suite's `pilot`.
 
     Raises ValueError if the suite has no `pilot`, or one that leaves no cell.
     """
     pilot = suite.pilot
     if pilot is None:
         raise ValueError(f"suite {suite.name!r} has no table [pilot]: expected the rates to try")
+    if rates:
+        pilot = pilot.model_copy(update={"learning_rates": tuple(rates)})
     cells: list[LearnCell] = []
     for cell in suite.cells:
         if cell.kind == "learn" and is_piloted(cell, pilot):
@@ -42,7 +46,8 @@ def pilot_suite(suite: Suite) -> Suite:
             f"suite {suite.name!r}: no chosen cell is one of its pilot: "
             f"expected cells that learn{', with ' if only else ''}{only}"
         )
-    return dataclasses.replace(suite, name=f"{suite.name}-pilot", cells=tuple(dict.fromkeys(cells)))
+    name, distinct = f"{suite.name}-pilot", tuple(dict.fromkeys(cells))
+    return dataclasses.replace(suite, name=name, cells=distinct, pilot=pilot)
 
 
 def is_piloted(cell: LearnCell, pilot: Pilot) -> bool:

@@ -153,6 +153,7 @@ def test_a_plugins_model_that_has_the_name_of_a_suite_is_described_beside_it(
         (["run", "nowhere.toml"], "does not exist"),
         (["run", "BROKEN"], "modle: unknown field; known are"),
         (["run", "quick", "--scale", "huge"], "no scale 'huge'"),
+        (["run", "tracking", "--pilot", "--seed", "3"], "expected no --seed"),
         (["run", "quick", "--task", "coppy"], "unknown task 'coppy'"),
         (["run", "quick", "--model", "rwk"], "unknown model 'rwk': expected"),
         (

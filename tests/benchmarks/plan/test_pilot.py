@@ -39,6 +39,9 @@ def test_a_pilot_has_a_cell_for_each_model_and_rate() -> None:
     assert {cell.seed for cell in pilot.cells} == {100}
     assert {cell.tokens for cell in pilot.cells} == {1200}
     assert {cell.test_lengths for cell in pilot.cells} == {(24,)}
+    rates = pilot_suite(suite(*cells), [0.5, 0.25])
+    assert {cell.learning_rate for cell in rates.cells if cell.kind == "learn"} == {0.5, 0.25}
+    assert rates.pilot is not None and rates.pilot.learning_rates == (0.5, 0.25)
     with pytest.raises(ValueError, match=r"no table \[pilot\]"):
         pilot_suite(Suite("mine", "", tuple(cells)))
 
