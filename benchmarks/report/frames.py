@@ -66,16 +66,23 @@ class Frames:
     made: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     @cached_property
-    def cells(self) -> list[Row]:
-        """The columns of each record's cell."""
-        return list(map(cell_columns, self.records))
+    def cells(self) -> pd.DataFrame:
+        """A row per record: the columns of its cell."""
+        return pd.DataFrame(list(map(cell_columns, self.records)))
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         if name not in self.made:
+            places = []
             rows = []
-            for record, cell in zip(self.records, self.cells, strict=True):
-                rows += [{**cell, **row} for row in FRAMES[name](record)]
-            self.made[name] = pd.DataFrame(rows)
+            for place, record in enumerate(self.records):
+                for row in FRAMES[name](record):
+                    places.append(place)
+                    rows.append(row)
+            own = pd.DataFrame(rows)
+            if rows:
+                cells = self.cells.take(places).reset_index(drop=True)
+                own = pd.concat([cells, own], axis=1)
+            self.made[name] = own
         return self.made[name]
 
 

@@ -37,6 +37,7 @@ def test_scores_and_costs_are_those_of_the_files() -> None:
 @pytest.mark.parametrize("name", sorted(FRAMES))
 def test_every_frame_has_the_cells_columns(name: str, cell: Cell) -> None:
     rows = frame(name, [learn_record(cell), cost_record(as_cost(cell))])
+    assert rows.columns.is_unique
     if len(rows):
         assert {"suite", "machine", "task", "model", "seed", "variant", "width"} <= set(rows)
 
