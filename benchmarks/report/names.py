@@ -93,12 +93,10 @@ def add_names(table: pd.DataFrame) -> pd.DataFrame:
     return sort_models(kept.merge(names, on=columns, how="left"))
 
 
-def _tells_apart(table: pd.DataFrame, column: str) -> bool:
+def _tells_apart(runs: pd.DataFrame, column: str) -> bool:
     """Return whether runs of one model on one task and length differ in a column."""
-    keys = list(NAMED)
-    if column == "width":
-        keys.append("depth")
-    return bool((table.groupby(keys)[column].nunique() > 1).any())
+    keys = [*NAMED, "depth"] if column == "width" else list(NAMED)
+    return len(runs[[*keys, column]].drop_duplicates()) > len(runs[keys].drop_duplicates())
 
 
 def _varied_options(options: Iterable[str]) -> list[str]:
