@@ -18,6 +18,7 @@ from lookback.benchmarks.suite import CEILING, MARGIN, Pilot, Suite
 from lookback.tasks.task import get_task
 
 EXTENSIONS = 3  # rates that are added beyond each end of the grid, at most
+PERFECT = 1.0  # accuracy, that no other rate exceeds
 SHORTEST = 32  # tokens that a calibration begins with
 MODELS = 2  # that must lie between them
 
@@ -133,14 +134,14 @@ def beyond_the_grid(runner: Runner) -> Iterator[LearnCell]:
     """Yield a cell at the next rate for each curve whose best rate is the first or the last.
 
     At most EXTENSIONS rates lie beyond each end of the suite's grid. A curve on which all scores
-    are equal, or on which every rate failed, is not extended.
+    are equal, every rate failed, or the best answers everything is not extended.
     """
     assert runner.suite.pilot is not None
     grid = runner.suite.pilot.learning_rates
     for records in learned(runner).values():
         rates = [rate_of(record) for record in records]
         best = best_of(records)
-        if len(rates) < 2 or quality(best) == quality(min(records, key=quality)):
+        if len(rates) < 2 or quality(best) in (PERFECT, quality(min(records, key=quality))):
             continue
         if best is records[-1] and sum(rate > max(grid) for rate in rates) < EXTENSIONS:
             rate = rates[-1] * rates[-1] / rates[-2]

@@ -105,6 +105,13 @@ def test_the_grid_is_extended_until_the_best_rate_is_inside(
     assert "  lstm, width 9: learning_rate = 0.000333, 0.600, floor 0.125" in lines
 
 
+def test_a_perfect_score_is_not_searched_beyond(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = run(tmp_path, monkeypatch, {"rwkv": {1e-3: 100, 3e-3: 100, 1e-2: 70}})
+    assert len(runner.suite.cells) == 3
+
+
 @pytest.mark.parametrize(
     ("scores", "state"), [((80, 60), "open: 2"), ((96, 60), "closed: 1"), ((20, 100), "closed: 0")]
 )
