@@ -21,7 +21,6 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("svg")
-import numpy as np
 import pandas as pd
 from matplotlib import style as styles
 from matplotlib.axes import Axes
@@ -38,6 +37,7 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 2)), (0, (
 FLOOR: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 2)), "linewidth": 1.2}
 FEW_MODELS = 5  # up to so many, bands of intervals can be told apart
 STEPS = 5  # between marks, that fit on an axis of lengths
+DENSE = 0.6  # octaves between lengths: bins of distance are half an octave wide
 FEW_DECADES = 3.5  # that a logarithmic axis can show with three marks in each
 TITLE_WIDTH = 44  # letters of a panel's title in one line
 LABEL_WIDTH = 26  # letters of a row's label in one line
@@ -315,16 +315,22 @@ def _draw_intervals(
 
 
 def length_axis(axes: Axes, lengths: Iterable[float], name: str) -> None:
-    """Make a log2 axis with a mark at every length, or at powers of two where marks overlap."""
-    marks = sorted({float(length) for length in lengths if length > 0})
-    powers = np.log2(marks)
-    octaves = powers[-1] - powers[0]
-    if len(marks) > 1 and np.diff(powers).min() * STEPS <= octaves:
-        whole = range(math.ceil(powers[0]), math.floor(powers[-1]) + 1)
-        marks = [2.0**power for power in whole[:: 1 + int(octaves / STEPS)]]
+    """Make a log2 axis with marks at the lengths, or at powers of two if those are too dense.
+
+    Marks that would touch the one before are left out.
+    """
+    places = sorted({math.log2(length) for length in lengths if length > 0})
+    octaves = places[-1] - places[0] if places else 0.0
+    if any(high - low < DENSE for low, high in itertools.pairwise(places)):
+        places = list(range(math.ceil(places[0]), math.floor(places[-1]) + 1))
+    marks: list[float] = []
+    for place in places:
+        if not marks or place - marks[-1] >= octaves / STEPS:
+            marks.append(place)
+
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(marks))
-    axes.xaxis.set_major_formatter(FixedFormatter([f"{mark:,.6g}" for mark in marks]))
+    axes.xaxis.set_major_locator(FixedLocator([2.0**mark for mark in marks]))
+    axes.xaxis.set_major_formatter(FixedFormatter([f"{2.0**mark:,.6g}" for mark in marks]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(name)
 

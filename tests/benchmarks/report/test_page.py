@@ -246,6 +246,24 @@ def test_axes_of_panels_line_up_and_no_label_is_cut() -> None:
     assert len(figures) == 3 and len(places) == 1
 
 
+@pytest.mark.parametrize(
+    ("lengths", "marks"),
+    [
+        ([256, 512, 1024], ["256", "512", "1,024"]),
+        ([2.0**power for power in range(8, 15)], ["256", "1,024", "4,096", "16,384"]),
+        ([3, 4, 6, 8, 12, 16, 24], ["4", "8", "16"]),  # bins of distance
+        ([1e-3, 3e-3, 1e-2, 2e-2, 4e-2], ["0.001", "0.003", "0.01", "0.04"]),
+        ([7], ["7"]),
+        ([], []),
+    ],
+)
+def test_an_axis_of_lengths_has_few_marks(lengths: list[float], marks: list[str]) -> None:
+    axes = plots.Figure().subplots()
+    plots.length_axis(axes, lengths, "tokens")
+    shown = axes.xaxis.get_major_formatter().format_ticks(axes.get_xticks())
+    assert shown == marks
+
+
 @pytest.mark.parametrize("lowest", [1e-18, 1e-5, 0.3])
 def test_a_logarithmic_axis_has_a_few_marks(lowest: float) -> None:
     axes = plots.Figure().subplots()
