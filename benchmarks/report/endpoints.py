@@ -30,7 +30,9 @@ from lookback.benchmarks.suite import Endpoint
 
 PAIR = ["suite", "task", "task_options", "data", "reading", "depth", "trained_length"]
 """Columns that two runs share which are compared by their seed."""
-RUN = [*PAIR, "model", "model_options", "variant", "width", "seed"]
+MODEL = [*PAIR, "model", "model_options", "training", "variant", "width"]
+"""Columns that all seeds of one model share."""
+RUN = [*MODEL, "seed"]
 BASELINE = "rwkv"  # that other models are compared with
 
 
@@ -53,11 +55,10 @@ class Judged:
         interval of an endpoint is cut to the values that it can have; `blind` is the endpoint of a
         model at the sighted floor, `most` its largest value.
         """
-        keys = [*PAIR, "model", "model_options", "variant", "width"]
-        groups = values.groupby(keys, dropna=False)
+        groups = values.groupby(MODEL, dropna=False)
         facts = ["score", "parameters", "least", "blind", "most"]
         sizes = groups[facts].mean().reset_index()
-        means = statistics.summarise(values, keys, "value").merge(sizes, on=keys)
+        means = statistics.summarise(values, MODEL, "value").merge(sizes, on=MODEL)
         means = means.rename(columns={"floor": "sighted_floor"})
         for end in ("low", "high"):
             means[end] = means[end].clip(means["least"], means["most"])
@@ -69,7 +70,7 @@ class Judged:
         if self.verdicts.empty:
             return table[columns]
         own = ["difference", "difference_low", "difference_high", "smallest_shown", "verdict"]
-        on = [*PAIR, "variant", "parameters"]
+        on = [*PAIR, "training", "variant", "parameters"]
         return table.merge(self.verdicts[[*on, *own]], on=on, how="left")[[*columns, *own]]
 
 
@@ -293,7 +294,7 @@ def verdicts(
     is_baseline = is_plain(values, against)
     pairs = statistics.paired(values[~is_baseline], values[is_baseline], keys, "value")
     rows: list[dict[str, object]] = []
-    run = [*keys, "variant", "model", "model_options", "parameters"]
+    run = [*keys, "training", "variant", "model", "model_options", "parameters"]
     for key, group in pairs.groupby(run, sort=False, dropna=False):
         standings = []
         for side in ("", "_baseline"):

@@ -35,8 +35,8 @@ def draw_figure(
     rows = rows[rows[x].notna() & rows[y].notna()]
     varied = [name for name in PANELS if name in rows and name not in (x, y)]
     keys = list(dict.fromkeys([*IDENTITY, *varied, *(["unit"] if "unit" in rows else []), x]))
-    if x == "trained_length":
-        keys = [name for name in keys if name != "width"]  # matched anew at every length
+    changes_with = {"trained_length": "width", "learning_rate": "training", "rate": "training"}
+    keys = [name for name in keys if name != changes_with.get(x)]
     means = add_names(summarise(rows, keys, y))
     panel = [name for name in ["task_name", *varied] if name in means]
     label = means["unit"].iloc[0] if y == "score" else y.replace("_", " ")

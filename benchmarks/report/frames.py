@@ -40,11 +40,26 @@ IDENTITY = (
     "depth",
     "trained_length",
     "batch",
+    "training",
     "variant",
 )
 """Columns that every frame has and that all seeds of one measurement share."""
 
 Row = dict[str, Any]
+TRAINING = (
+    "tokens",
+    "steps",
+    "start_length",
+    "lengths",
+    "learning_rate",
+    "learning_rates",
+    "weight_decay",
+    "dropout",
+    "warmup",
+    "precision",
+    "compile",
+)
+"""Fields of a cell in which runs may differ that are not seeds of one measurement."""
 NOT_MEASURED = ("device", "time_limit")  # fields of a cell that say where and how long, not what
 
 
@@ -105,6 +120,7 @@ def cell_columns(record: Record) -> Row:
         "depth": cell.depth,
         "trained_length": cell.length,
         "batch": batch_of(cell),
+        "training": as_json(training(cell)),
         "variant": variant(record),
         "measurement": digest(measurement(record, "seed").encode()),
         "seed": cell.seed,
@@ -128,6 +144,14 @@ def reading(cell: AnyCell) -> Row:
         return {}
     usual = {"direction": "causal", "pooling": "last"}
     return {name: getattr(cell, name) for name in usual if getattr(cell, name) != usual[name]}
+
+
+def training(cell: AnyCell) -> Row:
+    """Return the settings of training that no other column holds."""
+    settings = cell.model_dump(mode="json", include=set(TRAINING), exclude_none=True)
+    if "tokens" in settings:
+        del settings["steps"]  # they follow from the tokens
+    return {name: value for name, value in settings.items() if value != []}
 
 
 def batch_of(cell: AnyCell) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -23,8 +23,11 @@ MODELS = {
 """As their papers write them, in the order in which tables list them."""
 
 
+OPTIONS = ("reading", "training")  # columns of JSON
+TOLD_APART = (*OPTIONS, "width", "depth", "data")
+"""Columns in which runs of one model may differ; a name says so where it is needed."""
 NAMED = ("task", "task_options", "model", "model_options", "trained_length")
-"""Columns that identify a model and its task; those of TOLD_APART may differ between its runs."""
+"""Columns that identify a model and its task."""
 
 
 @functools.cache
@@ -75,11 +78,12 @@ def add_names(table: pd.DataFrame) -> pd.DataFrame:
     columns = [name for name in (*NAMED, *TOLD_APART) if name in table]
     runs = table[columns].drop_duplicates()
     several = [column for column in TOLD_APART if column in runs and _tells_apart(runs, column)]
+    telling = {name: _varied_options(runs[name].unique()) for name in several if name in OPTIONS}
     models = []
     for row in runs[["model", "model_options", *several]].itertuples(index=False):
         words = [model_name(row[0], row[1])]
         for column, value in zip(several, row[2:], strict=True):
-            words.append(TOLD_APART[column](value))
+            words.append(_words(column, value, telling.get(column, ())))
         models.append(", ".join(word for word in words if word))
 
     tasks = {}
@@ -94,8 +98,12 @@ def add_names(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _tells_apart(runs: pd.DataFrame, column: str) -> bool:
-    """Return whether runs of one model on one task and length differ in a column."""
-    keys = [*NAMED, "depth"] if column == "width" else list(NAMED)
+    """Return whether runs of one model on one task and length differ in a column.
+
+    A width may belong to a depth, and settings of training to a size.
+    """
+    sizes = {"width": ["depth"], "training": ["width", "depth"]}.get(column, [])
+    keys = [*NAMED, *(name for name in sizes if name in runs)]
     return len(runs[[*keys, column]].drop_duplicates()) > len(runs[keys].drop_duplicates())
 
 
@@ -118,18 +126,15 @@ def options_text(options: str) -> str:
     return printable(", ".join(option_words(json.loads(options))))
 
 
-def _revision(data: str) -> str:
-    revision = json.loads(data).get("revision", "")
-    return f"data {str(revision)[:12]}" if revision else ""
-
-
-TOLD_APART: dict[str, Callable[[Any], str]] = {
-    "reading": options_text,
-    "width": "width {}".format,
-    "depth": "depth {}".format,
-    "data": _revision,
-}
-"""Columns in which runs of one model may differ, and their words in a name that needs them."""
+def _words(column: str, value: Any, varied: Sequence[str]) -> str:
+    """Return the value of a column of TOLD_APART in words, of options those that vary."""
+    if column in OPTIONS:
+        options = json.loads(value)
+        return printable(", ".join(option_words({k: options[k] for k in varied if k in options})))
+    if column == "data":
+        revision = json.loads(value).get("revision", "")
+        return f"data {str(revision)[:12]}" if revision else ""
+    return f"{column} {value}"
 
 
 def sort_models(table: pd.DataFrame) -> pd.DataFrame:
@@ -146,7 +151,7 @@ def sort_models(table: pd.DataFrame) -> pd.DataFrame:
 
 def by_numbers(column: pd.Series) -> pd.Series:
     """Return a key that sorts texts by the numbers in them: `2 pairs` before `16 pairs`."""
-    keys = {
-        text: re.sub(r"\d+", lambda number: number[0].zfill(9), text) for text in column.unique()
-    }
+    keys = {}
+    for text in column.unique():
+        keys[text] = re.sub(r"\d+(\.\d+)?", lambda number: f"{float(number[0]):021.9f}", text)
     return column.map(keys)

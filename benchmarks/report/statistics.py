@@ -172,7 +172,8 @@ def paired(
     """Return runs beside a baseline's, with the `difference` of `value` for each seed of both.
 
     `keys` are the columns that a pair shares, `seed` apart. Of several sizes, a run is paired with
-    the nearest in parameters, and with none that is more than NEAREST times larger or smaller.
+    the nearest in parameters, and with none that is more than NEAREST times larger or smaller, nor
+    with a baseline that was trained in several ways.
     Columns: those of both, the baseline's with the ending `_baseline`, also `baseline`, and
     `sequences` with the differences per test sequence where both kept them.
     """
@@ -180,9 +181,10 @@ def paired(
     pairs = ours.merge(theirs, on=shared, suffixes=("", "_baseline"))
     ratio = pairs["parameters"] / pairs["parameters_baseline"]
     pairs = pairs.assign(ratio=np.maximum(ratio, 1 / ratio))
-    run = [*shared, "variant", "parameters"]
+    run = [*shared, "training", "variant", "parameters"]
     nearest = pairs.groupby(run, dropna=False)["ratio"].transform("min")
     pairs = pairs[(pairs["ratio"] == nearest) & (pairs["ratio"] <= NEAREST)]
+    pairs = pairs[pairs.groupby(run, dropna=False)["ratio"].transform("size") == 1]
     pairs = pairs.assign(baseline=pairs[f"{value}_baseline"])
     pairs = pairs.assign(difference=pairs[value] - pairs["baseline"])
     if "sequences" in pairs:

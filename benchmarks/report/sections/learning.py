@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lookback.benchmarks.report import plots
-from lookback.benchmarks.report.endpoints import PAIR, is_plain
+from lookback.benchmarks.report.endpoints import MODEL, PAIR, is_plain
 from lookback.benchmarks.report.frames import IDENTITY
 from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.section import Content, register_section
@@ -45,8 +45,7 @@ def gradient_ratios(gradients: pd.DataFrame, model: str, against: str) -> pd.Dat
     rows = rows[rows["distance"] == farthest].assign(log=lambda table: np.log(table["share"]))
     ours, theirs = rows[rows["model"] == model], rows[is_plain(rows, against)]
     pairs = paired(ours, theirs, [*PAIR, "distance"], "log")
-    keys = [*PAIR, "distance", "model", "model_options", "variant", "width"]
-    ratios = named(summarise(pairs, keys, "difference"), "ratio")
+    ratios = named(summarise(pairs, [*MODEL, "distance"], "difference"), "ratio")
     columns = ["ratio", "ratio_low", "ratio_high"]
     ratios[columns] = np.exp(ratios[columns].astype(float))
     back = ratios["distance"].round().astype(int).astype(str)

@@ -23,7 +23,7 @@ def failed_runs(runs: pd.DataFrame) -> Content:
 @register_section("Models and tasks", of="runs", folded=True)
 def models_and_tasks(runs: pd.DataFrame) -> Content:
     """Sizes differ with the vocabulary of a task. Widths are chosen so that parameters agree."""
-    named = add_names(runs)
+    named = add_names(runs.drop(columns="training"))  # on which no size depends
     keys = ["task_name", "model_name", "width", "depth"]
     sizes = named.groupby(keys, sort=False)["parameters"].max().reset_index()
     lines = []

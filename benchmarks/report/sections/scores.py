@@ -7,7 +7,7 @@ import json
 import pandas as pd
 
 from lookback.benchmarks.report import plots
-from lookback.benchmarks.report.endpoints import PAIR
+from lookback.benchmarks.report.endpoints import MODEL, PAIR
 from lookback.benchmarks.report.frames import IDENTITY
 from lookback.benchmarks.report.names import add_names, by_numbers
 from lookback.benchmarks.report.section import Content, register_section
@@ -75,13 +75,12 @@ def score_by_window(scores: pd.DataFrame) -> Content:
 
     both = pd.concat([windowed, plain]).assign(model_options="{}")  # one line with full attention
     both = both.assign(window=both["model.window"].fillna(both["trained_length"]))
-    means = add_names(summarise(both, [*PAIR, "model", "model_options", "unit", "window"], "score"))
+    means = add_names(summarise(both, [*MODEL, "unit", "window"], "score"))
     figure = plots.curves(means, "window", ["task_name", "trained_length"], "positions in sight")
 
     full = plain[plain["model"].isin(windowed["model"])]
     pairs = paired(windowed, full, PAIR, "score")
-    keys = [*PAIR, "model", "model_options", "model.window"]
-    gains = add_names(named(summarise(pairs, keys, "difference"), "difference"))
+    gains = add_names(named(summarise(pairs, MODEL, "difference"), "difference"))
     columns = ["task_name", "trained_length", "model_name", "difference", "difference_low"]
     return Content(figure, gains[[*columns, "difference_high", "seeds"]])
 
@@ -107,7 +106,7 @@ def score_by_state(scores: pd.DataFrame) -> Content:
     rows = scores[of_model.groupby([scores[name] for name in training]).transform("max") > 1]
     if rows.empty:
         return Content()
-    keys = [name for name in TEST if name not in ("width", "depth")]
+    keys = [name for name in TEST if name not in ("width", "depth", "training")]
     means = summarise(rows[rows["state_bytes"].notna()], [*keys, "state_bytes"], "score")
     panel = ["task_name", "trained_length", "test_length", "test_options"]
     return Content(plots.curves(add_names(means), "state_bytes", panel, "bytes of state"))
@@ -132,9 +131,9 @@ def score_table(scores: pd.DataFrame) -> Content:
 def score_by_rate(rates: pd.DataFrame) -> Content:
     """Validation score of a pilot's runs, one seed: how narrow the window of rates is in which a
     model learns."""
-    keys = [*IDENTITY, "unit", "rate"]
-    means = summarise(rates, keys, "validation")
-    several = means.groupby(list(IDENTITY), dropna=False)["rate"].transform("nunique") > 1
+    keys = [name for name in IDENTITY if name != "training"]
+    means = summarise(rates, [*keys, "unit", "rate"], "validation")
+    several = means.groupby(keys, dropna=False)["rate"].transform("nunique") > 1
     if not several.any():
         return Content()
     panel = ["task_name", "trained_length"]

@@ -7,9 +7,16 @@ import pandas as pd
 import pytest
 
 from lookback.benchmarks.record import Cell, Record, SequenceSums
-from lookback.benchmarks.report.frames import FRAMES, distinct, frame, without_pilots
+from lookback.benchmarks.report.frames import (
+    FRAMES,
+    IDENTITY,
+    distinct,
+    frame,
+    without_pilots,
+)
 from lookback.benchmarks.report.names import add_names, model_name, sort_models, task_name
 from lookback.benchmarks.report.sections.costs import prices
+from lookback.benchmarks.report.statistics import summarise
 from lookback.benchmarks.storage import PUBLISHED_RECORDS, read_record, record_files
 from tests.records import FACTS, as_cost, cost_record, learn_record, record, score, trained
 
@@ -86,6 +93,18 @@ def test_values_per_sequence_come_from_the_sums(cell: Cell) -> None:
     rows = frame("scores", [trained(cell, [test])])
     assert rows["sequences"][0].mean() == pytest.approx(14 / 40)
     assert rows["sequences"][0][0] == pytest.approx(0.35 + (10 - 3.5) / 10)
+
+
+def test_another_learning_rate_is_no_other_seed(cell: Cell) -> None:
+    """Not in a table, and it is named where it tells runs apart."""
+    records = []
+    for rate in (0.01, 0.003):
+        other = cell.model_copy(update={"learning_rate": rate})
+        records += [learn_record(other.model_copy(update={"seed": seed})) for seed in range(3)]
+    means = add_names(summarise(frame("scores", records), [*IDENTITY, "test_length"], "score"))
+    names = ["RWKV-4, learning rate 0.003", "RWKV-4, learning rate 0.01"]
+    assert list(dict.fromkeys(means["model_name"])) == names
+    assert set(means["seeds"]) == {3}
 
 
 def test_a_copied_folder_and_another_time_limit_are_no_more_seeds(cell: Cell) -> None:

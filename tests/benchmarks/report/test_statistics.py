@@ -138,9 +138,14 @@ def test_pairs_are_of_one_seed_and_the_nearest_size() -> None:
         ("b", 0, 105, 0.4), ("b", 1, 105, 0.5), ("b", 0, 400, 0.1), ("b", 1, 400, 0.1),
     ]  # fmt: skip
     frame = pd.DataFrame(rows, columns=["variant", "seed", "parameters", "score"])
-    ours, theirs = (rows.assign(task="t") for _, rows in frame.groupby("variant"))
+    frame = frame.assign(task="t", training="{}")
+    ours, theirs = (rows for _, rows in frame.groupby("variant"))
     pairs = statistics.paired(ours, theirs, ["task"], "score")
     assert sorted(pairs["difference"].round(6)) == [0.1, 0.2]
+
+    slower = theirs.assign(training='{"learning_rate": 0.001}')
+    assert statistics.paired(ours, pd.concat([theirs, slower]), ["task"], "score").empty
+    assert len(statistics.paired(pd.concat([theirs, slower]), ours, ["task"], "score")) == 4
 
 
 def test_one_seed_has_the_interval_of_its_sequences_and_of_its_answers_without_them() -> None:
