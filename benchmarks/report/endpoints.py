@@ -143,9 +143,10 @@ def _join(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
 
 
 def main_size(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return, of several widths and depths of a model, the rows of the one with most seeds."""
+    """Return, of several sizes and trainings of a model, the rows of the one with most seeds."""
     model = ["task", "task_options", "model", "model_options", "trained_length"]
-    seeds = rows.groupby([*model, "width", "depth"], dropna=False)["seed"].transform("nunique")
+    setup = [*model, "width", "depth", "training"]
+    seeds = rows.groupby(setup, dropna=False)["seed"].transform("nunique")
     most = seeds.groupby([rows[name] for name in model], dropna=False).transform("max")
     return rows[seeds == most]
 
