@@ -161,7 +161,7 @@ def ratios(costs: pd.DataFrame, model: str, against: str) -> pd.DataFrame:
     if rows.empty:
         return rows
     rows = rows[rows["model_options"] == "{}"]
-    keys = ["suite", "machine", "task", "depth", "batch", "trained_length", "quantity"]
+    keys = ["suite", "machine", "task", "depth", "batch", "training", "trained_length", "quantity"]
     medians = rows.groupby([*keys, "model", "width"], sort=False)[["value", "low", "high"]].median()
     medians = medians.reset_index()  # over seeds
     ours, theirs = (medians[medians["model"] == name] for name in (model, against))
