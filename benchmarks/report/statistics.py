@@ -43,14 +43,6 @@ def t_factor(freedom: float, level: float = LEVEL) -> float:
     return float(stats.t.ppf((1 + level) / 2, freedom))
 
 
-def wilson_interval(correct: int, count: int) -> tuple[float, float]:
-    """Return the bounds of the probability behind `correct` of `count` (Wilson 1927)."""
-    if not count:
-        return math.nan, math.nan
-    low, high = stats.binomtest(correct, count).proportion_ci(LEVEL, method="wilson")
-    return float(low), float(high)
-
-
 def sequence_values(totals: Numbers, counts: Numbers) -> Numbers:
     """Return a value per test sequence, whose mean is sum(totals) / sum(counts).
 
@@ -112,8 +104,8 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFram
     """Return the mean of a column over the seeds of each group, with its 95 % interval.
 
     Columns: `by`, mean, low, high, seeds, and the mean `floor` if the frame has one. A column
-    `sequences` holds the values per test sequence. One seed without them has the interval of its
-    answers (columns `correct`, `count`) if it is an accuracy, and none otherwise.
+    `sequences` holds the values per test sequence; one seed without them has no interval. That of
+    an accuracy is cut to [0, 1].
     """
     if not frame.empty:
         frame = frame[frame[value].notna()]
@@ -122,18 +114,13 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFram
         return pd.DataFrame(columns=[*by, "mean", "low", "high", "seeds", *floors])
     groups = places_of_groups(frame, by)
     values = frame[value].to_numpy(float)
-    is_accuracy = np.zeros(len(frame), dtype=bool)
-    if value == "score" and "unit" in frame:
-        is_accuracy = (frame["unit"] == "accuracy").to_numpy()
+    units = frame["unit"].to_numpy() if "unit" in frame and value == "score" else None
     sequences = frame["sequences"].to_numpy() if "sequences" in frame else None
     rows = []
     for group in groups:
         own = None if sequences is None else complete(sequences[group])
         low, high = interval(values[group], own)
-        if is_accuracy[group].all():
-            if math.isnan(low) and "correct" in frame:
-                run = frame.iloc[group[0]]
-                low, high = wilson_interval(int(run["correct"]), int(run["count"]))
+        if units is not None and units[group[0]] == "accuracy":
             low, high = max(low, 0.0), min(high, 1.0)
         mean = math.fsum(values[group]) / len(group)
         rows.append({"mean": mean, "low": low, "high": high, "seeds": len(group)})
