@@ -18,7 +18,7 @@ from lookback.benchmarks.suite import CEILING, MARGIN, Pilot, Suite
 from lookback.tasks.task import get_task
 
 EXTENSIONS = 3  # rates that are added beyond each end of the grid, at most
-PERFECT = 1.0  # accuracy, that no other rate exceeds
+PERFECT = 1.0  # accuracy that no other rate can exceed
 SHORTEST = 32  # tokens that a calibration begins with
 MODELS = 2  # that must lie between them
 
@@ -133,8 +133,8 @@ def quality(record: Record) -> float:
 def beyond_the_grid(runner: Runner) -> Iterator[LearnCell]:
     """Yield a cell at the next rate for each curve whose best rate is the first or the last.
 
-    At most EXTENSIONS rates lie beyond each end of the suite's grid. A curve on which all scores
-    are equal, every rate failed, or the best answers everything is not extended.
+    At most EXTENSIONS rates lie beyond each end of the suite's grid. A curve is not extended if all
+    its scores are equal, if every rate failed, or if its best score is perfect.
     """
     assert runner.suite.pilot is not None
     grid = runner.suite.pilot.learning_rates
