@@ -102,7 +102,9 @@ def _source(records: Sequence[Record], left_out: int) -> str:
     versions = _code_versions(records)
     if versions:
         text += " " + versions
-    return f"{text} {RECONSTRUCTION}" if _has_model(records, "rrwkv") else text
+    if any(record.cell.model == "rrwkv" for record in records):
+        text += " " + RECONSTRUCTION
+    return text
 
 
 def _code_versions(records: Iterable[Record]) -> str:
@@ -113,10 +115,6 @@ def _code_versions(records: Iterable[Record]) -> str:
             digests.setdefault(path, set()).add(digest)
     several = [f"`{printable(path)}`" for path, found in sorted(digests.items()) if len(found) > 1]
     return f"Made with several versions of {', '.join(several)}." if several else ""
-
-
-def _has_model(records: Iterable[Record], name: str) -> bool:
-    return any(record.cell.model == name for record in records)
 
 
 # --- the endpoint
