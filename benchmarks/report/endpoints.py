@@ -30,7 +30,7 @@ from lookback.benchmarks.suite import Endpoint
 
 PAIR = ["suite", "task", "task_options", "data", "reading", "depth", "trained_length"]
 """Columns that two runs share which are compared by their seed."""
-MODEL = [*PAIR, "model", "model_options", "training", "variant", "width"]
+MODEL = [*PAIR, "model", "model_options", "training", "width"]
 """Columns that all seeds of one model share."""
 RUN = [*MODEL, "seed"]
 BASELINE = "rwkv"  # that other models are compared with
@@ -70,7 +70,7 @@ class Judged:
         if self.verdicts.empty:
             return table[columns]
         own = ["difference", "difference_low", "difference_high", "smallest_shown", "verdict"]
-        on = [*PAIR, "training", "variant", "parameters"]
+        on = [*PAIR, "model", "model_options", "training", "parameters"]
         return table.merge(self.verdicts[[*on, *own]], on=on, how="left")[[*columns, *own]]
 
 
@@ -285,7 +285,7 @@ def verdicts(
     `values` has a row per run and test: `value` (larger is better), `score`, `floor`, `unit` and
     the columns `keys` that a pair shares, `seed` apart. A difference below `matters` does not.
 
-    Columns: keys, model, model_options, variant, parameters, value, baseline, difference (the mean
+    Columns: keys, model, model_options, parameters, value, baseline, difference (the mean
     of the seeds), difference_low, difference_high, seeds, `smallest_shown` (the smallest difference
     that so many seeds show) and verdict. In place of a verdict stands `both at floor` or `both at
     ceiling`, and `at floor` or `baseline at floor` where one is at the floor.
@@ -295,7 +295,7 @@ def verdicts(
     is_baseline = is_plain(values, against)
     pairs = statistics.paired(values[~is_baseline], values[is_baseline], keys, "value")
     rows: list[dict[str, object]] = []
-    run = [*keys, "training", "variant", "model", "model_options", "parameters"]
+    run = [*keys, "training", "model", "model_options", "parameters"]
     for key, group in pairs.groupby(run, sort=False, dropna=False):
         standings = []
         for side in ("", "_baseline"):

@@ -41,7 +41,6 @@ IDENTITY = (
     "trained_length",
     "batch",
     "training",
-    "variant",
 )
 """Columns that every frame has and that all seeds of one measurement share."""
 
@@ -121,7 +120,6 @@ def cell_columns(record: Record) -> Row:
         "trained_length": cell.length,
         "batch": batch_of(cell),
         "training": as_json(training(cell)),
-        "variant": variant(record),
         "measurement": digest(measurement(record, "seed").encode()),
         "seed": cell.seed,
         "learning_rate": getattr(cell, "learning_rate", None),
@@ -134,8 +132,9 @@ def cell_columns(record: Record) -> Row:
 
 
 def machine_of(record: Record) -> str:
-    """Return the machine of a cost record; empty for a learning record, which needs none."""
-    return record.machine.slug if record.cell.kind == "cost" else ""
+    """Return the machine of a cost record and its threads; empty for learning, which needs none."""
+    threads = record.machine.facts.get("threads")
+    return f"{record.machine.slug}, {threads} threads" if record.cell.kind == "cost" else ""
 
 
 def reading(cell: AnyCell) -> Row:
@@ -186,21 +185,6 @@ def measurement(record: Record, *without: str) -> str:
     return json.dumps([fields, data], sort_keys=True)
 
 
-def variant(record: Record) -> str:
-    """Return a key of how a model was set up: equal for cells that differ in size, task and seed.
-
-    Tables and figures tell two variants apart by the same fields.
-    """
-    cell = record.cell
-    fields = {
-        "model": cell.model,
-        "options": cell.model_options,
-        "reading": reading(cell),
-        "threads": record.machine.facts.get("threads") if cell.kind == "cost" else None,
-    }
-    return json.dumps(fields, sort_keys=True)
-
-
 def distinct(records: Iterable[Record]) -> tuple[list[Record], int]:
     """Return the newest record of each measurement, and how many were left out.
 
@@ -215,8 +199,12 @@ def distinct(records: Iterable[Record]) -> tuple[list[Record], int]:
         key = (measurement(record), machine_of(record), record.suite, device)
         if key not in newest or newest[key].ended < record.ended:
             newest[key] = record
-    kept = sorted(newest.values(), key=lambda record: (record.suite, record.cell_id))
-    return kept, count - len(kept)
+    return sorted(newest.values(), key=_order), count - len(newest)
+
+
+def _order(record: Record) -> tuple[str, int, str]:
+    """Order suites by name, and in each the plainest tasks first."""
+    return record.suite, len(record.cell.task_options), record.cell_id
 
 
 # --- the frames
@@ -364,6 +352,11 @@ FRAMES: dict[str, Callable[[Record], Iterator[Row]]] = {
     "generation": _generation,
 }
 """By name: the rows of a record. `runs` has one row per record, whatever its status."""
+
+
+def largest(rows: pd.DataFrame, column: str, by: Sequence[str]) -> pd.DataFrame:
+    """Return the rows of each group that have its largest value of a column."""
+    return rows[rows[column] == rows.groupby(by, dropna=False)[column].transform("max")]
 
 
 def without_pilots(records: Iterable[Record]) -> Iterator[Record]:

@@ -22,7 +22,7 @@ MODELS = {
 }
 """As their papers write them, in the order in which tables list them."""
 
-
+ACRONYMS = {"alibi": "ALiBi", "rope": "RoPE"}
 OPTIONS = ("reading", "training")  # columns of JSON
 TOLD_APART = (*OPTIONS, "width", "depth", "data")
 """Columns in which runs of one model may differ; a name says so where it is needed."""
@@ -51,7 +51,7 @@ def option_words(options: dict[str, Any]) -> list[str]:
         name = key.replace("_", " ")
         if value is True:
             words.append(name)
-        elif value is False:
+        elif value is False or value == "none":
             words.append(f"no {name}")
         elif isinstance(value, dict) and set(value) == {"low", "high"}:
             span = f"{value['low']:,} to {value['high']:,}"
@@ -59,7 +59,7 @@ def option_words(options: dict[str, Any]) -> list[str]:
         elif isinstance(value, int) and name.endswith("s"):
             words.append(f"{value:,} {name[:-1] if value == 1 else name}")
         else:
-            words.append(f"{name} {value}")
+            words.append(f"{name} {ACRONYMS.get(str(value), value)}")
     return words
 
 

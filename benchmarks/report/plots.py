@@ -39,7 +39,7 @@ FEW_MODELS = 5  # up to so many, bands of intervals can be told apart
 STEPS = 5  # between marks, that fit on an axis of lengths
 DENSE = 0.6  # octaves between lengths: bins of distance are half an octave wide
 FEW_DECADES = 3.5  # that a logarithmic axis can show with three marks in each
-TITLE_WIDTH = 44  # letters of a panel's title in one line
+TITLE_WIDTH = 36  # letters of a panel's title in one line
 LABEL_WIDTH = 26  # letters of a row's label in one line
 # Inches: margins of a panel, and what a legend takes.
 LEFT, RIGHT, BOTTOM, MARGIN = 0.84, 0.34, 0.48, 0.07
@@ -330,9 +330,14 @@ def length_axis(axes: Axes, lengths: Iterable[float], name: str) -> None:
 
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator([2.0**mark for mark in marks]))
-    axes.xaxis.set_major_formatter(FixedFormatter([f"{2.0**mark:,.6g}" for mark in marks]))
+    axes.xaxis.set_major_formatter(FixedFormatter([_mark_text(2.0**mark) for mark in marks]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(name)
+
+
+def _mark_text(value: float) -> str:
+    """Return a length as a whole number, a small or a broken one with three digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def log_axis(axes: Axes) -> None:

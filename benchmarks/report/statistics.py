@@ -168,7 +168,7 @@ def paired(
     pairs = ours.merge(theirs, on=shared, suffixes=("", "_baseline"))
     ratio = pairs["parameters"] / pairs["parameters_baseline"]
     pairs = pairs.assign(ratio=np.maximum(ratio, 1 / ratio))
-    run = [*shared, "training", "variant", "parameters"]
+    run = [*shared, "model", "model_options", "training", "parameters"]
     nearest = pairs.groupby(run, dropna=False)["ratio"].transform("min")
     pairs = pairs[(pairs["ratio"] == nearest) & (pairs["ratio"] <= NEAREST)]
     pairs = pairs[pairs.groupby(run, dropna=False)["ratio"].transform("size") == 1]

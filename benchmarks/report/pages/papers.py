@@ -12,6 +12,7 @@ import pandas as pd
 
 from lookback.benchmarks.record import Record
 from lookback.benchmarks.report.endpoints import Evidence
+from lookback.benchmarks.report.frames import largest
 from lookback.benchmarks.report.names import model_name, sort_models
 from lookback.benchmarks.report.page import Block, Page
 from lookback.benchmarks.report.sections.costs import growth
@@ -136,7 +137,7 @@ def _complexity(costs: pd.DataFrame) -> pd.DataFrame:
 
 def _generation(points: pd.DataFrame) -> pd.DataFrame:
     """Return the seconds of the longest text that was generated."""
-    last = points[points["tokens"] == points.groupby("variant")["tokens"].transform("max")]
+    last = largest(points, "tokens", ["model", "model_options"])
     last = _named(last.assign(at_length=last["tokens"]))
     medians = last.groupby(["model", "at_length"], sort=False)["seconds"].median()  # over seeds
     return medians.reset_index()

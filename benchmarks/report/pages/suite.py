@@ -21,6 +21,17 @@ from lookback.benchmarks.suite import Endpoint
 
 BY_OPTION = "Score against an option"  # title of a section
 TEST = [*IDENTITY, "parameters", "test_length", "test_options", "unit"]
+IN_WORDS = {
+    "better": "better",
+    "worse": "worse",
+    "equivalent": "equivalent",
+    "inconclusive": "inconclusive",
+    "at floor": "at the floor, unlike it",
+    "baseline at floor": "learned, unlike it",
+    "both at floor": "at the floor like it",
+    "both at ceiling": "at the ceiling like it",
+}
+"""Verdicts as a sentence says them of models beside the baseline, in its order."""
 MOST_TESTS = 3  # columns of scores in a first table
 RECONSTRUCTION = (
     "RRWKV is this project's reconstruction: its paper (arXiv 2306.05176) was withdrawn, "
@@ -144,28 +155,31 @@ def by_task(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return sorted(groups, key=lambda group: -len(group[1]))
 
 
-def endpoint_text(endpoint: Endpoint) -> str:
-    """Say what the endpoint is, and how verdicts are reached."""
+def quantity_text(endpoint: Endpoint) -> str:
+    """Say what the endpoint measures."""
     names = [f"{length:,}" for length in endpoint.lengths]
-    lengths = humanize.natural_list(names)
-    mean = "mean score" if len(names) > 1 else "score"
-    quantity = {
-        "score": f"{mean} at {lengths} tokens",
-        "area": f"accuracy above the sighted floor, averaged over log2 distance, at {lengths}",
+    lengths = f"at {humanize.natural_list(names)} tokens"
+    return {
+        "score": f"{'mean ' if len(names) > 1 else ''}score {lengths}",
+        "area": f"accuracy above the sighted floor, averaged over log2 distance, {lengths}",
         "halfway": f"log2 of the number of {endpoint.option} at which accuracy is half-way from "
         "the floor to one",
         "saved": f"bits a byte saved on the same bytes from {' to '.join(names)} tokens read",
     }[endpoint.quantity]
+
+
+def endpoint_text(endpoint: Endpoint) -> str:
+    """Say what the endpoint is, and how verdicts are reached."""
     return (
-        f"Endpoint: {quantity}. Differences are to {model_name(BASELINE)}, paired by seed, "
-        f"with 95 % intervals over seeds. Equivalent: within ±{endpoint.difference} by two "
-        "one-sided tests. Smallest shown: the difference that this many seeds show with a power "
-        "of 80 %. The sighted floor is the best score of an answer without a model."
+        f"Endpoint: {quantity_text(endpoint)}. Differences are to {model_name(BASELINE)}, paired "
+        f"by seed, with 95 % intervals over seeds. Equivalent: within ±{endpoint.difference} by "
+        "two one-sided tests. Smallest shown: the difference that this many seeds show with a "
+        "power of 80 %. The sighted floor is the best score of an answer without a model."
     )
 
 
 def endpoint_sentences(judged: Judged) -> list[str]:
-    """Say who is best and by how much, and the verdicts beside the baseline, on the first task."""
+    """Say what was measured, who is best and by how much, and the verdicts, on the first task."""
     task, table = by_task(judged.table(main_size(judged.values)))[0]
     scores = table.set_index("model_name")["endpoint"].sort_values(ascending=False, kind="stable")
     is_best = judged.is_best(scores)
@@ -178,12 +192,12 @@ def endpoint_sentences(judged: Judged) -> list[str]:
         behind = ranking(scores[~is_best].head(4))
         matters = judged.endpoint.difference
         sentence = f"{best} are best, within {matters}: {scores.max():.2f}, then {behind}."
-    sentences = [f"{task.capitalize()}: {sentence}"]
+    sentences = [f"{task.capitalize()}, {quantity_text(judged.endpoint)}: {sentence}"]
     if "verdict" in table:
-        groups = table.groupby("verdict", sort=False)["model_name"]
-        said = "; ".join(f"{word}: {in_bold(names)}" for word, names in groups)
+        groups = dict(list(table.groupby("verdict")["model_name"]))
+        said = [f"{IN_WORDS[word]}: {in_bold(groups[word])}" for word in IN_WORDS if word in groups]
         if said:
-            sentences.append(f"Beside {model_name(BASELINE)}, {said}.")
+            sentences.append(f"Beside {model_name(BASELINE)}, {'; '.join(said)}.")
     return sentences
 
 

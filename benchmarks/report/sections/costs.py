@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from lookback.benchmarks.report import plots
+from lookback.benchmarks.report.frames import largest
 from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.section import Content, register_section
 from lookback.benchmarks.report.statistics import quadratic_part, slope
@@ -125,7 +126,7 @@ def cost_growth(costs: pd.DataFrame) -> Content:
 
 
 def growth(costs: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per quantity and variant of a model: its slope and its quadratic share."""
+    """Return a row per quantity and model: its slope and its quadratic share."""
     rows = quantities(costs)
     if rows.empty:
         return rows
@@ -166,8 +167,7 @@ def ratios(costs: pd.DataFrame, model: str, against: str) -> pd.DataFrame:
     medians = medians.reset_index()  # over seeds
     ours, theirs = (medians[medians["model"] == name] for name in (model, against))
     pairs = ours.merge(theirs, on=keys, suffixes=("", "_baseline"))
-    groups = pairs.groupby(["suite", "machine", "batch"])["trained_length"]
-    pairs = pairs[pairs["trained_length"] == groups.transform("max")]
+    pairs = largest(pairs, "trained_length", ["suite", "machine", "batch"])
     return pairs.assign(
         ratio=pairs["value"] / pairs["value_baseline"],
         ratio_low=pairs["low"] / pairs["high_baseline"],

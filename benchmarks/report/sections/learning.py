@@ -7,7 +7,7 @@ import pandas as pd
 
 from lookback.benchmarks.report import plots
 from lookback.benchmarks.report.endpoints import MODEL, PAIR, is_plain
-from lookback.benchmarks.report.frames import IDENTITY
+from lookback.benchmarks.report.frames import IDENTITY, largest
 from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.section import Content, register_section
 from lookback.benchmarks.report.statistics import named, paired, summarise
@@ -33,7 +33,7 @@ def reach_of_gradients(gradients: pd.DataFrame) -> Content:
 
 
 def gradient_ratios(gradients: pd.DataFrame, model: str, against: str) -> pd.DataFrame:
-    """Return a row per task and variant of a model: its gradient over that of another model.
+    """Return a row per task and model: its gradient over that of another model.
 
     After training, from the farthest bin of distances, each relative to distance zero. `ratio` is
     the geometric mean over seeds, paired by seed, with its 95 % interval.
@@ -41,8 +41,8 @@ def gradient_ratios(gradients: pd.DataFrame, model: str, against: str) -> pd.Dat
     if gradients.empty:
         return gradients
     rows = gradients[(gradients["when"] == "trained") & (gradients["share"] > 0)]
-    farthest = rows.groupby(PAIR, dropna=False)["distance"].transform("max")
-    rows = rows[rows["distance"] == farthest].assign(log=lambda table: np.log(table["share"]))
+    rows = largest(rows, "distance", PAIR)
+    rows = rows.assign(log=np.log(rows["share"]))
     ours, theirs = rows[rows["model"] == model], rows[is_plain(rows, against)]
     pairs = paired(ours, theirs, [*PAIR, "distance"], "log")
     ratios = named(summarise(pairs, [*MODEL, "distance"], "difference"), "ratio")

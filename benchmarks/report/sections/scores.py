@@ -8,7 +8,7 @@ import pandas as pd
 
 from lookback.benchmarks.report import plots
 from lookback.benchmarks.report.endpoints import MODEL, PAIR
-from lookback.benchmarks.report.frames import IDENTITY
+from lookback.benchmarks.report.frames import IDENTITY, largest
 from lookback.benchmarks.report.names import add_names, by_numbers
 from lookback.benchmarks.report.section import Content, register_section
 from lookback.benchmarks.report.statistics import named, paired, standings, summarise
@@ -17,16 +17,17 @@ TEST = [*IDENTITY, "test_length", "test_options", "unit"]
 AT_DISTANCES = (4, 16, 64, 256, 1024, 4096)
 MOST_PANELS = 4
 FEWEST_ANSWERS = 20  # of a bin, or it is not drawn
+FEWEST_BINS = 4  # of a test, or a line by distance says nothing
 
 
 @register_section("Accuracy against distance", of="distances")
 def accuracy_by_distance(distances: pd.DataFrame) -> Content:
     """How far back the answer lay, in bins of half an octave. Shaded: 95 % intervals over seeds;
     dotted: the sighted floor, the best score of an answer without a model."""
-    by_test = ["task", "task_options", "trained_length"]
-    is_wide = distances.groupby(by_test)["distance"].transform("nunique") > 2
     is_drawn = (distances["count"] >= FEWEST_ANSWERS) & (distances["farthest"] > 0)
-    rows = distances[is_wide & is_drawn]  # zero has no place on the axis
+    rows = distances[is_drawn]  # zero has no place on the axis
+    bins = rows.groupby(["task", "task_options", "trained_length", "test_length"])["distance"]
+    rows = rows[bins.transform("nunique") >= FEWEST_BINS]
     if rows.empty:
         return Content()
     keys = [*TEST, "nearest", "farthest", "distance"]
@@ -37,7 +38,7 @@ def accuracy_by_distance(distances: pd.DataFrame) -> Content:
 
 def _at_distances(means: pd.DataFrame) -> pd.DataFrame:
     keys = ["task_name", "trained_length"]
-    longest = means[means["test_length"] == means.groupby(keys)["test_length"].transform("max")]
+    longest = largest(means, "test_length", keys)
     rows = []
     for key, group in longest.groupby([*keys, "test_length", "model_name"], sort=False):
         row = dict(zip([*keys, "read_at", "model_name"], key, strict=True))
@@ -101,9 +102,10 @@ def score_by_option(scores: pd.DataFrame) -> Content:
 def score_by_state(scores: pd.DataFrame) -> Content:
     """Models in several sizes, by the bytes of state that they keep after a sequence of the trained
     length. Shaded: 95 % intervals over seeds."""
-    training = ["task", "task_options", "trained_length"]
-    of_model = scores.groupby([*training, "variant"])["state_bytes"].transform("nunique")
-    rows = scores[of_model.groupby([scores[name] for name in training]).transform("max") > 1]
+    training = ["task", "task_options", "trained_length", "reading"]
+    of_model = scores.groupby([*training, "model", "model_options"])["state_bytes"]
+    sizes = of_model.transform("nunique").groupby([scores[name] for name in training])
+    rows = scores[sizes.transform("max") > 1]
     if rows.empty:
         return Content()
     keys = [name for name in TEST if name not in ("width", "depth", "training")]

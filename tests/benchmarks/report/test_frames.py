@@ -46,7 +46,7 @@ def test_every_frame_has_the_cells_columns(name: str, cell: Cell) -> None:
     rows = frame(name, [learn_record(cell), cost_record(as_cost(cell))])
     assert rows.columns.is_unique
     if len(rows):
-        assert {"suite", "machine", "task", "model", "seed", "variant", "width"} <= set(rows)
+        assert {"suite", "machine", "task", "model", "seed", "training", "width"} <= set(rows)
 
 
 def test_an_unknown_frame_is_refused() -> None:

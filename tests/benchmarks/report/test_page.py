@@ -228,7 +228,8 @@ def test_legends_fit_their_figures(name: str) -> None:
 
 def test_axes_of_panels_line_up_and_no_label_is_cut() -> None:
     rows = []
-    for panel, largest in (("small", 1.0), ("a title of\ntwo lines", 1e-7), ("large", 1e9)):
+    long = "python, repeat 64 to 512, repeat 256, scored 64"
+    for panel, largest in (("small", 1.0), (long, 1e-7), ("large", 1e9)):
         for x in (1, 4, 1_048_576):
             row = {"model": "mine", "model_name": "mine", "x": x, "panel": panel, "unit": "bytes"}
             rows.append(row | {"mean": largest / x, "low": largest / x, "high": largest})
@@ -254,6 +255,7 @@ def test_axes_of_panels_line_up_and_no_label_is_cut() -> None:
         ([3, 4, 6, 8, 12, 16, 24], ["4", "8", "16"]),  # bins of distance
         ([1e-3, 3e-3, 1e-2, 2e-2, 4e-2], ["0.001", "0.003", "0.01", "0.04"]),
         ([7], ["7"]),
+        ([27.2764, 110.417], ["27.3", "110"]),
         ([], []),
     ],
 )

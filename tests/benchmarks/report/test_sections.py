@@ -9,8 +9,9 @@ from lookback.benchmarks.report.endpoints import SuiteEvidence
 from lookback.benchmarks.report.frames import Frames
 from lookback.benchmarks.report.pages.suite import suite_page
 from lookback.benchmarks.report.sections.learning import gradient_ratios
-from lookback.benchmarks.report.sections.scores import score_by_window
-from tests.records import FACTS, learn_record, score, trained
+from lookback.benchmarks.report.sections.scores import accuracy_by_distance, score_by_window
+from lookback.benchmarks.suite import Endpoint
+from tests.records import FACTS, learn_record, score, score_by_distance, trained
 
 FULL = (80, 70, 75)
 NARROW = (62, 55, 51)
@@ -73,4 +74,31 @@ def test_a_page_says_the_best_of_each_task_in_its_own_unit(cell: Cell) -> None:
     assert suite_page(SuiteEvidence(records), "title").lead == [
         "Copy at 64 tokens (accuracy): RWKV-4 0.60, LSTM 0.40.",
         "Python at 128 tokens (bits per byte): LSTM 0.40, RWKV-4 0.60.",
+    ]
+
+
+def test_a_test_at_a_few_distances_makes_no_line(cell: Cell) -> None:
+    bins = [(4, 5), (6, 7), (8, 11), (12, 15)]
+    right = dict.fromkeys(bins, (30, 40))
+    few = trained(cell, [score_by_distance(24, dict(list(right.items())[:3]))])
+    assert accuracy_by_distance(Frames([few])["distances"]).is_empty
+
+    enough = trained(cell, [score_by_distance(24, right)])
+    assert not accuracy_by_distance(Frames([enough])["distances"]).is_empty
+    rare = trained(cell, [score_by_distance(24, right | {(12, 15): (5, 10)})])
+    assert accuracy_by_distance(Frames([rare])["distances"]).is_empty
+
+
+def test_a_page_says_what_its_endpoint_is_and_who_is_best(cell: Cell) -> None:
+    endpoint = Endpoint(quantity="score", task=cell.task, lengths=(64,), difference=0.05)
+    records = []
+    for model, level in (("rwkv", 60), ("lstm", 90), ("rrwkv", 14), ("transformer", 61)):
+        for seed in range(3):
+            own = cell.model_copy(update={"model": model, "seed": seed})
+            records.append(trained(own, [score(64, level + seed % 2)]))
+    assert suite_page(SuiteEvidence(records, endpoint=endpoint), "title").lead == [
+        "Copy, score at 64 tokens: **LSTM** is best: 0.90, then Transformer 0.61, RWKV-4 0.60, "
+        "RRWKV 0.14.",
+        "Beside RWKV-4, better: **LSTM**; equivalent: **Transformer**; at the floor, unlike it: "
+        "**RRWKV**.",
     ]

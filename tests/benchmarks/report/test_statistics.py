@@ -137,9 +137,9 @@ def test_pairs_are_of_one_seed_and_the_nearest_size() -> None:
         ("a", 0, 100, 0.5), ("a", 1, 100, 0.7), ("a", 2, 100, 0.9),
         ("b", 0, 105, 0.4), ("b", 1, 105, 0.5), ("b", 0, 400, 0.1), ("b", 1, 400, 0.1),
     ]  # fmt: skip
-    frame = pd.DataFrame(rows, columns=["variant", "seed", "parameters", "score"])
-    frame = frame.assign(task="t", training="{}")
-    ours, theirs = (rows for _, rows in frame.groupby("variant"))
+    frame = pd.DataFrame(rows, columns=["model", "seed", "parameters", "score"])
+    frame = frame.assign(task="t", training="{}", model_options="{}")
+    ours, theirs = (rows for _, rows in frame.groupby("model"))
     pairs = statistics.paired(ours, theirs, ["task"], "score")
     assert sorted(pairs["difference"].round(6)) == [0.1, 0.2]
 
