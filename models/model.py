@@ -9,6 +9,7 @@ are the model's options.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -375,10 +376,16 @@ def register_family(prefix: str, summary: str) -> Callable[[Family], Family]:
 
 def model_names() -> list[str]:
     """Return the sorted names of all registered models, without those of families."""
+    _register_ours()
+    return sorted(_architectures)
+
+
+@functools.cache
+def _register_ours() -> None:
+    """Import the modules of this package, which register their models."""
     package = importlib.import_module("lookback.models")
     for module in pkgutil.iter_modules(package.__path__, "lookback.models."):
         importlib.import_module(module.name)
-    return sorted(_architectures)
 
 
 def find_architecture(name: str) -> Architecture:

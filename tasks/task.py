@@ -29,6 +29,7 @@ A text corpus states `windows` in place of `sizes`: training draws from anywhere
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import importlib
 import inspect
@@ -376,10 +377,15 @@ def _check_parameters(
 
 def task_names() -> list[str]:
     """Return the names of all registered tasks, sorted."""
-    # Importing a module of this package registers its tasks.
+    _register_ours()
+    return sorted(_TASKS)
+
+
+@functools.cache
+def _register_ours() -> None:
+    """Import the modules of this package, which register their tasks."""
     for module in pkgutil.walk_packages(lookback.tasks.__path__, "lookback.tasks."):
         importlib.import_module(module.name)
-    return sorted(_TASKS)
 
 
 def get_task(name: str, options: Mapping[str, Any] | None = None) -> Task:

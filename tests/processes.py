@@ -1,5 +1,6 @@
 """Helpers of tests that start, stop and kill the processes of cells."""
 
+import contextlib
 import os
 import sys
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lookback.benchmarks.record import AnyCell, LearnNumbers, Record, make_cell
+from lookback.benchmarks.record import AnyCell, LearnNumbers, Outcome, Record, make_cell
 from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.suite import Suite
 
@@ -46,6 +47,12 @@ def tiny(model: str = "rwkv", **fields: object) -> AnyCell:
 
 def runner_of(folder: Path, *cells: AnyCell, plugin: str = PLUGIN) -> Runner:
     return Runner(folder, Suite("faults", "", cells), plugins=[plugin], threads=1)
+
+
+def replace_processes(monkeypatch: pytest.MonkeyPatch, measure: Callable[..., Outcome]) -> None:
+    """Let a method of Runner measure cells in place of their processes; no server starts either."""
+    monkeypatch.setattr(Runner, "_in_own_process", measure)
+    monkeypatch.setattr(Runner, "_serving", lambda *_: contextlib.nullcontext())
 
 
 def command_lines() -> dict[int, str]:

@@ -7,6 +7,8 @@ remains after one sequence of the cell's length.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -139,14 +141,23 @@ def nearest(measure: Callable[[int], int], target: int, start: int) -> tuple[int
             raise refusal
         return None
 
+    def interpolated(low: int, end: int) -> int:
+        """Return a width between two, as if the measure grew with the square of the width."""
+        root, least, most = (math.sqrt(n) for n in (target, values.get(low, 0), values[end]))
+        guess = low + round((end - low) * (root - least) / (most - least))
+        return min(max(guess, low + 1), end - 1)
+
     # Double the width until its measure reaches the target: the answer is `low`, `high` or between.
     low, high = 0, first_possible(start)
     while high is not None and values[high] < target:
         low, high = high, first_possible(2 * high)
 
     end = low + 1 if high is None else high
-    while end - low > 1:
-        guess = (low + end) // 2
+    for tries in itertools.count():
+        if end - low <= 1:
+            break
+        # Every third guess is the middle, in case the measure grows in another way.
+        guess = interpolated(low, end) if end in values and tries % 3 < 2 else (low + end) // 2
         width = first_possible(guess, end)
         if width is not None and values[width] < target:
             low = width

@@ -18,7 +18,7 @@ from lookback.benchmarks.record import AnyCell, Cell, Code, Outcome, ResolvedOpt
 from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.suite import Pilot, Suite
 from tests.command_line import lookback
-from tests.processes import tiny
+from tests.processes import replace_processes, tiny
 from tests.records import FACTS, learn_record, score, trained
 
 RATES = (1e-3, 3e-3, 1e-2)
@@ -72,7 +72,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, quality: dict[str, dict[f
         )
         return Outcome(status="ok", task=FACTS, learn=numbers)
 
-    monkeypatch.setattr(Runner, "_in_own_process", measure)
+    replace_processes(monkeypatch, measure)
     # Matched models differ in width.
     cells = tuple(tiny(model, width=8 + number) for number, model in enumerate(quality))
     pilot = pilot_suite(suite(*cells))
@@ -178,7 +178,7 @@ def test_a_calibration_says_where_floor_and_ceiling_are(
         numbers = learn_record(cell).outcome.learn.model_copy(update={"tests": (tested,)})
         return Outcome(status="ok", task=FACTS, learn=numbers)
 
-    monkeypatch.setattr(Runner, "_in_own_process", measure)
+    replace_processes(monkeypatch, measure)
     result = lookback("calibrate", "recall", "--option", "pairs=2,4,8", "--results", str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-4:] == [

@@ -151,15 +151,17 @@ def test_a_users_matplotlibrc_changes_nothing(results: Path, tmp_path: Path) -> 
     (tmp_path / "matplotlibrc").write_text("axes.facecolor: black\ntext.usetex: True\n")
     code = (
         "from pathlib import Path; from lookback.benchmarks.report.make import make_pages; "
-        "import sys; make_pages(Path(sys.argv[1]), Path(sys.argv[2]))"
+        "import sys; make_pages(Path(sys.argv[1]), Path(sys.argv[2]), ['suite'])"
     )
-    for name, folder in (("plain", tmp_path), ("own", tmp_path)):
-        environment = {"MATPLOTLIBRC": str(folder)} if name == "own" else {}
-        command = [sys.executable, "-c", code, str(results), str(tmp_path / name)]
-        subprocess.run(command, check=True, env={"PATH": "/usr/bin:/bin", **environment})
-    for path in (tmp_path / "plain").rglob("*.svg"):
+    command = [sys.executable, "-c", code, str(results), str(tmp_path / "own")]
+    environment = {"PATH": "/usr/bin:/bin", "MATPLOTLIBRC": str(tmp_path)}
+    subprocess.run(command, check=True, env=environment)
+    make_pages(results, tmp_path / "plain", ["suite"])
+    figures = list((tmp_path / "plain").rglob("*.svg"))
+    for path in figures:
         other = tmp_path / "own" / path.relative_to(tmp_path / "plain")
         assert path.read_bytes() == other.read_bytes()
+    assert figures
 
 
 def test_paper_style_adds_pdf_and_latex(results: Path, tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import torch
 from lookback.benchmarks.measure import code
 from lookback.benchmarks.plugins import MODULE_PREFIX
 from lookback.benchmarks.record import Outcome
-from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.storage import read_record, record_files
 from lookback.models import model
 from tests.command_line import lookback
+from tests.processes import replace_processes
 from tests.records import learn_record
 
 PLUGIN = '''
@@ -62,9 +62,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "suite.toml").write_text(SUITE)
     (tmp_path / "plugin.py").write_text(PLUGIN)
     (tmp_path / "own_scale.py").write_text("SCALE = 1.0\n")
-    monkeypatch.setattr(
-        Runner, "_in_own_process", lambda self, cell, *rest: learn_record(cell).outcome
-    )
+    replace_processes(monkeypatch, lambda self, cell, *rest: learn_record(cell).outcome)
     return tmp_path
 
 
@@ -116,13 +114,11 @@ def test_the_old_record_is_kept_until_the_new_one_is_final(
     with (own / "plugin.py").open("a") as file:
         file.write("# edited\n")
     failed = Outcome(status="error", message="broken")
-    monkeypatch.setattr(Runner, "_in_own_process", lambda self, cell, *rest: failed)
+    replace_processes(monkeypatch, lambda self, cell, *rest: failed)
     run(own)
     (aside,) = own.rglob("*.old")
     assert aside.read_text() == old
-    monkeypatch.setattr(
-        Runner, "_in_own_process", lambda self, cell, *rest: learn_record(cell).outcome
-    )
+    replace_processes(monkeypatch, lambda self, cell, *rest: learn_record(cell).outcome)
     run(own)
     assert not list(own.rglob("*.old"))
 

@@ -29,7 +29,6 @@ from lookback.benchmarks.measure.train import learn
 from lookback.benchmarks.record import FINAL, Cell, Outcome
 from lookback.benchmarks.report.make import make_pages
 from lookback.benchmarks.run import process
-from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.storage import read_record, read_records, record_files, write_record
 from lookback.tasks.task import get_task
 from tests.processes import (
@@ -39,6 +38,7 @@ from tests.processes import (
     SWEPT,
     is_running,
     processes_of,
+    replace_processes,
     runner_of,
     tiny,
     untimed,
@@ -260,7 +260,7 @@ def instead(monkeypatch: pytest.MonkeyPatch) -> Stubbed:
 
     def put(outcome: Outcome | Callable[[Cell], Outcome]) -> None:
         outcome_of = outcome if callable(outcome) else lambda cell: outcome
-        monkeypatch.setattr(Runner, "_in_own_process", lambda self, cell, *rest: outcome_of(cell))
+        replace_processes(monkeypatch, lambda self, cell, *rest: outcome_of(cell))
 
     return put
 

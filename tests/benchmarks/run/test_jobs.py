@@ -8,7 +8,7 @@ import pytest
 from lookback.benchmarks.record import AnyCell, Outcome
 from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.suite import Suite
-from tests.processes import LINUX, runner_of, tiny, untimed_record
+from tests.processes import LINUX, replace_processes, runner_of, tiny, untimed_record
 from tests.records import as_cost, cost_record, learn_record
 
 
@@ -53,7 +53,7 @@ def test_learning_cells_share_the_device_and_cost_cells_do_not(
         running.remove(cell)
         return outcome
 
-    monkeypatch.setattr(Runner, "_in_own_process", measure)
+    replace_processes(monkeypatch, measure)
     cells = [
         as_cost(tiny(model), {"length": length})
         for model in ("rwkv", "lstm")
@@ -80,7 +80,7 @@ def test_a_cell_out_of_memory_beside_others_is_measured_again_alone(
                 return Outcome(status="oom", message="too large")
         return learn_record(cell).outcome
 
-    monkeypatch.setattr(Runner, "_in_own_process", measure)
+    replace_processes(monkeypatch, measure)
     runner = several(tmp_path, 2, tiny(seed=0), tiny(seed=1))
     assert runner.run() == 0 and tries == [2, 1]
     assert runner.recorded(tiny(seed=0)).outcome.status == ends_as
@@ -90,9 +90,7 @@ def test_a_cell_out_of_memory_beside_others_is_measured_again_alone(
 def test_a_line_a_cell_says_its_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        Runner, "_in_own_process", lambda self, cell, *rest: learn_record(cell, 93).outcome
-    )
+    replace_processes(monkeypatch, lambda self, cell, *rest: learn_record(cell, 93).outcome)
     assert runner_of(tmp_path, tiny(), tiny(seed=1)).run() == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "faults: 2 cells, 0 recorded, 2 to measure"

@@ -17,7 +17,15 @@ from lookback.benchmarks.run import process
 from lookback.benchmarks.run.process import default_threads
 from lookback.benchmarks.run.runner import WORK, device_name
 from lookback.benchmarks.storage import read_record, record_files, write_record
-from tests.processes import LINUX, ROOT, processes_of, runner_of, tiny, wait_until
+from tests.processes import (
+    LINUX,
+    ROOT,
+    processes_of,
+    replace_processes,
+    runner_of,
+    tiny,
+    wait_until,
+)
 from tests.records import as_cost, learn_record
 
 PLUGIN = str(ROOT / "tests" / "plugin_models.py")
@@ -128,7 +136,7 @@ def test_a_cell_that_another_runner_measures_comes_last(
         lock.release()
         return learn_record(cell).outcome
 
-    monkeypatch.setattr(type(runner), "_in_own_process", measure_and_release)
+    replace_processes(monkeypatch, measure_and_release)
     work = tmp_path / machine("cpu").slug / WORK
     work.mkdir(parents=True)
     lock = FileLock(work / f"{locked.id}.lock", thread_local=False)
@@ -175,7 +183,7 @@ def test_no_cell_starts_after_the_budget(
         runner.deadline = time.monotonic()
         return learn_record(cell).outcome
 
-    monkeypatch.setattr(type(runner), "_in_own_process", measure_slowly)
+    replace_processes(monkeypatch, measure_slowly)
     assert runner.run() == 0 and runner.missing() == [*cells[1:]]
     assert "the time is over with 2 cells left" in capsys.readouterr().out
 
