@@ -184,3 +184,10 @@ def test_records_that_are_not_there(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="no folder of records"):
         load(tmp_path / "nowhere")
+
+
+def test_the_plainest_task_of_a_suite_comes_first(cell: Cell) -> None:
+    options = ({"delay": 2, "symbols": 4}, {}, {"delay": 2})
+    tasks = [cell.model_copy(update={"task_options": one}) for one in options]
+    records, left_out = distinct([learn_record(one) for one in tasks])
+    assert [len(record.cell.task_options) for record in records] == [0, 1, 2] and not left_out
