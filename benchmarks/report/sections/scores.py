@@ -54,10 +54,11 @@ def _at_distances(means: pd.DataFrame) -> pd.DataFrame:
 def score_by_length(scores: pd.DataFrame) -> Content:
     """Trained at one length, tested at several. Shaded: 95 % intervals over seeds; dotted: the
     sighted floor, the best score of an answer without a model."""
-    several = scores.groupby(["task", "task_options"])["test_length"].transform("nunique") > 1
-    if not several.any():
+    runs = scores.groupby(["task", "task_options", "trained_length"])["test_length"]
+    rows = scores[runs.transform("nunique") > 1]
+    if rows.empty:
         return Content()
-    means = add_names(summarise(scores[several], TEST, "score"))
+    means = add_names(summarise(rows, TEST, "score"))
     panel = ["task_name", "trained_length", "test_options"]
     return Content(plots.curves(means, "test_length", panel, "tokens read"))
 

@@ -9,7 +9,11 @@ from lookback.benchmarks.report.endpoints import SuiteEvidence
 from lookback.benchmarks.report.frames import Frames
 from lookback.benchmarks.report.pages.suite import suite_page
 from lookback.benchmarks.report.sections.learning import gradient_ratios
-from lookback.benchmarks.report.sections.scores import accuracy_by_distance, score_by_window
+from lookback.benchmarks.report.sections.scores import (
+    accuracy_by_distance,
+    score_by_length,
+    score_by_window,
+)
 from lookback.benchmarks.suite import Endpoint
 from tests.records import FACTS, learn_record, score, score_by_distance, trained
 
@@ -43,6 +47,15 @@ def test_a_window_is_compared_with_full_attention_by_seed(cell: Cell) -> None:
 
 def test_without_windows_there_is_nothing_to_show(cell: Cell) -> None:
     assert score_by_window(Frames([learn_record(cell)])["scores"]).is_empty
+
+
+def test_lengths_that_were_trained_and_read_make_no_line(cell: Cell) -> None:
+    """A run at each length, tested at its own."""
+    lengths = [cell.model_copy(update={"length": n, "test_lengths": ()}) for n in (16, 32)]
+    rows = Frames([learn_record(one) for one in lengths])["scores"]
+    assert score_by_length(rows).is_empty
+    both = cell.model_copy(update={"test_lengths": (16, 32)})
+    assert not score_by_length(Frames([learn_record(both)])["scores"]).is_empty
 
 
 def test_gradients_from_the_farthest_bin_are_compared_by_seed(cell: Cell) -> None:
