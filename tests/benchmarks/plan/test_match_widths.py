@@ -135,6 +135,23 @@ def test_widths_a_model_cannot_have_are_passed_over() -> None:
         nearest(refuse, 10, 64)
 
 
+@pytest.mark.parametrize("power", [1, 2, 3])
+def test_a_search_measures_few_widths(power: int) -> None:
+    """A model of each width is built, so interpolation pays."""
+    measured = []
+
+    def measure(width: int) -> int:
+        measured.append(width)
+        return 1000 + 60 * width + width**power
+
+    for aim in (10**5, 10**6, 10**7):
+        measured.clear()
+        best = min(range(1, 20_000), key=lambda w: abs(1000 + 60 * w + w**power - aim))
+        if best < 19_999:
+            assert nearest(measure, aim, 64)[0] == best
+            assert len(measured) <= 16
+
+
 def test_models_of_a_users_own_are_matched(tmp_path: Path) -> None:
     """Narrowed to a model that the suite does not name: the standard is the suite's, though no cell
     of it is left.
