@@ -1,11 +1,13 @@
 """Floating-point operations, by torch's own counter with formulas for operators that it lacks.
 
-A multiplication and an addition are two operations. Attention counts all positions, masked or not,
-as in torch's own formulas.
+A multiplication and an addition are two operations. Attention counts the pairs of positions that
+its kernel computes: one that is told to be causal skips the others, one that is given a mask does
+not. (torch's own formulas count all pairs.)
 """
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -21,14 +23,21 @@ def counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=FORMULAS)
 
 
-def _attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
+def _attention(causal_at: int, *args: Any, **_: Any) -> int:
+    query, key, value = args[:3]
+    return _computed(sdpa_flop_count(query, key, value), query, args[causal_at : causal_at + 1])
 
 
-def _attention_backward(
-    gradient: Shape, query: Shape, key: Shape, value: Shape, *_: Any, **__: Any
-) -> int:
-    return sdpa_backward_flop_count(gradient, query, key, value)
+def _attention_backward(causal_at: int, *args: Any, **_: Any) -> int:
+    gradient, query, key, value = args[:4]
+    count = sdpa_backward_flop_count(gradient, query, key, value)
+    return _computed(count, query, args[causal_at : causal_at + 1])
+
+
+def _computed(count: int, query: Shape, is_causal: tuple[bool, ...]) -> int:
+    """Return the part of the operations on all T x T pairs that is on T (T + 1) / 2 of them."""
+    length = query[-2]
+    return count * (length + 1) // (2 * length) if any(is_causal) else count
 
 
 def _lstm(x: Shape, input_weight: Shape, hidden_weight: Shape, *_: Any, **__: Any) -> int:
@@ -53,10 +62,23 @@ def _triangular_solve(matrix: Shape, right: Shape, *_: Any, **__: Any) -> int:
     return prod(right) * matrix[-1]  # half of a product of these shapes
 
 
+# Operators of attention, and the place of `is_causal` among their arguments.
+FORWARD = {
+    ATEN._scaled_dot_product_flash_attention_for_cpu: 4,
+    ATEN._scaled_dot_product_flash_attention: 4,
+    ATEN._scaled_dot_product_efficient_attention: 6,
+    ATEN._scaled_dot_product_cudnn_attention: 6,
+}
+BACKWARD = {
+    ATEN._scaled_dot_product_flash_attention_for_cpu_backward: 7,
+    ATEN._scaled_dot_product_flash_attention_backward: 11,
+    ATEN._scaled_dot_product_efficient_attention_backward: 11,
+    ATEN._scaled_dot_product_cudnn_attention_backward: 14,
+}
 FORMULAS: dict[Any, Any] = {
+    **{operator: partial(_attention, place) for operator, place in FORWARD.items()},
+    **{operator: partial(_attention_backward, place) for operator, place in BACKWARD.items()},
     ATEN.linalg_solve_triangular: _triangular_solve,
-    ATEN._scaled_dot_product_flash_attention_for_cpu: _attention,
-    ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     ATEN.mkldnn_rnn_layer: _lstm,
     ATEN.mkldnn_rnn_layer_backward: _lstm_backward,
     ATEN._cudnn_rnn: _cudnn_lstm,

@@ -51,8 +51,7 @@ def cost_by_length(costs: pd.DataFrame) -> Content:
     """Medians of repeats, shaded to their quartiles. Memory is the most that was alive at once,
     weights and optimizer included; decode time is of one token after so long a context; state is
     what generation keeps. The table is of the longest length that all models reached. Share of
-    matmul speed: operations a second in training, over those of a large matrix product; masked
-    pairs of attention count as operations, although its kernel skips them."""
+    matmul speed: operations a second in training, over those of a large matrix product."""
     rows = add_names(quantities(costs))
     if rows.empty:
         return Content()

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from lookback.benchmarks.measure import cost as cost_module
+from lookback.benchmarks.measure import operations
 from lookback.benchmarks.measure.cost import cost, out_of_memory, summary
 from lookback.benchmarks.measure.memory import LiveBytes, alive_in
 from lookback.benchmarks.record import Cell, CostCell, CostNumbers, Job, Outcome
@@ -237,14 +239,10 @@ def expected_flops(
     if model == "rrwkv":
         block += 2 * width**2  # the gate
     per_token, mixing, backward, decoding = length * block, 0, 0, 0
-    if (
-        model == "transformer"
-    ):  # scores and sums over all positions; on the way back five products instead of two
-        mixing, backward, decoding = (
-            4 * length**2 * width,
-            10 * length**2 * width,
-            4 * context * width,
-        )
+    if model == "transformer":
+        # Scores and sums over the positions up to each; on the way back five products, not two.
+        pairs = length * (length + 1) // 2
+        mixing, backward, decoding = 4 * pairs * width, 10 * pairs * width, 4 * context * width
     if model in ("rwkv", "rrwkv"):
         mixing, backward = 12 * length * width, 36 * length * width
     if model == "rrwkv":  # mediums: a key and a value, and WKV over them
@@ -265,6 +263,21 @@ def test_operations_are_those_of_the_formulas(cell: Cell, model: str) -> None:
     )  # the third token is the one counted
     assert (phases["training"].flops, phases["prefill"].flops) == (training, prefill)
     assert phases["decode"].flops == decode
+
+
+def test_attention_is_counted_by_the_argument_that_makes_it_causal() -> None:
+    for operator, place in {**operations.FORWARD, **operations.BACKWARD}.items():
+        assert operator.default._schema.arguments[place].name == "is_causal"
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_a_causal_kernel_computes_half_of_the_pairs(is_causal: bool) -> None:
+    batch, heads, length, width = 2, 3, 10, 8
+    tensors = [torch.rand(batch, heads, length, width, requires_grad=True) for _ in range(3)]
+    with operations.counter() as counted:
+        scaled_dot_product_attention(*tensors, is_causal=is_causal).sum().backward()
+    pairs = sum(t + 1 if is_causal else length for t in range(length))
+    assert counted.get_total_flops() == (2 + 5) * 2 * batch * heads * pairs * width
 
 
 def test_fresh_processes_and_other_threads_count_the_same(cell: Cell, tmp_path: Path) -> None:

@@ -92,14 +92,9 @@ def test_operations_of_attention_by_hand() -> None:
     width, length, depth = 32, 128, 2
     flops = step_flops(small("transformer", width=width, length=length, task="python"))
     matrices = depth * 13 * width**2 + 256 * width
-    attention = (
-        depth * 4 * length**2 * width
-    )  # two products forward, of 2 operations a multiplication and addition
-    fewer, more = (
-        6 * matrices * length + 3 * attention,
-        6 * matrices * length + 3.5 * attention,
-    )  # scores again or not
-    assert fewer <= flops <= more
+    pairs = length * (length + 1) // 2
+    attention = depth * 4 * pairs * width  # two products forward, a multiplication and an addition
+    assert flops == 6 * matrices * length + 3.5 * attention  # five backward: the scores once more
 
 
 def test_operations_of_a_recurrence_by_hand() -> None:
