@@ -25,19 +25,19 @@ def counter() -> FlopCounterMode:
 
 def _attention(causal_at: int, *args: Any, **_: Any) -> int:
     query, key, value = args[:3]
-    return _computed(sdpa_flop_count(query, key, value), query, args[causal_at : causal_at + 1])
+    is_causal = any(args[causal_at : causal_at + 1])
+    return _computed(sdpa_flop_count(query, key, value), query, key, is_causal)
 
 
 def _attention_backward(causal_at: int, *args: Any, **_: Any) -> int:
     gradient, query, key, value = args[:4]
-    count = sdpa_backward_flop_count(gradient, query, key, value)
-    return _computed(count, query, args[causal_at : causal_at + 1])
+    is_causal = any(args[causal_at : causal_at + 1])
+    return _computed(sdpa_backward_flop_count(gradient, query, key, value), query, key, is_causal)
 
 
-def _computed(count: int, query: Shape, is_causal: tuple[bool, ...]) -> int:
-    """Return the part of the operations on all T x T pairs that is on T (T + 1) / 2 of them."""
-    length = query[-2]
-    return count * (length + 1) // (2 * length) if any(is_causal) else count
+def _computed(count: int, query: Shape, key: Shape, is_causal: bool) -> int:
+    """Return the part of the operations on all pairs that is on a query and the keys up to it."""
+    return count * (query[-2] + 1) // (2 * key[-2]) if is_causal else count
 
 
 def _lstm(x: Shape, input_weight: Shape, hidden_weight: Shape, *_: Any, **__: Any) -> int:

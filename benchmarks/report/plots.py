@@ -336,7 +336,7 @@ def length_axis(axes: Axes, lengths: Iterable[float], name: str) -> None:
 
 
 def _mark_text(value: float) -> str:
-    """Return a length as a whole number, a small or a broken one with three digits."""
+    """Return a length from 100 on as a whole number, a smaller one with three digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
