@@ -14,6 +14,8 @@ from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.statistics import summarise
 
 PANELS = ["suite", "machine", "task_name", "trained_length", "test_length", "phase", "batch"]
+SETTINGS = ("width", "depth", "training", "batch", "trained_length", "test_length")
+MODEL_AND_TASK = ("suite", "task", "task_options", "model", "model_options")
 LOGARITHMIC = ("seconds", "bytes", "flops", "share")  # quantities that span orders of magnitude
 
 
@@ -34,9 +36,8 @@ def draw_figure(
     rows = find_frame(records, x, y, frame_name)
     rows = rows[rows[x].notna() & rows[y].notna()]
     varied = [name for name in PANELS if name in rows and name not in (x, y)]
-    keys = list(dict.fromkeys([*IDENTITY, *varied, *(["unit"] if "unit" in rows else []), x]))
-    changes_with = {"trained_length": "width", "learning_rate": "training", "rate": "training"}
-    keys = [name for name in keys if name != changes_with.get(x)]
+    keys = dict.fromkeys([*IDENTITY, *varied, *(["unit"] if "unit" in rows else []), x])
+    keys = [name for name in keys if name == x or not follows(rows, name, x)]
     means = add_names(summarise(rows, keys, y))
     panel = [name for name in ["task_name", *varied] if name in means]
     label = means["unit"].iloc[0] if y == "score" else y.replace("_", " ")
@@ -45,6 +46,17 @@ def draw_figure(
         figure = plots.curves(means, x, panel, "", label, log_y)
         plots.save(figure.draw(style, title), Path(output))
     return means
+
+
+def follows(rows: pd.DataFrame, column: str, x: str) -> bool:
+    """Return whether `x` says the value of a column in SETTINGS within each model and task.
+
+    Such a column splits no line: widths may belong to lengths, and tests to trained lengths.
+    """
+    if column not in SETTINGS:
+        return False
+    groups = rows.groupby([*MODEL_AND_TASK, x], dropna=False)[column]
+    return bool((groups.nunique(dropna=False) == 1).all())
 
 
 def find_frame(records: Sequence[Record], x: str, y: str, name: str = "") -> pd.DataFrame:

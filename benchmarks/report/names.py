@@ -103,7 +103,7 @@ def _tells_apart(runs: pd.DataFrame, column: str) -> bool:
     A width may belong to a depth, and settings of training to a size.
     """
     sizes = {"width": ["depth"], "training": ["width", "depth"]}.get(column, [])
-    keys = [*NAMED, *(name for name in sizes if name in runs)]
+    keys = [name for name in (*NAMED, *sizes) if name in runs]
     return len(runs[[*keys, column]].drop_duplicates()) > len(runs[keys].drop_duplicates())
 
 

@@ -14,6 +14,7 @@ from lookback.benchmarks.cli import main
 from lookback.benchmarks.machine import ROOT
 from lookback.benchmarks.record import Cell, Record
 from lookback.benchmarks.report import page, plots
+from lookback.benchmarks.report.figure import draw_figure
 from lookback.benchmarks.report.make import make_pages
 from lookback.benchmarks.storage import write_record
 from tests.records import as_cost, cost_record, learn_record
@@ -387,6 +388,22 @@ def test_a_plot(
     options = ["--x", "distance", "--model", "rwkv", "--results", results]
     assert run(monkeypatch, "plot", output, *options) == 0
     assert output.stat().st_size > 2000
+
+
+def test_a_plot_joins_the_points_whose_settings_follow_the_axis(cell: Cell, tmp_path: Path) -> None:
+    """Each length is trained at a width and a rate of its own, and tested at itself."""
+    records = []
+    for length, width in ((16, 8), (32, 12), (64, 16)):
+        changes = {"length": length, "width": width, "test_lengths": (), "learning_rate": 1 / width}
+        records.append(learn_record(cell.model_copy(update=changes), length))
+    numbers = draw_figure(records, "trained_length", "score", tmp_path / "figure.svg")
+    assert set(numbers["model_name"]) == {"RWKV-4"}
+    assert list(numbers["mean"]) == [0.16, 0.32, 0.64]
+    assert "test_length" not in numbers  # which would make a panel of each
+
+    wide = learn_record(cell.model_copy(update={"length": 16, "width": 16, "test_lengths": ()}))
+    numbers = draw_figure([*records, wide], "trained_length", "score", tmp_path / "figure.svg")
+    assert numbers["model_name"].nunique() > 1
 
 
 def test_a_plot_shows_published_records_and_each_measurement_once(
