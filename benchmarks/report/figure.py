@@ -36,8 +36,8 @@ def draw_figure(
     rows = find_frame(records, x, y, frame_name)
     rows = rows[rows[x].notna() & rows[y].notna()]
     varied = [name for name in PANELS if name in rows and name not in (x, y)]
-    keys = dict.fromkeys([*IDENTITY, *varied, *(["unit"] if "unit" in rows else []), x])
-    keys = [name for name in keys if name == x or not follows(rows, name, x)]
+    columns = [*IDENTITY, *varied, *(["unit"] if "unit" in rows else []), x]
+    keys = [name for name in dict.fromkeys(columns) if name == x or not follows(rows, name, x)]
     means = add_names(summarise(rows, keys, y))
     panel = [name for name in ["task_name", *varied] if name in means]
     label = means["unit"].iloc[0] if y == "score" else y.replace("_", " ")
