@@ -7,7 +7,6 @@ remains after one sequence of the cell's length.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -153,11 +152,9 @@ def nearest(measure: Callable[[int], int], target: int, start: int) -> tuple[int
         low, high = high, first_possible(2 * high)
 
     end = low + 1 if high is None else high
-    for tries in itertools.count():
-        if end - low <= 1:
-            break
+    while end - low > 1:
         # Every third guess is the middle, in case the measure grows in another way.
-        guess = interpolated(low, end) if end in values and tries % 3 < 2 else (low + end) // 2
+        guess = interpolated(low, end) if end in values and len(values) % 3 else (low + end) // 2
         width = first_possible(guess, end)
         if width is not None and values[width] < target:
             low = width
