@@ -7,6 +7,7 @@ not. (torch's own formulas count all pairs.)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from math import prod
 from typing import Any
@@ -23,21 +24,17 @@ def counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=FORMULAS)
 
 
-def _attention(causal_at: int, *args: Any, **_: Any) -> int:
-    query, key, value = args[:3]
+def _attention(
+    count: Callable[..., int], tensors: int, causal_at: int, *args: Any, **_: Any
+) -> int:
+    """Return `count` of the first `tensors` shapes; of a causal kernel, its part that is computed.
+
+    The last three of them are query, key and value; `args[causal_at]` may be left out.
+    """
+    shapes = args[:tensors]
+    query, key, _value = shapes[-3:]
     is_causal = any(args[causal_at : causal_at + 1])
-    return _computed(sdpa_flop_count(query, key, value), query, key, is_causal)
-
-
-def _attention_backward(causal_at: int, *args: Any, **_: Any) -> int:
-    gradient, query, key, value = args[:4]
-    is_causal = any(args[causal_at : causal_at + 1])
-    return _computed(sdpa_backward_flop_count(gradient, query, key, value), query, key, is_causal)
-
-
-def _computed(count: int, query: Shape, key: Shape, is_causal: bool) -> int:
-    """Return the part of the operations on all pairs that is on a query and the keys up to it."""
-    return count * (query[-2] + 1) // (2 * key[-2]) if is_causal else count
+    return count(*shapes) * (query[-2] + 1) // (2 * key[-2]) if is_causal else count(*shapes)
 
 
 def _lstm(x: Shape, input_weight: Shape, hidden_weight: Shape, *_: Any, **__: Any) -> int:
@@ -76,8 +73,11 @@ BACKWARD = {
     ATEN._scaled_dot_product_cudnn_attention_backward: 14,
 }
 FORMULAS: dict[Any, Any] = {
-    **{operator: partial(_attention, place) for operator, place in FORWARD.items()},
-    **{operator: partial(_attention_backward, place) for operator, place in BACKWARD.items()},
+    **{op: partial(_attention, sdpa_flop_count, 3, place) for op, place in FORWARD.items()},
+    **{
+        op: partial(_attention, sdpa_backward_flop_count, 4, place)
+        for op, place in BACKWARD.items()
+    },
     ATEN.linalg_solve_triangular: _triangular_solve,
     ATEN.mkldnn_rnn_layer: _lstm,
     ATEN.mkldnn_rnn_layer_backward: _lstm_backward,

@@ -15,7 +15,6 @@ from lookback.benchmarks.report.statistics import named, paired, standings, summ
 
 TEST = [*IDENTITY, "test_length", "test_options", "unit"]
 AT_DISTANCES = (4, 16, 64, 256, 1024, 4096)
-MOST_PANELS = 4
 FEWEST_ANSWERS = 20  # of a bin, or it is not drawn
 FEWEST_BINS = 4  # of a test, or a line by distance says nothing
 
