@@ -521,12 +521,15 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
+CELL: TypeAdapter[LearnCell | CostCell] = TypeAdapter(AnyCell)
+
+
 def make_cell(fields: Mapping[str, Any]) -> LearnCell | CostCell:
     """Return the cell with these fields; raises ValueError with one line on what is wrong."""
     kind = fields.get("kind")
     known = CELL_TYPES[kind].model_fields if kind in CELL_TYPES else ()
     try:
-        return TypeAdapter(AnyCell).validate_python(dict(fields))
+        return CELL.validate_python(dict(fields))
     except ValidationError as error:
         raise ValueError(one_line(error, known)) from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -76,46 +76,44 @@ def add_names(table: pd.DataFrame) -> pd.DataFrame:
     if table.empty:
         return table.assign(model_name="", task_name="")
     columns = [name for name in (*NAMED, *TOLD_APART) if name in table]
-    runs = table[columns].drop_duplicates()
-    several = [column for column in TOLD_APART if column in runs and _tells_apart(runs, column)]
-    telling = {name: _varied_options(runs[name].unique()) for name in several if name in OPTIONS}
-    models = []
-    for row in runs[["model", "model_options", *several]].itertuples(index=False):
-        words = [model_name(row[0], row[1])]
-        for column, value in zip(several, row[2:], strict=True):
-            words.append(_words(column, value, telling.get(column, ())))
-        models.append(", ".join(word for word in words if word))
+    distinct = table[columns].drop_duplicates()
+    runs = distinct.to_dict("records")
+    differing = [name for name in TOLD_APART if name in columns and _tells_apart(runs, name)]
+    varied = {name: _varied_options(distinct[name]) for name in OPTIONS if name in differing}
+    of_tasks = distinct.groupby("task")["task_options"].apply(_varied_options)
 
-    tasks = {}
-    for task, rows in runs.groupby("task"):
-        varied = _varied_options(rows["task_options"].unique())
-        for options in rows["task_options"].unique():
-            tasks[task, options] = task_name(str(task), options, varied)
-    keys = zip(runs["task"], runs["task_options"], strict=True)
-    names = runs.assign(model_name=models, task_name=[tasks[key] for key in keys])
+    models = []
+    tasks = []
+    for run in runs:
+        words = [model_name(run["model"], run["model_options"])]
+        words += [_words(name, run[name], varied.get(name, ())) for name in differing]
+        models.append(", ".join(filter(None, words)))
+        tasks.append(task_name(run["task"], run["task_options"], of_tasks[run["task"]]))
+    names = distinct.assign(model_name=models, task_name=tasks)
     kept = table.drop(columns=["model_name", "task_name"], errors="ignore")
     return sort_models(kept.merge(names, on=columns, how="left"))
 
 
-def _tells_apart(runs: pd.DataFrame, column: str) -> bool:
+def _tells_apart(runs: Sequence[Mapping[str, Any]], column: str) -> bool:
     """Return whether runs of one model on one task and length differ in a column.
 
     A width may belong to a depth, and settings of training to a size.
     """
     sizes = {"width": ["depth"], "training": ["width", "depth"]}.get(column, [])
-    keys = [name for name in (*NAMED, *sizes) if name in runs]
-    return len(runs[[*keys, column]].drop_duplicates()) > len(runs[keys].drop_duplicates())
+    keys = [name for name in (*NAMED, *sizes) if name in runs[0]]
+    first: dict[tuple[Any, ...], Any] = {}
+    return any(
+        run[column] != first.setdefault(tuple(run[k] for k in keys), run[column]) for run in runs
+    )
 
 
 def _varied_options(options: Iterable[str]) -> list[str]:
     """Return the options in which tasks differ; `pairs` is always worth naming."""
-    tables = [json.loads(text) for text in options]
-    names = sorted({name for table in tables for name in table})
-    missing = object()
+    tables = [json.loads(text) for text in sorted(set(options))]
     varied = []
-    for name in names:
-        values = [json.dumps(table.get(name, str(missing)), sort_keys=True) for table in tables]
-        if name == "pairs" or len(set(values)) > 1:
+    for name in sorted({name for table in tables for name in table}):
+        values = {json.dumps(table[name], sort_keys=True) for table in tables if name in table}
+        if name == "pairs" or len(values) > 1 or any(name not in table for table in tables):
             varied.append(name)
     return varied
 
