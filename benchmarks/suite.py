@@ -170,6 +170,7 @@ class Suite:
     plugins: tuple[str, ...] = ()  # files
     digest: str = ""  # of the file
     takes: str = ""  # how long the default scale takes, in words
+    path: Path | None = None  # of a user's own file, which is kept beside its records
 
 
 def suite_names() -> list[str]:
@@ -249,6 +250,7 @@ def read_suite(name: str, scale: str = DEFAULT_SCALE, device: str = "cpu") -> Su
         pilot=_section(path, content, changes, "pilot", Pilot),
         plugins=tuple(str(path.parent / plugin) for plugin in content.get("plugins", [])),
         digest=digest(path.read_bytes()),
+        path=path if name.endswith(".toml") else None,
     )
 
 
@@ -261,9 +263,20 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not valid TOML: a number is too long") from None
 
 
+def find_suite(name: str, results: Path | None = None) -> Suite | None:
+    """Return the suite of a folder of records: one of ours, or one that a user ran into `results`.
+
+    Raises ValueError if the file that was kept beside a user's records is none of a suite.
+    """
+    kept = sorted(results.glob(f"*/{name}/*.toml")) if results else []
+    if kept and not _find_ours(name):
+        scale = name.removeprefix(kept[0].stem).removeprefix("-")
+        return read_suite(str(kept[0]), scale or DEFAULT_SCALE)
+    return _find_ours(name)
+
+
 @functools.cache
-def find_suite(name: str) -> Suite | None:
-    """Return one of our suites by the name of its records' folder; None for a user's own."""
+def _find_ours(name: str) -> Suite | None:
     for scale in (DEFAULT_SCALE, "smoke", "paper"):
         base = name.removesuffix(f"-{scale}") if scale != DEFAULT_SCALE else name
         if base in suite_names():
@@ -505,7 +518,7 @@ def limit_steps(suite: Suite, steps: int) -> Suite:
         else:
             fields["repeats"] = 1
         cells.append(make_cell(fields))
-    return dataclasses.replace(suite, name=f"{suite.name}-limit", cells=tuple(cells))
+    return dataclasses.replace(suite, name=f"{suite.name}-limit", cells=tuple(cells), path=None)
 
 
 def _replace(cell: AnyCell, field: str, value: Any, dropped: Sequence[str]) -> AnyCell:

@@ -48,7 +48,7 @@ def pilot_suite(suite: Suite, rates: Sequence[float] = ()) -> Suite:
             f"expected cells that learn{', with ' if only else ''}{only}"
         )
     name, distinct = f"{suite.name}-pilot", tuple(dict.fromkeys(cells))
-    return dataclasses.replace(suite, name=name, cells=distinct, pilot=pilot)
+    return dataclasses.replace(suite, name=name, cells=distinct, pilot=pilot, path=None)
 
 
 def is_piloted(cell: LearnCell, pilot: Pilot) -> bool:

@@ -236,7 +236,7 @@ def compare_models(
     """
     models = Selection(models=(model, against))
     chosen, _ = distinct(chosen_records(Path(results), (), models, published))
-    endpoints = endpoints_of(chosen)
+    endpoints = endpoints_of(chosen, Path(results))
     scores, costs = frame("scores", chosen), frame("costs", chosen)
     parts = []
     for (suite, unit), tests in scores.groupby(["suite", "unit"]) if len(scores) else ():
@@ -253,7 +253,7 @@ def compare_models(
     prices = ratios(costs, model, against)
     if not prices.empty:
         prices = prices[["suite", "quantity", "trained_length", "ratio", "ratio_low", "ratio_high"]]
-    rows = by_verdict(add_names(rows)[columns])
+    rows = by_verdict(add_names(rows, with_length=True)[columns])
     return Comparison(rows, rows, prices)
 
 

@@ -63,7 +63,7 @@ class Judged:
         for end in ("low", "high"):
             means[end] = means[end].clip(means["least"], means["most"])
         means = statistics.named(means, "endpoint").assign(unit=values["unit"].iloc[0])
-        table = add_names(means.assign(mark=standings(means)))
+        table = add_names(means.assign(mark=standings(means)), with_length=True)
         columns = ["task_name", "model", "model_name", "parameters", "seeds", "score"]
         columns += ["sighted_floor", "mark", "endpoint", "endpoint_low", "endpoint_high"]
         columns += ["blind", "most"]

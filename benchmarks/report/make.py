@@ -134,13 +134,13 @@ def make_pages(
     if suites and topics:  # which look at all suites
         records = chosen_records(results, (), selection, published)
     kept, _ = distinct(records)
-    evidence = Evidence(kept, endpoints_of(kept))
+    evidence = Evidence(kept, endpoints_of(kept, results))
     counts = Counter(record.suite for record in records)
     written = []
     links = {}
     for suite in suites if names else sorted(counts):
         of_suite = evidence.suites[suite]
-        links[suite] = selection.title or suite_title(suite)
+        links[suite] = selection.title or suite_title(suite, results)
         settings = (links[suite], counts[suite] - len(of_suite.records))
         written += write_new(suite_page, reports / suite, style, of_suite, *settings)
     for topic in topics:
@@ -174,17 +174,20 @@ def write_new(
     return [write_page(page, folder, style, key)] if page else []
 
 
-def suite_title(name: str) -> str:
-    """Return the title of one of our suites; of a user's own, its name."""
-    suite = find_suite(name)
+def suite_title(name: str, results: Path) -> str:
+    """Return the title of a suite; its name where its file is unknown."""
+    suite = find_suite(name, results)
     return suite.title if suite else f"Suite {name}"
 
 
-def endpoints_of(records: Iterable[Record]) -> dict[str, Endpoint]:
-    """Return the endpoints of the suites of these records; smoke scales decide nothing."""
+def endpoints_of(records: Iterable[Record], results: Path | None = None) -> dict[str, Endpoint]:
+    """Return the endpoints of the suites of these records; smoke scales decide nothing.
+
+    Those of users' suites are known if they were run into the folder `results`.
+    """
     endpoints = {}
     for name in dict.fromkeys(record.suite for record in records):
-        suite = find_suite(name) if not name.endswith("-smoke") else None
+        suite = find_suite(name, results) if not name.endswith("-smoke") else None
         if suite is not None and suite.endpoint is not None:
             endpoints[name] = suite.endpoint
     return endpoints

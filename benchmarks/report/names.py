@@ -68,10 +68,11 @@ def printable(text: str) -> str:
     return re.sub(r"[^\w \[\]{}.,:;'=+/*%()-]", "?", text).replace("](", "] (")
 
 
-def add_names(table: pd.DataFrame) -> pd.DataFrame:
+def add_names(table: pd.DataFrame, with_length: bool = False) -> pd.DataFrame:
     """Add the columns `model_name` and `task_name`, distinct wherever the rows differ.
 
-    The rows come in the order of the models.
+    The rows come in the order of the models. `with_length`: a task that was trained at several
+    lengths has a name for each of them.
     """
     if table.empty:
         return table.assign(model_name="", task_name="")
@@ -81,6 +82,7 @@ def add_names(table: pd.DataFrame) -> pd.DataFrame:
     differing = [name for name in TOLD_APART if name in columns and _tells_apart(runs, name)]
     varied = {name: _varied_options(distinct[name]) for name in OPTIONS if name in differing}
     of_tasks = distinct.groupby("task")["task_options"].apply(_varied_options)
+    lengths = distinct.groupby(["task", "task_options"])["trained_length"].nunique()
 
     models = []
     tasks = []
@@ -88,7 +90,10 @@ def add_names(table: pd.DataFrame) -> pd.DataFrame:
         words = [model_name(run["model"], run["model_options"])]
         words += [_words(name, run[name], varied.get(name, ())) for name in differing]
         models.append(", ".join(filter(None, words)))
-        tasks.append(task_name(run["task"], run["task_options"], of_tasks[run["task"]]))
+        task, options = run["task"], run["task_options"]
+        name = task_name(task, options, of_tasks[task])
+        several = with_length and lengths[task, options] > 1
+        tasks.append(f"{name}, trained at {run['trained_length']:,}" if several else name)
     names = distinct.assign(model_name=models, task_name=tasks)
     kept = table.drop(columns=["model_name", "task_name"], errors="ignore")
     return sort_models(kept.merge(names, on=columns, how="left"))

@@ -46,6 +46,7 @@ from lookback.benchmarks.storage import (
     read_record,
     set_aside,
     set_aside_path,
+    write_atomically,
     write_record,
 )
 from lookback.benchmarks.suite import Suite, cell_count
@@ -251,6 +252,9 @@ class Runner:
             if self.exclusive and not self._lock_device(cells[0].device, work, stack, bar):
                 return
             stack.enter_context(self._serving(len(cells), bar))
+            if self.suite.path:  # reports take the title and the endpoint from it
+                kept = self.folder(cells[0]) / self.suite.path.name
+                write_atomically(kept, self.suite.path.read_text(encoding="utf-8"))
 
             out_of_memory: list[AnyCell] = []
             yield from self._side_by_side(learning, self.jobs, bar, out_of_memory)

@@ -20,7 +20,11 @@ def rrwkv_page(evidence: Evidence) -> Page | None:
     blocks: list[Block] = []
     lead = [RECONSTRUCTION]
     judged = [one.verdicts for one in evidence.judged.values()]
-    parts = [add_names(table[table["model"] == "rrwkv"]) for table in judged if not table.empty]
+    parts = [
+        add_names(table[table["model"] == "rrwkv"], with_length=True)
+        for table in judged
+        if not table.empty
+    ]
     gains = pd.concat(parts) if parts else pd.DataFrame()
     if not gains.empty:
         depths = gains["depth"].astype(str)

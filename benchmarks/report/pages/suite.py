@@ -51,7 +51,7 @@ def suite_page(evidence: SuiteEvidence, title: str, left_out: int = 0) -> Page:
         first = list(_endpoint_blocks(judged))
         lead = endpoint_sentences(judged)
     else:
-        scores = add_names(summarise(evidence["scores"], TEST, "score"))
+        scores = add_names(summarise(evidence["scores"], TEST, "score"), with_length=True)
         costs = prices(evidence["costs"])
         table = model_table(scores, costs)
         if not table.empty:
@@ -141,7 +141,8 @@ def _endpoint_blocks(judged: Judged) -> Iterable[Block]:
         return
     matters = judged.endpoint.difference
     label = f"difference to {model_name(BASELINE)}"
-    figure = intervals(add_names(judged.verdicts), "model_name", "task_name", label, matters)
+    rows = add_names(judged.verdicts, with_length=True)
+    figure = intervals(rows, "model_name", "task_name", label, matters)
     text = (
         f"Model minus {model_name(BASELINE)}, paired by seed, with 95 % intervals over seeds. "
         f"Shaded: within ±{matters}, which does not matter."

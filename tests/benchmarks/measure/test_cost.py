@@ -176,10 +176,10 @@ def test_out_of_memory_is_a_result_of_one_phase(
 
 
 def test_a_machine_that_is_full_is_a_result_of_one_phase(cell: Cell, tmp_path: Path) -> None:
-    """Two matrices of length x length do not fit into a gigabyte; prefill, in steps, does."""
-    cell = as_cost(cell, {"model": "all-to-all", "length": 12288, "batch_size": 1})
+    """Two matrices of length x length do not fit into 640 MB; prefill, in steps, does."""
+    cell = as_cost(cell, {"model": "all-to-all", "length": 8192, "batch_size": 1})
     numbers = measure_in_process(
-        cell.model_copy(update={"repeats": 1, "width": 4}), tmp_path, data_limit=1 << 30
+        cell.model_copy(update={"repeats": 1, "width": 4}), tmp_path, data_limit=5 << 27
     )
     assert numbers.failed == {"training": "oom"} and set(numbers.phases) == {"prefill", "decode"}
 

@@ -8,7 +8,9 @@ import pytest
 from lookback.benchmarks.record import Cell, Record
 from lookback.benchmarks.report.endpoints import Evidence, endpoint_values, main_size, verdicts
 from lookback.benchmarks.report.frames import Frames
+from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.pages.overview import incomplete_suites, overview_page
+from lookback.benchmarks.report.pages.suite import model_table
 from lookback.benchmarks.suite import Endpoint, read_suite
 from tests.records import score, score_by_distance, trained
 
@@ -165,6 +167,27 @@ def test_the_overview_says_what_an_endpoint_can_be(cell: Cell) -> None:
     floor = runs[0].outcome.task.sighted_floor(runs[0].outcome.learn.tests[0])
     assert (row["floor"], row["perfect"]) == (round(floor, 2), 1.0)
     assert any("RRWKV minus RWKV-4 on 1 primary" in sentence for sentence in page.lead)
+
+
+def test_runs_at_several_trained_lengths_are_named_and_judged_apart(cell: Cell) -> None:
+    runs = []
+    for length, correct in ((64, 40), (128, 80)):
+        trained_at = cell.model_copy(update={"length": length})
+        runs += [
+            model(trained_at, name, seed, correct) for name in ("rwkv", "lstm") for seed in (0, 1)
+        ]
+    judged = Evidence(runs, {runs[0].suite: endpoint(quantity="score")}).judged[runs[0].suite]
+    scores = judged.table(judged.values).set_index(["task_name", "model"])["score"].to_dict()
+    assert scores == {
+        ("copy, trained at 64", "rwkv"): 0.4,
+        ("copy, trained at 64", "lstm"): 0.4,
+        ("copy, trained at 128", "rwkv"): 0.8,
+        ("copy, trained at 128", "lstm"): 0.8,
+    }
+    table = model_table(
+        add_names(Frames(runs)["scores"].rename(columns={"score": "mean"}), True), pd.DataFrame()
+    )
+    assert set(table) >= {"copy, trained at 64 @64", "copy, trained at 128 @64"}
 
 
 def test_fewer_bits_are_better(cell: Cell) -> None:

@@ -13,10 +13,12 @@ from filelock import FileLock
 from lookback.benchmarks.machine import machine, usable_cores
 from lookback.benchmarks.measure.cell import measure
 from lookback.benchmarks.record import AnyCell
+from lookback.benchmarks.report.make import make_pages
 from lookback.benchmarks.run import process
 from lookback.benchmarks.run.process import default_threads
-from lookback.benchmarks.run.runner import WORK, device_name
+from lookback.benchmarks.run.runner import WORK, Runner, device_name
 from lookback.benchmarks.storage import read_record, record_files, write_record
+from lookback.benchmarks.suite import read_suite
 from tests.processes import (
     LINUX,
     ROOT,
@@ -186,6 +188,43 @@ def test_no_cell_starts_after_the_budget(
     replace_processes(monkeypatch, measure_slowly)
     assert runner.run() == 0 and runner.missing() == [*cells[1:]]
     assert "the time is over with 2 cells left" in capsys.readouterr().out
+
+
+OWN_SUITE = """
+title = "My question"
+[[grid]]
+kind = "learn"
+task = "copy"
+model = ["rwkv", "lstm"]
+width = 8
+depth = 1
+length = 24
+batch_size = 2
+steps = 2
+[endpoint]
+quantity = "score"
+task = "copy"
+lengths = [24]
+difference = 0.1
+"""
+
+
+@pytest.mark.parametrize("scale", ["small", "smoke"])
+def test_reports_know_the_title_and_the_endpoint_of_ones_own_suite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: str
+) -> None:
+    """Although its file is gone, and whatever the scale; smoke scales decide nothing."""
+    path = tmp_path / "mine.toml"
+    path.write_text(OWN_SUITE)
+    suite = read_suite(str(path), scale)
+    replace_processes(monkeypatch, lambda _, cell, *rest: learn_record(cell).outcome)
+    assert Runner(tmp_path / "results", suite, threads=1).run() == 0
+    path.unlink()
+
+    (page,) = make_pages(tmp_path / "results", tmp_path / "reports", [suite.name])
+    text = page.path.read_text()
+    assert text.startswith("# My question\n")
+    assert ("Endpoint: score at 24 tokens" in text) == (scale == "small")
 
 
 # --- the command itself, as a user starts it
