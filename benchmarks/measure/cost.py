@@ -241,12 +241,12 @@ def measure_phase(
 
     before_timing()
     gc.collect()
-    reference_before = reference_workload_seconds(cell.device)
+    reference_before = reference_workload_seconds(cell.device, REFERENCE_RUNS)
     if cell.device == "cuda":
         times = _time_gpu(work, cell.repeats)
     else:
         times = _time_cpu(work, cell.repeats)
-    reference_after = reference_workload_seconds(cell.device)
+    reference_after = reference_workload_seconds(cell.device, REFERENCE_RUNS)
 
     drift = abs(reference_after - reference_before) / min(reference_after, reference_before)
     timing = summary(times, drift)
@@ -276,7 +276,7 @@ def peak_bytes(work: Workload, cell: CostCell) -> tuple[int, int | None]:
     return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
 
 
-def reference_workload_seconds(device: str, runs: int = REFERENCE_RUNS) -> float:
+def reference_workload_seconds(device: str, runs: int) -> float:
     """Return the median seconds of work that is always the same, to show changes of speed.
 
     A machine that is shared, hot or throttled may be slower for hours, which no spread within a

@@ -358,7 +358,7 @@ def test_a_change_of_speed_during_a_phase_is_noisy(
     cell: Cell, monkeypatch: pytest.MonkeyPatch, after: float, noisy: bool
 ) -> None:
     seconds = iter([1.0, after] * 3)
-    monkeypatch.setattr(cost_module, "reference_workload_seconds", lambda device: next(seconds))
+    monkeypatch.setattr(cost_module, "reference_workload_seconds", lambda *_: next(seconds))
     monkeypatch.setattr(cost_module, "_time_cpu", lambda work, repeats: [1.0] * 5)
     phases = cost(as_cost(cell), get_task("copy"), lambda *_: None).phases
     assert [phase.seconds.noisy for phase in phases.values()] == [noisy] * 3
