@@ -207,6 +207,7 @@ class Runner:
             for message in (*self.other_versions(), *unreadable):
                 bar.say(message)
             try:
+                self._keep_suite_file()
                 for result in self._results(cells, bar):
                     bar.finish(result)
                     ended += 1
@@ -219,7 +220,7 @@ class Runner:
                         )
                         return 1
             except OSError as error:
-                folder = self.folder(cells[0])
+                folder = self.folder(self.suite.cells[0])
                 bar.say(f"cells cannot be recorded in {folder}: {error.strerror or error}")
                 bar.say(f"records are safe; once this is fixed, {CONTINUES}")
                 return 1
@@ -230,6 +231,16 @@ class Runner:
             if ended < len(cells):
                 bar.say(f"the time is over with {len(cells) - ended} cells left; {CONTINUES}")
         return 1 if failed else 0
+
+    def _keep_suite_file(self) -> None:
+        """Copy a user's suite beside its records, where reports find its title and endpoint."""
+        if self.suite.path is None:
+            return
+        text = self.suite.path.read_text(encoding="utf-8")
+        for folder in {self.folder(cell) for cell in self.suite.cells}:
+            copy = folder / self.suite.path.name
+            if not copy.exists() or copy.read_text(encoding="utf-8") != text:
+                write_atomically(copy, text)
 
     def _repeats_an_error(self, result: CellResult, errors: Counter[tuple[str, str]]) -> bool:
         """Count a cell's error; return whether the run should stop, as its model is broken."""
@@ -252,9 +263,6 @@ class Runner:
             if self.exclusive and not self._lock_device(cells[0].device, work, stack, bar):
                 return
             stack.enter_context(self._serving(len(cells), bar))
-            if self.suite.path:  # reports take the title and the endpoint from it
-                kept = self.folder(cells[0]) / self.suite.path.name
-                write_atomically(kept, self.suite.path.read_text(encoding="utf-8"))
 
             out_of_memory: list[AnyCell] = []
             yield from self._side_by_side(learning, self.jobs, bar, out_of_memory)

@@ -213,12 +213,13 @@ difference = 0.1
 def test_reports_know_the_title_and_the_endpoint_of_ones_own_suite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: str
 ) -> None:
-    """Although its file is gone, and whatever the scale; smoke scales decide nothing."""
+    """Of the last run, although its file is gone; smoke scales decide nothing."""
     path = tmp_path / "mine.toml"
-    path.write_text(OWN_SUITE)
-    suite = read_suite(str(path), scale)
     replace_processes(monkeypatch, lambda _, cell, *rest: learn_record(cell).outcome)
-    assert Runner(tmp_path / "results", suite, threads=1).run() == 0
+    for title in ("A question", "My question"):  # at the second run, all is recorded
+        path.write_text(OWN_SUITE.replace("My question", title))
+        suite = read_suite(str(path), scale)
+        assert Runner(tmp_path / "results", suite, threads=1).run() == 0
     path.unlink()
 
     (page,) = make_pages(tmp_path / "results", tmp_path / "reports", [suite.name])
