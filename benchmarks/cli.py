@@ -725,12 +725,12 @@ def verify(
     from lookback.benchmarks.machine import usable_cores
     from lookback.benchmarks.measure.cell import repeating_cell
     from lookback.benchmarks.run.published import Verification
-    from lookback.benchmarks.storage import PUBLISHED_RECORDS
+    from lookback.benchmarks.storage import published_folder
 
     if seed is None:
         seed = time.time_ns() % 10_000
     verification = Verification(
-        folder or PUBLISHED_RECORDS, count, seed, repeating_cell, jobs=usable_cores()
+        folder or published_folder(), count, seed, repeating_cell, jobs=usable_cores()
     )
     chosen = verification.choose()
     print(f"{len(chosen)} of {len(verification.records)} records (--seed {seed}):")

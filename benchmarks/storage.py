@@ -104,6 +104,13 @@ def read_records(folder: Path, suites: Collection[str] = ()) -> Iterator[Record]
             yield record
 
 
+def published_folder() -> Path:
+    """Return the folder of the published records; raises ValueError if none are installed."""
+    if not PUBLISHED_RECORDS.is_dir():
+        raise ValueError("no published records are installed: expected a checkout of Lookback")
+    return PUBLISHED_RECORDS
+
+
 def read_published(suites: Collection[str] = ()) -> Iterator[Record]:
     """Yield the published records, as of machines that are marked as published."""
     for record in read_records(PUBLISHED_RECORDS, suites):

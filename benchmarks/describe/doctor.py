@@ -54,6 +54,8 @@ def findings() -> list[str]:
 
 def _compare_with_pins() -> str:
     """Return which installed packages have another version than constraints.txt pins."""
+    if not PINS.exists():
+        return "constraints.txt is not installed; a checkout of Lookback has it"
     lines = PINS.read_text(encoding="utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if "==" in line)
 

@@ -19,7 +19,7 @@ from lookback.benchmarks.report.pages import claims, papers, rrwkv
 from lookback.benchmarks.report.pages.overview import overview_page
 from lookback.benchmarks.report.pages.suite import suite_page
 from lookback.benchmarks.report.section import SECTIONS
-from lookback.benchmarks.storage import read_published, read_records
+from lookback.benchmarks.storage import published_folder, read_published, read_records
 from lookback.benchmarks.suite import Endpoint, find_suite
 
 __all__ = ["TOPICS", "Selection", "make_pages", "sections"]
@@ -58,6 +58,7 @@ def all_records(results: Path, suites: Sequence[str] = (), published: bool = Fal
         )
     records = list(read_records(results, suites)) if results.is_dir() else []
     if published:
+        published_folder()  # raises if there is none
         records += not_run_here(records, read_published(suites))
     return records if suites else list(without_pilots(records))
 

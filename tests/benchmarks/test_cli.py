@@ -213,6 +213,19 @@ def test_doctor_says_what_runs() -> None:
     )
 
 
+def test_an_installation_without_a_checkout_says_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A wheel holds neither published records nor pinned versions."""
+    monkeypatch.setattr("lookback.benchmarks.storage.PUBLISHED_RECORDS", tmp_path / "none")
+    monkeypatch.setattr("lookback.benchmarks.describe.doctor.PINS", tmp_path / "none.txt")
+    for arguments in ("verify", "report --published", "compare --model mine --published"):
+        result = lookback(*arguments.split())
+        assert result.returncode == 2
+        assert result.stderr.startswith("lookback: no published records are installed")
+    assert "constraints.txt is not installed" in lookback("doctor").stdout
+
+
 def test_the_version_is_that_of_the_package() -> None:
     result = lookback("--version")
     assert result.returncode == 0 and result.stdout == f"lookback {version('lookback')}\n"
