@@ -170,7 +170,7 @@ class Suite:
     plugins: tuple[str, ...] = ()  # files
     digest: str = ""  # of the file
     takes: str = ""  # how long the default scale takes, in words
-    path: Path | None = None  # of a user's own file, which is kept beside its records
+    path: Path | None = None  # of its file, of which a copy is kept beside the records
 
 
 def suite_names() -> list[str]:
@@ -250,7 +250,7 @@ def read_suite(name: str, scale: str = DEFAULT_SCALE, device: str = "cpu") -> Su
         pilot=_section(path, content, changes, "pilot", Pilot),
         plugins=tuple(str(path.parent / plugin) for plugin in content.get("plugins", [])),
         digest=digest(path.read_bytes()),
-        path=path if name.endswith(".toml") else None,
+        path=path,
     )
 
 
@@ -264,12 +264,12 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def find_suite(name: str, results: Path | None = None) -> Suite | None:
-    """Return the suite of a folder of records: one of ours, or one that a user ran into `results`.
+    """Return the suite of a folder of records: as it was run into `results`, or one of ours.
 
-    Raises ValueError if the file that was kept beside a user's records is none of a suite.
+    Raises ValueError if the copy that a run kept beside its records is no longer a suite.
     """
     kept = sorted(results.glob(f"*/{name}/*.toml")) if results else []
-    if kept and not _find_ours(name):
+    if kept:
         scale = name.removeprefix(kept[0].stem).removeprefix("-")
         return read_suite(str(kept[0]), scale or DEFAULT_SCALE)
     return _find_ours(name)

@@ -82,7 +82,6 @@ def add_names(table: pd.DataFrame, with_length: bool = False) -> pd.DataFrame:
     differing = [name for name in TOLD_APART if name in columns and _tells_apart(runs, name)]
     varied = {name: _varied_options(distinct[name]) for name in OPTIONS if name in differing}
     of_tasks = distinct.groupby("task")["task_options"].apply(_varied_options)
-    lengths = distinct.groupby(["task", "task_options"])["trained_length"].nunique()
 
     models = []
     tasks = []
@@ -90,11 +89,12 @@ def add_names(table: pd.DataFrame, with_length: bool = False) -> pd.DataFrame:
         words = [model_name(run["model"], run["model_options"])]
         words += [_words(name, run[name], varied.get(name, ())) for name in differing]
         models.append(", ".join(filter(None, words)))
-        task, options = run["task"], run["task_options"]
-        name = task_name(task, options, of_tasks[task])
-        several = with_length and lengths[task, options] > 1
-        tasks.append(f"{name}, trained at {run['trained_length']:,}" if several else name)
+        tasks.append(task_name(run["task"], run["task_options"], of_tasks[run["task"]]))
     names = distinct.assign(model_name=models, task_name=tasks)
+    if with_length:
+        several = names.groupby("task_name")["trained_length"].transform("nunique") > 1
+        trained_at = ", trained at " + names["trained_length"].map("{:,}".format)
+        names["task_name"] += trained_at.where(several, "")
     kept = table.drop(columns=["model_name", "task_name"], errors="ignore")
     return sort_models(kept.merge(names, on=columns, how="left"))
 

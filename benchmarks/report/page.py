@@ -243,7 +243,8 @@ def format_value(column: str, value: Any, digits: int | None = None) -> str:
         return f"{number:+.3f}"
     if isinstance(value, int):
         return f"{value:,}"
-    digits = digits_of([value]) if digits is None else digits
+    if digits is None or column == "ratio":  # of which one column has small and large ones
+        digits = digits_of([value])
     return f"{round(number, digits) + 0.0:,.{digits}f}"  # without the sign of -0.0
 
 

@@ -233,7 +233,10 @@ class Runner:
         return 1 if failed else 0
 
     def _keep_suite_file(self) -> None:
-        """Copy a user's suite beside its records, where reports find its title and endpoint."""
+        """Copy the suite's file beside its records, where reports find its title and endpoint.
+
+        A user's own file may have the name of one of ours, with another endpoint.
+        """
         if self.suite.path is None:
             return
         text = self.suite.path.read_text(encoding="utf-8")

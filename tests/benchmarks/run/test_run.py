@@ -214,7 +214,7 @@ def test_reports_know_the_title_and_the_endpoint_of_ones_own_suite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: str
 ) -> None:
     """Of the last run, although its file is gone; smoke scales decide nothing."""
-    path = tmp_path / "mine.toml"
+    path = tmp_path / "distance.toml"  # which is also one of ours
     replace_processes(monkeypatch, lambda _, cell, *rest: learn_record(cell).outcome)
     for title in ("A question", "My question"):  # at the second run, all is recorded
         path.write_text(OWN_SUITE.replace("My question", title))
