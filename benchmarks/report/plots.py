@@ -36,7 +36,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 2)), (0, (2, 1)))
 FLOOR: dict[str, Any] = {"color": "#777777", "linestyle": (0, (1, 2)), "linewidth": 1.2}
 FEW_MODELS = 5  # up to so many, bands of intervals can be told apart
-STEPS = 5  # between marks, that fit on an axis of lengths
+STEPS = 5  # between marks, at most, on an axis of lengths
+LETTERS = 30  # of marks that fit on it
 DENSE = 0.6  # octaves between lengths: bins of distance are half an octave wide
 FEW_DECADES = 3.5  # that a logarithmic axis can show with three marks in each
 TITLE_WIDTH = 36  # letters of a panel's title in one line
@@ -323,9 +324,11 @@ def length_axis(axes: Axes, lengths: Iterable[float], name: str) -> None:
     octaves = places[-1] - places[0] if places else 0.0
     if any(high - low < DENSE for low, high in itertools.pairwise(places)):
         places = list(range(math.ceil(places[0]), math.floor(places[-1]) + 1))
+    longest = max((len(_mark_text(2.0**place)) for place in places), default=0)
+    steps = min(STEPS, LETTERS / (longest + 1))
     marks: list[float] = []
     for place in places:
-        if not marks or place - marks[-1] >= octaves / STEPS:
+        if not marks or place - marks[-1] >= octaves / steps:
             marks.append(place)
 
     axes.set_xscale("log", base=2)

@@ -33,6 +33,7 @@ IN_WORDS = {
 }
 """Verdicts as a sentence says them of models beside the baseline, in its order."""
 MOST_TESTS = 3  # columns of scores in a first table
+MOST_NAMED = 6  # models in a sentence
 RECONSTRUCTION = (
     "RRWKV is this project's reconstruction: its paper (arXiv 2306.05176) was withdrawn, "
     "without code or results."
@@ -252,7 +253,7 @@ def _first_sentences(scores: pd.DataFrame, costs: pd.DataFrame) -> list[str]:
         unit = rows["unit"].iloc[0]
         order = means.sort_values(ascending=unit != "accuracy")
         asked = f"{str(task).capitalize()} at {longest:,} tokens"
-        sentences.append(f"{asked} ({unit}): {ranking(order)}.")
+        sentences.append(f"{asked} ({unit}): {ranking(order.head(MOST_NAMED))}.")
     if "trained_tokens_per_second" in costs and len(costs) > 1:
         if "machine" in costs:  # compare on one of them
             costs = costs[costs["machine"] == costs["machine"].iloc[0]]

@@ -19,6 +19,19 @@ FEWEST_ANSWERS = 20  # of a bin, or it is not drawn
 FEWEST_BINS = 4  # of a test, or a line by distance says nothing
 
 
+@register_section("Score against learning rate", of="rates")
+def score_by_rate(rates: pd.DataFrame) -> Content:
+    """Validation score at several learning rates: how wide the window of rates is in which a model
+    learns. Shaded: 95 % intervals over seeds."""
+    keys = [name for name in IDENTITY if name != "training"]
+    means = summarise(rates, [*keys, "unit", "rate"], "validation")
+    several = means.groupby(keys, dropna=False)["rate"].transform("nunique") > 1
+    if not several.any():
+        return Content()
+    panel = ["task_name", "trained_length"]
+    return Content(plots.curves(add_names(means[several]), "rate", panel, "learning rate"))
+
+
 @register_section("Accuracy against distance", of="distances")
 def accuracy_by_distance(distances: pd.DataFrame) -> Content:
     """How far back the answer lay, in bins of half an octave. Shaded: 95 % intervals over seeds;
@@ -127,16 +140,3 @@ def score_table(scores: pd.DataFrame) -> Content:
     means = named(means, "score").rename(columns={"floor": "sighted_floor"})
     columns = [*keys, "model_name", "score", "score_low", "score_high", "sighted_floor", "mark"]
     return Content(table=means.assign(mark=standings(means))[[*columns, "seeds"]])
-
-
-@register_section("Score against learning rate", of="rates", folded=True)
-def score_by_rate(rates: pd.DataFrame) -> Content:
-    """Validation score of a pilot's runs, one seed: how narrow the window of rates is in which a
-    model learns."""
-    keys = [name for name in IDENTITY if name != "training"]
-    means = summarise(rates, [*keys, "unit", "rate"], "validation")
-    several = means.groupby(keys, dropna=False)["rate"].transform("nunique") > 1
-    if not several.any():
-        return Content()
-    panel = ["task_name", "trained_length"]
-    return Content(plots.curves(add_names(means[several]), "rate", panel, "learning rate"))
