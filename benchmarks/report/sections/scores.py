@@ -129,8 +129,8 @@ def score_by_state(scores: pd.DataFrame) -> Content:
 
 @register_section("Scores", of="scores", folded=True)
 def score_table(scores: pd.DataFrame) -> Content:
-    """Means over seeds with 95 % intervals; of one seed, over its test sequences. Learned: seeds
-    whose accuracy is at least 0.1 above the sighted floor."""
+    """Means over seeds with 95 % intervals; of one seed, over its test sequences. *Learned*: an
+    accuracy at least 0.1 above the sighted floor."""
     means = add_names(summarise(scores, TEST, "score"))
     if means.empty:
         return Content()
