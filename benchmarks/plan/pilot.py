@@ -154,9 +154,9 @@ def beyond_the_grid(runner: Runner) -> Iterator[LearnCell]:
 
 
 def findings(runner: Runner) -> Iterator[str]:
-    """Yield the rate of each model, and for each task whether its gate is open.
+    """Yield the rate of each model, and for each task whether it tells the models apart.
 
-    A task has one gate for all widths, because matched models differ in width.
+    All widths count together, because matched models differ in width.
     """
     tasks: dict[str, list[Record]] = {}
     for records in learned(runner).values():
@@ -167,14 +167,14 @@ def findings(runner: Runner) -> Iterator[str]:
     for place, bests in tasks.items():
         yield f"{place}:"
         for best in bests:
-            told = "; ".join(describe_test(*test) for test in longest_tests(best)) or "failed"
-            line = f"learning_rate = {rate_of(best):g}, {told}"
+            scores = "; ".join(describe_test(*test) for test in longest_tests(best)) or "failed"
+            line = f"learning_rate = {rate_of(best):g}, {scores}"
             yield f"  {model_text(best)}, width {best.cell.width}: {line}"
-        yield from gate(bests)
+        yield from tells_apart(bests)
 
 
-def gate(bests: Sequence[Record]) -> Iterator[str]:
-    """Yield whether models can be told apart; nothing for bits per byte, which have no ceiling."""
+def tells_apart(bests: Sequence[Record]) -> Iterator[str]:
+    """Yield whether a task tells models apart; nothing for bits per byte, which have no ceiling."""
     units = {best.outcome.task.score for best in bests if best.outcome.task is not None}
     if units - {"accuracy"}:
         return
@@ -182,8 +182,11 @@ def gate(bests: Sequence[Record]) -> Iterator[str]:
     for best in bests:
         if any(is_between(score, floor) for _, score, floor in longest_tests(best)):
             between.add(model_text(best))
-    state = "open" if len(between) >= MODELS else "closed"
-    yield f"  gate {state}: {len(between)} models between floor + {MARGIN:g} and {CEILING:g}"
+    count = f"{len(between)} of {len(set(map(model_text, bests)))} models"
+    advice = "the task tells them apart"
+    if len(between) < MODELS:
+        advice = f"expected {MODELS}, or the task tells none apart: make it easier or harder"
+    yield f"  {count} between floor + {MARGIN:g} and {CEILING:g}: {advice}"
 
 
 def model_text(record: Record) -> str:
@@ -211,8 +214,8 @@ def longest_tests(record: Record) -> list[tuple[str, float | None, float]]:
 
 def describe_test(options: str, score: float | None, floor: float) -> str:
     """Return a test for people: `pairs 8: 0.912, floor 0.261`."""
-    told = "not finite" if score is None else f"{score:.3f}"
-    return f"{options}{': ' if options else ''}{told}, floor {floor:.3f}"
+    text = "not finite" if score is None else f"{score:.3f}"
+    return f"{options}{': ' if options else ''}{text}, floor {floor:.3f}"
 
 
 def is_between(score: float | None, floor: float) -> bool:
@@ -233,8 +236,8 @@ def calibration_cell(task_options: dict[str, Any], fields: dict[str, Any]) -> Le
 def calibration(cells: Sequence[AnyCell], runner: Runner, option: str) -> Iterator[str]:
     """Yield a line for each setting of an option, and a last one that proposes some.
 
-    A setting is `at floor` up to the gate's lower end, `at ceiling` above its upper end; between
-    them, models can be told apart.
+    A setting is `at floor` below the sighted floor + MARGIN and `at ceiling` above CEILING; between
+    them, it tells models apart.
     """
     between = []
     for cell in cells:

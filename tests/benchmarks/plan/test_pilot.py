@@ -1,4 +1,4 @@
-"""A pilot finds each model's rate, goes on where the best is at an end, and judges the gate."""
+"""A pilot finds each rate, goes on where the best is at an end, and judges its tasks."""
 
 import math
 from pathlib import Path
@@ -8,11 +8,11 @@ import pytest
 from lookback.benchmarks.plan.pilot import (
     describe_test,
     findings,
-    gate,
     is_between,
     longest_tests,
     pilot_suite,
     run_pilot,
+    tells_apart,
 )
 from lookback.benchmarks.record import AnyCell, Cell, Code, Outcome, ResolvedOptions
 from lookback.benchmarks.run.runner import Runner
@@ -112,27 +112,29 @@ def test_a_perfect_score_is_not_searched_beyond(
     assert len(runner.suite.cells) == 3
 
 
-@pytest.mark.parametrize(
-    ("scores", "state"), [((80, 60), "open: 2"), ((96, 60), "closed: 1"), ((20, 100), "closed: 0")]
-)
-def test_the_gate_is_open_if_two_models_are_between(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: tuple[int, int], state: str
+@pytest.mark.parametrize(("scores", "count"), [((80, 60), 2), ((96, 60), 1), ((20, 100), 0)])
+def test_a_task_tells_models_apart_if_two_are_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: tuple[int, int], count: int
 ) -> None:
     quality = {
         model: {1e-3: 5, 3e-3: best, 1e-2: 6}
         for model, best in zip(("rwkv", "lstm"), scores, strict=True)
     }
     lines = list(findings(run(tmp_path, monkeypatch, quality)))
-    assert any(line.startswith(f"  gate {state} models between") for line in lines)
+    (line,) = [line for line in lines if f"  {count} of 2 models between floor + 0.1" in line]
+    assert line.endswith("the task tells them apart") == (count == 2)
 
 
-def test_bits_per_byte_have_no_gate(cell: Cell) -> None:
+def test_bits_per_byte_have_no_floor_and_no_ceiling(cell: Cell) -> None:
     """They have neither a floor below which nothing is learned nor a ceiling."""
     facts = FACTS.model_copy(update={"score": "bits per byte"})
     tests = [score(24, 80).model_copy(update={"score": bits}) for bits in (1.6, 1.9)]
-    assert not list(gate([trained(cell, [test], task=facts) for test in tests]))
-    assert list(gate([trained(cell, [test]) for test in (score(24, 80), score(24, 60))])) == [
-        "  gate closed: 1 models between floor + 0.1 and 0.95"
+    assert not list(tells_apart([trained(cell, [test], task=facts) for test in tests]))
+    assert list(
+        tells_apart([trained(cell, [test]) for test in (score(24, 80), score(24, 60))])
+    ) == [
+        "  1 of 1 models between floor + 0.1 and 0.95: "
+        "expected 2, or the task tells none apart: make it easier or harder"
     ]
 
 
