@@ -28,6 +28,7 @@ from lookback.benchmarks.storage import read_records
 TOLERANCE = 0.1  # relative difference that medians of times may have
 LAST_DIGIT = 0.001  # of a score without an interval
 MATTERS = {"accuracy": 0.05, "bits per byte": 0.02}  # smallest difference, without an endpoint
+TRIALS = ("-smoke", "-limit")  # suites that decide nothing beside whole ones
 FAILED = ("changed", "worse", "at floor")
 VERDICTS = (
     *FAILED,
@@ -236,6 +237,8 @@ def compare_models(
     """
     models = Selection(models=(model, against))
     chosen, _ = distinct(chosen_records(Path(results), (), models, published))
+    whole = [record for record in chosen if not record.suite.endswith(TRIALS)]
+    chosen = whole or chosen
     endpoints = endpoints_of(chosen, Path(results))
     scores, costs = frame("scores", chosen), frame("costs", chosen)
     parts = []

@@ -197,9 +197,9 @@ def endpoint_sentences(judged: Judged) -> list[str]:
     sentences = [f"{task.capitalize()}, {quantity_text(judged.endpoint)}: {sentence}"]
     if "verdict" in table:
         groups = dict(list(table.groupby("verdict")["model_name"]))
-        said = [f"{IN_WORDS[word]}: {in_bold(groups[word])}" for word in IN_WORDS if word in groups]
-        if said:
-            sentences.append(f"Beside {model_name(BASELINE)}, {'; '.join(said)}.")
+        words = [f"{IN_WORDS[key]}: {in_bold(groups[key])}" for key in IN_WORDS if key in groups]
+        if words:
+            sentences.append(f"Beside {model_name(BASELINE)}, {'; '.join(words)}.")
     return sentences
 
 

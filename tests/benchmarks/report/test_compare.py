@@ -220,6 +220,14 @@ def test_variants_of_the_other_model_are_not_compared(cell: Cell, tmp_path: Path
     assert (row["model_name"], row["verdict"]) == ("RWKV-4, short conv", "at floor")
 
 
+def test_smoke_runs_count_only_where_there_is_nothing_else(cell: Cell, tmp_path: Path) -> None:
+    whole = two_models(cell, [40, 60], [50, 70])
+    smoke = [run.model_copy(update={"suite": f"{run.suite}-smoke"}) for run in whole]
+    for records, suite in ((whole + smoke, whole[0].suite), (smoke, smoke[0].suite)):
+        results = folder(tmp_path / suite, records)
+        assert set(compare_models(results, "lstm", "rwkv").rows["suite"]) == {suite}
+
+
 def test_a_model_is_compared_with_a_published_one(
     cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
