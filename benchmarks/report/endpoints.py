@@ -99,27 +99,17 @@ class SuiteEvidence(Frames):
         return hashlib.sha256("\n".join(content).encode()).hexdigest()
 
 
-class Evidence:
-    """The evidence of several suites, one by one in `suites`, and joined."""
+class Evidence(Frames):
+    """The frames of several suites, and the evidence of each in `suites`."""
 
     def __init__(
         self, records: Sequence[Record], endpoints: Mapping[str, Endpoint] | None = None
     ) -> None:
-        self.records = records
-        by_suite: dict[str, list[Record]] = {}
-        for record in records:
-            by_suite.setdefault(record.suite, []).append(record)
-        self.suites = {
-            suite: SuiteEvidence(own, endpoint=(endpoints or {}).get(suite))
-            for suite, own in by_suite.items()
-        }
-        self.joined: dict[str, pd.DataFrame] = {}
-
-    def __getitem__(self, name: str) -> pd.DataFrame:
-        """Return a frame of all suites."""
-        if name not in self.joined:
-            self.joined[name] = _join(suite[name] for suite in self.suites.values())
-        return self.joined[name]
+        super().__init__(records)
+        self.suites: dict[str, SuiteEvidence] = {}
+        for suite in dict.fromkeys(record.suite for record in records):
+            own = [record for record in records if record.suite == suite]
+            self.suites[suite] = SuiteEvidence(own, endpoint=(endpoints or {}).get(suite))
 
     @property
     def judged(self) -> dict[str, Judged]:
@@ -129,17 +119,13 @@ class Evidence:
     @property
     def verdicts(self) -> pd.DataFrame:
         """The verdicts of all suites in one frame."""
-        return _join(judged.verdicts for judged in self.judged.values())
+        rows = [judged.verdicts for judged in self.judged.values() if len(judged.verdicts)]
+        return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
     @property
     def digest(self) -> str:
         """A digest of all records, and of how they are judged."""
         return " ".join(suite.digest for suite in self.suites.values())
-
-
-def _join(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    rows = [frame for frame in frames if not frame.empty]
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
 
 def main_size(rows: pd.DataFrame) -> pd.DataFrame:

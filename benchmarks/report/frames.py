@@ -223,14 +223,12 @@ def _tests(record: Record) -> Iterator[tuple[Row, Score]]:
 
 
 def _scores(record: Record) -> Iterator[Row]:
-    learn = record.outcome.learn
+    measured = {"score", "loss", "examples", "correct", "count", "seen_in_training"}
+    trained = {"state_bytes", "tokens_trained", "longest_trained"}
     for row, test in _tests(record):
-        assert learn is not None
-        row |= {"score": test.score, "loss": test.loss, "examples": test.examples}
-        row |= {"correct": test.correct, "count": test.count, "sequences": _sequences(test, record)}
-        row |= {"state_bytes": learn.state_bytes}
-        row |= {"tokens_trained": learn.tokens_trained, "longest_trained": learn.longest_trained}
-        yield row | {"seen_in_training": test.seen_in_training}
+        assert record.outcome.learn is not None
+        row |= test.model_dump(include=measured) | record.outcome.learn.model_dump(include=trained)
+        yield row | {"sequences": _sequences(test, record)}
 
 
 def _sequences(test: Score, record: Record) -> np.ndarray | None:

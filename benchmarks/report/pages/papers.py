@@ -91,8 +91,7 @@ def _block(paper: dict[str, Any], theirs: pd.DataFrame, ours: pd.DataFrame) -> B
     if theirs["setting"].nunique() == 1:
         text += f" Theirs: {theirs['setting'].iloc[0]}."
     if "seeds" in both:
-        counts = [None if pd.isna(n) else int(n) for n in both["seeds"]]
-        both["seeds"] = pd.Series(counts, dtype=object)  # as numbers, None would make them floats
+        both["seeds"] = both["seeds"].astype("Int64")  # whole numbers, although some are missing
     table = both[["source", "model", *kept, *more]]
     return Block(paper["table"].capitalize(), text, table=table, rows=len(table))
 
