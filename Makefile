@@ -62,7 +62,7 @@ test-oldest: $(TOOLS) ## run tests with the oldest versions that pyproject.toml 
 	    --constraint .venv-oldest/torch.txt --editable '.[dev]'
 	.venv-oldest/bin/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu" tests/benchmarks/test_cli.py \
 	    tests/benchmarks/test_record.py tests/benchmarks/test_suite.py tests/benchmarks/run/test_run.py \
-	    tests/benchmarks/report/test_page.py tests/benchmarks/measure/test_train.py tests/tasks/test_tasks.py
+	    tests/benchmarks/report tests/benchmarks/measure/test_train.py tests/tasks/test_tasks.py
 
 lint: $(TOOLS) ## check style, formatting and types
 	$(BIN)/ruff check .
