@@ -220,14 +220,16 @@ def model_table(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     """Return a row per model: its mean scores in a few tests, and its costs (see `prices`)."""
     table = pd.DataFrame()
     if not scores.empty:
-        tests = scores.pivot_table(
-            index="model_name", columns=["task_name", "test_length"], values="mean"
-        )
-        tests.columns = [f"{task} @{length}" for task, length in tests.columns]
-        last = max(1, tests.shape[1] - MOST_TESTS + 1)  # the first test, and the last ones
-        tests = tests.iloc[:, [0, *range(last, tests.shape[1])]]
-        sizes = scores.groupby("model_name", sort=False)["parameters"].max()
-        table = sizes.to_frame().join(tests)
+        table = scores.groupby("model_name", sort=False)["parameters"].max().to_frame()
+        tests = list(scores.groupby(["task_name", "test_length"]))
+        last = max(1, len(tests) - MOST_TESTS + 1)  # the first test, and the last ones
+        for (task, length), rows in [tests[0], *tests[last:]]:
+            of_model = rows.groupby("model_name")
+            table[f"{task} @{length}"] = of_model["mean"].mean()
+            if scores["seeds"].max() > 1:
+                is_one = of_model.size() == 1  # else a mean of tests with several options
+                for end in ("low", "high"):
+                    table[f"{task} @{length}_{end}"] = of_model[end].mean().where(is_one)
     if not costs.empty:
         costs = costs.set_index("model_name")
         table = costs if table.empty else table.join(costs.drop(columns="parameters"))

@@ -10,7 +10,8 @@ from lookback.benchmarks.report.endpoints import Evidence, endpoint_values, main
 from lookback.benchmarks.report.frames import Frames
 from lookback.benchmarks.report.names import add_names
 from lookback.benchmarks.report.pages.overview import incomplete_suites, overview_page
-from lookback.benchmarks.report.pages.suite import model_table
+from lookback.benchmarks.report.pages.suite import TEST, model_table
+from lookback.benchmarks.report.statistics import summarise
 from lookback.benchmarks.suite import Endpoint, read_suite
 from tests.records import score, score_by_distance, trained
 
@@ -174,10 +175,9 @@ def test_runs_at_several_trained_lengths_are_named_and_judged_apart(cell: Cell) 
         ("copy, trained at 128", "rwkv"): 0.8,
         ("copy, trained at 128", "lstm"): 0.8,
     }
-    table = model_table(
-        add_names(Frames(runs)["scores"].rename(columns={"score": "mean"}), True), pd.DataFrame()
-    )
-    assert set(table) >= {"copy, trained at 64 @64", "copy, trained at 128 @64"}
+    means = add_names(summarise(Frames(runs)["scores"], TEST, "score"), with_length=True)
+    table = model_table(means, pd.DataFrame())
+    assert set(table) >= {"copy, trained at 64 @64", "copy, trained at 128 @64_low"}
 
 
 def test_fewer_bits_are_better(cell: Cell) -> None:
