@@ -114,7 +114,7 @@ def load(results: str | Path) -> list[Record]:
     return distinct(all_records(Path(results)))[0]
 
 
-# Texts as Python's own: on tables of some hundred rows Arrow's take a fifth of the time.
+# Texts of Python, not of Arrow, which take a fifth longer on tables of some hundred rows.
 @pd.option_context("mode.string_storage", "python")
 def make_pages(
     results: Path,
