@@ -154,14 +154,16 @@ class Verification:
     def choose(self) -> list[Record]:
         """Choose among the learning records that ended well and need no plug-in.
 
-        Raises ValueError if there are none.
+        Those of pilots are left out: their one seed has no interval to judge by. Raises ValueError
+        if there are none.
         """
         for path in record_files(self.folder):
             record = _record_of(path)
             if record is None or record.outcome.learn is None or record.cell.kind != "learn":
                 continue
             needs_plugins = record.code is not None and record.code.plugins
-            if not needs_plugins and self.cell_of(record):
+            is_pilot = record.suite.endswith("-pilot")
+            if not (needs_plugins or is_pilot) and self.cell_of(record):
                 self.records.append(record)
         if not self.records:
             raise ValueError(f"{self.folder}: expected learning records that can be measured here")

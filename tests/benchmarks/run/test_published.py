@@ -186,6 +186,14 @@ def test_nothing_to_verify_is_one_line(tmp_path: Path) -> None:
     assert result.returncode == 2 and "expected learning records" in result.stderr
 
 
+def test_a_pilots_one_seed_is_not_verified(tmp_path: Path) -> None:
+    kept = learn_record(tiny())
+    for record in (kept, learn_record(tiny(seed=100), suite="suite-pilot")):
+        put(tmp_path, record)
+    chosen = Verification(tmp_path, 9, 0, lambda record: record.cell).choose()
+    assert [record.cell_id for record in chosen] == [kept.cell_id]
+
+
 # --- publishing
 
 
