@@ -200,6 +200,11 @@ def suite_path(name: str) -> Path:
     return FOLDER / f"{name}.toml"
 
 
+def only_chooses(name: str) -> bool:
+    """Return whether a folder of records is of a pilot or a calibration, which choose settings."""
+    return name.endswith("-pilot") or name.startswith("calibrate-")
+
+
 def scaled(name: str, scale: str) -> str:
     """Return the name of a suite at a scale, which is also the folder of its records."""
     return name if scale == DEFAULT_SCALE else f"{name}-{scale}"

@@ -99,17 +99,24 @@ class SuiteEvidence(Frames):
         return hashlib.sha256("\n".join(content).encode()).hexdigest()
 
 
-class Evidence(Frames):
-    """The frames of several suites, and the evidence of each in `suites`."""
+class Evidence:
+    """The evidence of several suites, one by one in `suites`, and their frames, joined."""
 
     def __init__(
         self, records: Sequence[Record], endpoints: Mapping[str, Endpoint] | None = None
     ) -> None:
-        super().__init__(records)
+        self.records = records
         self.suites: dict[str, SuiteEvidence] = {}
         for suite in dict.fromkeys(record.suite for record in records):
             own = [record for record in records if record.suite == suite]
             self.suites[suite] = SuiteEvidence(own, endpoint=(endpoints or {}).get(suite))
+        self.joined: dict[str, pd.DataFrame] = {}
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        """Return a frame of all suites; theirs are made once, also for their own pages."""
+        if name not in self.joined:
+            self.joined[name] = _join(suite[name] for suite in self.suites.values())
+        return self.joined[name]
 
     @property
     def judged(self) -> dict[str, Judged]:
@@ -119,13 +126,17 @@ class Evidence(Frames):
     @property
     def verdicts(self) -> pd.DataFrame:
         """The verdicts of all suites in one frame."""
-        rows = [judged.verdicts for judged in self.judged.values() if len(judged.verdicts)]
-        return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+        return _join(judged.verdicts for judged in self.judged.values())
 
     @property
     def digest(self) -> str:
         """A digest of all records, and of how they are judged."""
         return " ".join(suite.digest for suite in self.suites.values())
+
+
+def _join(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    rows = [frame for frame in frames if not frame.empty]
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
 
 def main_size(rows: pd.DataFrame) -> pd.DataFrame:

@@ -26,6 +26,7 @@ from lookback.benchmarks.record import (
     digest,
 )
 from lookback.benchmarks.report.statistics import sequence_values
+from lookback.benchmarks.suite import only_chooses
 
 IDENTITY = (
     "suite",
@@ -360,5 +361,5 @@ def largest(rows: pd.DataFrame, column: str, by: Sequence[str]) -> pd.DataFrame:
 def without_pilots(records: Iterable[Record]) -> Iterator[Record]:
     """Yield the records that are not of pilots and calibrations, which only choose settings."""
     for record in records:
-        if not (record.suite.endswith("-pilot") or record.suite.startswith("calibrate-")):
+        if not only_chooses(record.suite):
             yield record

@@ -106,10 +106,11 @@ def _tells_apart(runs: Sequence[Mapping[str, Any]], column: str) -> bool:
     """
     sizes = {"width": ["depth"], "training": ["width", "depth"]}.get(column, [])
     keys = [name for name in (*NAMED, *sizes) if name in runs[0]]
-    first: dict[tuple[Any, ...], Any] = {}
-    return any(
-        run[column] != first.setdefault(tuple(run[k] for k in keys), run[column]) for run in runs
-    )
+    values: dict[tuple[Any, ...], set[Any]] = {}
+    for run in runs:
+        key = tuple(run[name] for name in keys)
+        values.setdefault(key, set()).add(run[column])
+    return any(len(found) > 1 for found in values.values())
 
 
 def _varied_options(options: Iterable[str]) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from lookback.benchmarks.record import FINAL, AnyCell, LearnNumbers, Record, Score
 from lookback.benchmarks.run.runner import Runner
 from lookback.benchmarks.storage import PUBLISHED, PUBLISHED_RECORDS, read_record, record_files
-from lookback.benchmarks.suite import Suite
+from lookback.benchmarks.suite import Suite, only_chooses
 
 CONFIDENCE = 0.95
 
@@ -162,8 +162,7 @@ class Verification:
             if record is None or record.outcome.learn is None or record.cell.kind != "learn":
                 continue
             needs_plugins = record.code is not None and record.code.plugins
-            is_pilot = record.suite.endswith("-pilot")
-            if not (needs_plugins or is_pilot) and self.cell_of(record):
+            if not (needs_plugins or only_chooses(record.suite)) and self.cell_of(record):
                 self.records.append(record)
         if not self.records:
             raise ValueError(f"{self.folder}: expected learning records that can be measured here")

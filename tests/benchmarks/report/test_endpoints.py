@@ -74,6 +74,16 @@ def test_an_interval_ends_at_the_values_that_an_endpoint_can_have(cell: Cell) ->
     assert (row["endpoint_low"], row["endpoint_high"]) == (0.0, 1.0)
 
 
+def test_the_frames_of_several_suites_are_those_of_their_records(cell: Cell) -> None:
+    records = []
+    for suite in ("first", "second"):
+        for seed in range(2):
+            run = model(cell, "rwkv", seed, 40 + seed)
+            records.append(run.model_copy(update={"suite": suite}))
+    for name in ("scores", "costs"):
+        pd.testing.assert_frame_equal(Evidence(records)[name], Frames(records)[name])
+
+
 def test_verdicts_are_paired_by_seed(cell: Cell) -> None:
     records = []
     for seed, level in enumerate((40, 60, 80, 50)):  # seeds differ far more than models
